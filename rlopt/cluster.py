@@ -1,0 +1,170 @@
+"""The door to Ray: start or join a cluster, make plain classes remote, and wait for them with a deadline and a name."""
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.util import get_node_ip_address
+
+from rlopt.config import ClusterConfig
+from rlopt.errors import RloptError
+
+
+class Stalled(RloptError):
+    """A deadline passed or a worker died: who waited for whom, and for how long."""
+
+
+@dataclass
+class Pending:
+    """Calls under way on some workers, one each."""
+
+    refs: list[Any]
+    who: str
+    deadline_s: float
+
+    def result(self, what: str) -> list[Any]:
+        """The results in the order of the workers.
+
+        Raises:
+            Stalled: not all came in time, or a worker died.
+            RloptError: a worker refused.
+        """
+        started = time.monotonic()
+        try:
+            return list(ray.get(self.refs, timeout=self.deadline_s))
+        except ray.exceptions.GetTimeoutError:
+            ready, _ = ray.wait(self.refs, num_returns=len(self.refs), timeout=0)
+            late = [f"{self.who}[{i}]" for i, ref in enumerate(self.refs) if ref not in ready]
+            waited = time.monotonic() - started
+            raise Stalled(f"the driver waited {waited:.0f} s for {', '.join(late)}: {what} (cluster deadlines)") from None
+        except ray.exceptions.RayTaskError as error:
+            cause = error.as_instanceof_cause()
+            if isinstance(cause, RloptError):
+                raise RloptError(str(cause.args[0] if cause.args else cause)) from error
+            raise
+        except ray.exceptions.RayActorError as error:
+            raise Stalled(f"{self.who} died during: {what} ({str(error).splitlines()[0]})") from error
+
+
+class Workers:
+    """Copies of one plain class, each in a Ray actor of its own."""
+
+    def __init__(self, who: str, handles: list[Any], deadline_s: float) -> None:
+        self.who, self.handles, self._deadline_s = who, handles, deadline_s
+
+    def __len__(self) -> int:
+        return len(self.handles)
+
+    def start(self, method: str, *each: Iterable[Any], deadline_s: float | None = None) -> Pending:
+        """Call `method` on every worker without waiting; `each` are the positional arguments of one worker after another."""
+        arguments = [tuple(a) for a in each] or [()] * len(self.handles)
+        refs = [getattr(handle, method).remote(*a) for handle, a in zip(self.handles, arguments, strict=True)]
+        return Pending(refs, self.who, deadline_s or self._deadline_s)
+
+    def call(self, method: str, *each: Iterable[Any]) -> list[Any]:
+        """Call `method` on every worker and wait for all."""
+        return self.start(method, *each).result(method)
+
+    def close(self) -> None:
+        """Ask every worker to close, give it a few seconds, and end it either way."""
+        refs = [handle.close.remote() for handle in self.handles]
+        ray.wait(refs, num_returns=len(refs), timeout=5)
+        for handle in self.handles:
+            ray.kill(handle)
+
+
+class Cluster:
+    """A Ray cluster: one of our own on this machine, or one that runs already."""
+
+    def __init__(self, config: ClusterConfig) -> None:
+        self._config = config
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "namespace": "rlopt"}
+        if config.address == "local":
+            ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **common)
+        else:
+            try:
+                ray.init(address=config.address, **common)
+            except ConnectionError as error:
+                reason = str(error).splitlines()[0]
+                raise RloptError(f"cluster.address={config.address}: no Ray cluster answers ({reason}); use local, or start one") from error
+
+    def workers(self, who: str, cls: type, count: int, gpus: float, env: dict[str, str], *each: Iterable[Any]) -> Workers:
+        """`count` actors of `cls`; `each` are the constructor's arguments of one after another.
+
+        CPU threads are a matter of `env`, not of Ray's resources: two workers may share a core on a laptop.
+        """
+        remote = ray.remote(cls)
+        handles = [
+            remote.options(
+                num_cpus=0, num_gpus=gpus, name=None, runtime_env={"env_vars": env}, max_restarts=0
+            ).remote(*arguments)
+            for arguments in each
+        ]
+        assert len(handles) == count
+        return Workers(who, handles, self._config.step_deadline_s)
+
+    def close(self) -> None:
+        ray.shutdown()
+
+
+class EngineClient:
+    """`weights.Client` for a learner: every verb goes to all engines and returns when all have done it."""
+
+    def __init__(self, handles: list[Any], ranks_per_engine: int, deadline_s: float) -> None:
+        self._handles, self._ranks, self._deadline_s = handles, ranks_per_engine, deadline_s
+        self._nodes = ray.get([handle.__ray_call__.remote(_node_id) for handle in handles], timeout=deadline_s)
+        self._here = _node_id(None)
+        self.version = 0
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        infos = [dict(init_info) for _ in self._handles]
+        for i, info in enumerate(infos):
+            if "rank_offset" in info:  # NCCL: rank 0 is the learner, then the ranks of one engine after another
+                info["rank_offset"] = 1 + i * self._ranks
+        self._all("init_weight_transfer_engine", [(info,) for info in infos])
+
+    def start_weight_update(self) -> None:
+        self._all("start_weight_update", [()] * len(self._handles))
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        if "path" not in update_info or all(node == self._here for node in self._nodes):
+            self._all("update_weights", [(update_info,)] * len(self._handles))
+            return
+        import numpy as np
+
+        data = ray.put(np.fromfile(update_info["path"], np.uint8))
+        refs = [
+            handle.update_weights.remote(update_info)
+            if node == self._here
+            else handle.update_weights_from.remote(update_info, data)
+            for handle, node in zip(self._handles, self._nodes, strict=True)
+        ]
+        Pending(refs, "engine", self._deadline_s).result("update_weights")
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        self._all("finish_weight_update", [(weight_version or str(self.version),)] * len(self._handles))
+
+    def _all(self, method: str, arguments: list[tuple[Any, ...]]) -> None:
+        refs = [getattr(handle, method).remote(*a) for handle, a in zip(self._handles, arguments, strict=True)]
+        Pending(refs, "engine", self._deadline_s).result(method)
+
+
+def _node_id(_: object) -> str:
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("", 0))
+        return int(sock.getsockname()[1])
+
+
+def own_address() -> str:
+    """The address under which this process's node is known to the cluster."""
+    return str(get_node_ip_address())

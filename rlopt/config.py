@@ -1,0 +1,225 @@
+"""The typed configuration. `conf/config.yaml` holds every default with a comment and a unit; here are types and checks.
+
+Each section goes to the room that it is named after; nothing below `launch` sees a whole `Config`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from rlopt.errors import RloptError
+
+_STRICT = {"extra": "forbid", "strict": True}
+"""For the reader in `settings`: no unknown key, no silent conversion."""
+
+
+def _need(condition: bool, key: str, value: object, way_out: str) -> None:
+    if not condition:
+        raise RloptError(f"{key}={value}: {way_out}")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    name: str
+    dir: str
+    seed: int
+    resume: str
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    path: str
+    dtype: Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    train: str
+    size: int
+    prompts_per_step: int
+    prompt_key: str | None
+    answer_key: str | None
+
+    def __post_init__(self) -> None:
+        _need(self.prompts_per_step >= 1, "data.prompts_per_step", self.prompts_per_step, "must be at least 1")
+        _need(self.size >= 1, "data.size", self.size, "must be at least 1")
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    fn: str
+    timeout_s: float
+    workers: int
+
+    def __post_init__(self) -> None:
+        _need(self.workers >= 1, "reward.workers", self.workers, "must be at least 1")
+        _need(self.timeout_s > 0, "reward.timeout_s", self.timeout_s, "must be above 0 seconds")
+
+
+@dataclass(frozen=True)
+class KLConfig:
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    coef: float
+    estimator: Literal["k1", "k2", "k3"]
+
+    def __post_init__(self) -> None:
+        _need(self.coef >= 0, "algo.kl.coef", self.coef, "must be 0 (measure only) or above")
+
+
+@dataclass(frozen=True)
+class AlgoConfig:
+    """`options` are the fields of the class that `objective` names; `launch` builds it from them."""
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    name: str
+    objective: str
+    group_size: int
+    kl: KLConfig
+    entropy_coef: float
+    options: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        _need(self.group_size >= 2, "algo.group_size", self.group_size, "credit is relative to siblings: at least 2")
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    engines: int
+    tensor_parallel: int
+    temperature: float
+    top_p: float
+    max_new_tokens: int
+    max_num_seqs: int
+    kv_cache_gib: float
+    gpu_memory_share: float
+
+    def __post_init__(self) -> None:
+        _need(self.engines >= 1, "rollout.engines", self.engines, "must be at least 1")
+        _need(self.tensor_parallel >= 1, "rollout.tensor_parallel", self.tensor_parallel, "must be at least 1")
+        _need(self.temperature > 0, "rollout.temperature", self.temperature, "must be above 0: training needs chance")
+        _need(0 < self.top_p <= 1, "rollout.top_p", self.top_p, "must be above 0 and at most 1")
+        _need(self.max_new_tokens >= 1, "rollout.max_new_tokens", self.max_new_tokens, "must be at least 1")
+        _need(self.max_num_seqs >= 1, "rollout.max_num_seqs", self.max_num_seqs, "must be at least 1")
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    workers: int
+    zero_stage: Literal[0, 1, 2, 3]
+    lr: float
+    betas: list[float]
+    weight_decay: float
+    warmup_steps: int
+    max_grad_norm: float
+    token_budget: int
+    logit_chunk: int
+    gradient_checkpointing: bool
+
+    def __post_init__(self) -> None:
+        _need(self.workers >= 1, "learner.workers", self.workers, "must be at least 1")
+        _need(self.lr > 0, "learner.lr", self.lr, "must be above 0")
+        _need(self.max_grad_norm > 0, "learner.max_grad_norm", self.max_grad_norm, "must be above 0")
+        _need(self.logit_chunk >= 1, "learner.logit_chunk", self.logit_chunk, "must be at least 1 token")
+        _need(len(self.betas) == 2, "learner.betas", self.betas, "AdamW has two, e.g. [0.9, 0.999]")
+
+
+@dataclass(frozen=True)
+class SyncConfig:
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    interval: int
+    offset: int
+    backend: Literal["auto", "shm", "nccl", "ipc"]
+    bucket_mib: int
+    verify: bool
+    tolerance: float
+
+    def __post_init__(self) -> None:
+        _need(self.interval >= 1, "sync.interval", self.interval, "must be at least 1 learner step")
+        _need(self.offset >= 0, "sync.offset", self.offset, "must be 0 or more batches")
+        _need(self.bucket_mib >= 1, "sync.bucket_mib", self.bucket_mib, "must be at least 1 MiB")
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    total_steps: int
+    save_every: int
+    keep_checkpoints: int
+    log_samples: int
+
+    def __post_init__(self) -> None:
+        _need(self.total_steps >= 1, "trainer.total_steps", self.total_steps, "must be at least 1")
+        _need(self.save_every >= 0, "trainer.save_every", self.save_every, "must be 0 (only at the end) or more steps")
+        _need(self.keep_checkpoints >= 1, "trainer.keep_checkpoints", self.keep_checkpoints, "must be at least 1")
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    wandb: Literal["auto", "online", "offline", "disabled"]
+    project: str
+    group: str | None
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    address: str
+    cpu_threads: int
+    gpus_per_engine: float
+    gpus_per_learner: float
+    start_deadline_s: float
+    step_deadline_s: float
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that a run depends on."""
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    run: RunConfig
+    model: ModelConfig
+    data: DataConfig
+    reward: RewardConfig
+    algo: AlgoConfig
+    rollout: RolloutConfig
+    learner: LearnerConfig
+    sync: SyncConfig
+    trainer: TrainerConfig
+    tracking: TrackingConfig
+    cluster: ClusterConfig
+
+    def __post_init__(self) -> None:
+        samples = self.samples_per_step
+        _need(
+            samples >= self.learner.workers,
+            "learner.workers",
+            self.learner.workers,
+            f"a step's {samples} samples (data.prompts_per_step={self.data.prompts_per_step} x "
+            f"algo.group_size={self.algo.group_size}) cannot be split over the ranks; use at most {samples}",
+        )
+        _need(
+            self.sync.backend in ("auto", "shm") or self.cluster.gpus_per_engine > 0,
+            "sync.backend",
+            self.sync.backend,
+            "needs engines on GPUs; set cluster.gpus_per_engine, or sync.backend=auto",
+        )
+
+    @property
+    def samples_per_step(self) -> int:
+        return self.data.prompts_per_step * self.algo.group_size
+
+    @property
+    def sync_backend(self) -> Literal["shm", "nccl", "ipc"]:
+        """`auto` decided: shared memory without GPUs, IPC where engine and learner share one, else NCCL."""
+        if self.sync.backend != "auto":
+            return self.sync.backend
+        if not self.cluster.gpus_per_engine:
+            return "shm"
+        return "ipc" if self.cluster.gpus_per_engine < 1 else "nccl"

@@ -1,0 +1,78 @@
+"""What a step is measured by: the statistics of its data, and the table that defines every name."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from rlopt.types import Group
+
+DEFINITIONS: Mapping[str, tuple[str, str]] = {
+    "step": ("count", "learner steps made; the only x axis"),
+    "version": ("steps", "learner step of the weights that sampled this batch (oldest token)"),
+    "samples_seen": ("samples", "samples learned from so far"),
+    "tokens_seen": ("tokens", "response tokens learned from so far"),
+    "reward/mean": ("reward", "mean over the samples of the batch"),
+    "reward/std": ("reward", "population standard deviation over the samples of the batch"),
+    "reward/zero_std_frac": ("share", "groups whose samples all have one reward: no signal"),
+    "actor/pg_loss": ("loss", "policy loss as averaged for the gradient, without KL and entropy terms"),
+    "actor/pg_clipfrac": ("share", "response tokens whose gradient the clip removes"),
+    "actor/entropy": ("nats/token", "full-softmax entropy at the sampling temperature, mean over response tokens"),
+    "actor/kl_k1": ("nats/token", "mean of u = log policy - log reference"),
+    "actor/kl_k2": ("nats/token", "mean of u^2 / 2"),
+    "actor/kl_k3": ("nats/token", "mean of exp(-u) - 1 + u; single tokens can dominate it"),
+    "actor/grad_norm": ("norm", "global gradient norm before clipping"),
+    "actor/lr": ("rate", "learning rate of the step"),
+    "response_length/mean": ("tokens", "mean over samples, end token included"),
+    "response_length/min": ("tokens", "shortest sample"),
+    "response_length/max": ("tokens", "longest sample"),
+    "response_length/truncated_frac": ("share", "samples that the length limit ended"),
+    "offpolicy/lag_mean": ("steps", "learner updates between sampling and learning, mean over samples"),
+    "offpolicy/lag_max": ("steps", "the largest lag in the batch"),
+    "offpolicy/ratio_mean": ("ratio", "mean of r = policy / behavior over response tokens"),
+    "offpolicy/ratio_max": ("ratio", "largest r"),
+    "offpolicy/ess": ("share", "(sum r)^2 / (tokens * sum r^2)"),
+    "offpolicy/behavior_kl": ("nats/token", "mean of log behavior - log policy"),
+    "offpolicy/dropped_frac": ("share", "samples asked for that the batch does not hold (left out by the reward)"),
+    "sync/seconds": ("s", "sending all weights to all engines; on steps that sync"),
+    "sync/bytes": ("bytes", "weights sent to each engine; on steps that sync"),
+    "sync/verified": ("0 or 1", "1 when engine and learner agreed on the canary prompts; on steps that sync"),
+    "sync/canary_abs_diff": ("nats", "largest difference of a canary token's log-probability; on steps that sync"),
+    "timing_s/step": ("s", "wall time of the step"),
+    "timing_s/wait_rollout": ("s", "learner waiting for its batch"),
+    "timing_s/update": ("s", "forward, backward and optimizer"),
+    "timing_s/sync": ("s", "synchronisation with its check; on steps that sync"),
+    "perf/tokens_per_s": ("tokens/s", "response tokens learned from, by wall time of the step"),
+    "perf/samples_per_s": ("samples/s", "samples learned from, by wall time of the step"),
+    "idle/rollout_frac": ("share", "of the time since the last sync in which engines had no request; on steps that sync"),
+    "idle/learner_frac": ("share", "of the step's wall time that is not update"),
+}
+"""Name to (unit, definition). A step logs these and no others; the README's table is this one."""
+
+
+def batch_metrics(groups: list[Group], step: int, asked: int) -> dict[str, float]:
+    """Statistics of the data of learner step `step`; `asked` is the number of samples asked for."""
+    samples = [sample for group in groups for sample in group.samples]
+    rewards = np.array([sample.reward for sample in samples])
+    lengths = np.array([len(sample.token_ids) for sample in samples])
+    lags = np.array([step - 1 - sample.version for sample in samples])
+    flat = [len({sample.reward for sample in group.samples}) == 1 for group in groups if group.samples]
+    values = {
+        "version": step - 1 - lags.max(),
+        "reward/mean": rewards.mean(),
+        "reward/std": rewards.std(),
+        "reward/zero_std_frac": np.mean(flat),
+        "response_length/mean": lengths.mean(),
+        "response_length/min": lengths.min(),
+        "response_length/max": lengths.max(),
+        "response_length/truncated_frac": np.mean([sample.finish == "length" for sample in samples]),
+        "offpolicy/lag_mean": lags.mean(),
+        "offpolicy/lag_max": lags.max(),
+        "offpolicy/dropped_frac": 1 - len(samples) / asked,
+    }
+    return {name: value.item() if isinstance(value, np.generic) else float(value) for name, value in values.items()}
+
+
+def table() -> str:
+    """The definitions as Markdown."""
+    rows = [f"| `{name}` | {unit} | {text} |" for name, (unit, text) in DEFINITIONS.items()]
+    return "\n".join(["| metric | unit | definition |", "|---|---|---|", *rows])

@@ -1,0 +1,98 @@
+"""Models: where their folder is, and the policy as the learner sees it: token ids in, log-probabilities and entropy out."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import transformers
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from rlopt import tiny
+from rlopt.errors import RloptError
+
+Progress = Callable[[int, int, float], None]
+
+
+def find_model(path: str, progress: Progress) -> Path:
+    """The folder of the model that `model.path` names; a tiny one is trained first if it never was on this machine.
+
+    Raises:
+        RloptError: no such folder and, for a Hub name, none cached and none to be fetched.
+    """
+    if path in tiny.RECIPES:
+        recipe = tiny.RECIPES[path]
+        key = hashlib.blake2b(json.dumps(asdict(recipe), sort_keys=True).encode(), digest_size=6).hexdigest()
+        folder = cache_dir() / f"{path}-{key}"
+        if not folder.is_dir():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            tiny.train(recipe, folder, progress)
+        return folder
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise RloptError(f"model.path={path}: the folder has no config.json; give a folder that transformers saved")
+        return folder.resolve()
+    if path.count("/") != 1 or path.startswith((".", "/", "~")):
+        raise RloptError(f"model.path={path}: no such folder; give a folder, a Hub name, or one of {', '.join(tiny.RECIPES)}")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        return Path(snapshot_download(path, ignore_patterns=["*.bin", "*.pth", "*.pt", "original/*"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise RloptError(f"model.path={path}: no such folder, and the Hub did not give it ({reason}); check name and network") from error
+
+
+def cache_dir() -> Path:
+    """`$RLOPT_CACHE`, else `~/.cache/rlopt`."""
+    return Path(os.environ.get("RLOPT_CACHE") or "~/.cache/rlopt").expanduser()
+
+
+def context_length(folder: Path) -> int:
+    """Positions that the model knows, in tokens."""
+    return int(transformers.AutoConfig.from_pretrained(folder).max_position_embeddings)
+
+
+class Policy(torch.nn.Module):
+    """A causal language model that scores sequences.
+
+    Logits are made, divided by the sampling temperature and reduced `chunk` tokens at a time, and made again in the
+    backward pass, so that `[B, T, vocabulary]` never stands in memory.
+    """
+
+    def __init__(self, folder: Path, dtype: torch.dtype, chunk: int, recompute: bool = False) -> None:
+        super().__init__()
+        self.lm = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
+        self.lm.config.use_cache = False
+        if recompute:
+            self.lm.gradient_checkpointing_enable({"use_reentrant": False})
+        self.chunk = chunk
+
+    def forward(self, token_ids: Tensor, mask: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """Log-probability and full-softmax entropy in nats of each token where `mask` is 1, both `[B, T]` float32.
+
+        Right padding needs no attention mask: a causal model reads nothing to the right of a token.
+        """
+        hidden = self.lm.base_model(input_ids=token_ids).last_hidden_state[:, :-1]
+        wanted = mask[:, 1:] > 0
+        rows, targets = hidden[wanted], token_ids[:, 1:][wanted]
+        pieces = [
+            checkpoint(self._score, rows[i : i + self.chunk], targets[i : i + self.chunk], temperature, use_reentrant=False)
+            for i in range(0, max(len(rows), 1), self.chunk)
+        ]
+        scored = torch.cat(pieces)
+        filled = scored.new_zeros((*token_ids.shape, 2))
+        filled[:, 1:][wanted] = scored
+        return filled[..., 0], filled[..., 1]
+
+    def _score(self, hidden: Tensor, targets: Tensor, temperature: float) -> Tensor:
+        """`[tokens, hidden]` and `[tokens]` to `[tokens, 2]`: log-probability and entropy."""
+        log_p = torch.log_softmax(self.lm.lm_head(hidden).float() / temperature, dim=-1)
+        entropy = -(log_p.exp() * log_p).sum(-1)
+        return torch.stack([log_p.gather(-1, targets[:, None])[:, 0], entropy], dim=-1)

@@ -1,0 +1,232 @@
+"""Sampling: one vLLM engine per `RolloutWorker`, and `Rollouts`, all of them as the loop sees them.
+
+A worker turns prompts into groups that are complete: sampled, versioned by the engine itself, and rewarded. It never
+decodes and encodes again; the ids that come back are the ids trained on.
+"""
+
+import asyncio
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlopt.cluster import Pending, Workers
+from rlopt.config import RewardConfig, RolloutConfig
+from rlopt.data import Deal, sample_seed
+from rlopt.errors import RloptError
+from rlopt.rewards import Question, RewardPool, Scored
+from rlopt.types import Group, Prompt, Sample
+from rlopt.weights import SHM_BACKEND, write_shared
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """What an engine needs to know beside `RolloutConfig`."""
+
+    folder: Path
+    dtype: str
+    device: str
+    backend: str
+    max_model_len: int
+    threads: int
+    seed: int
+
+
+class RolloutWorker:
+    """One vLLM engine and the reward processes beside it. A plain class; `cluster` makes it a Ray actor."""
+
+    def __init__(self, engine: EngineConfig, config: RolloutConfig, reward: RewardConfig, group_size: int) -> None:
+        self._engine_config, self._config, self._group_size = engine, config, group_size
+        self._rewards = RewardPool(reward.fn, reward.workers, reward.timeout_s)
+        self._requests = 0
+        self._in_flight = 0
+        self._busy_s = 0.0
+        self._busy_since = 0.0
+
+    async def start(self) -> None:
+        """Load the model. Returns when the engine answers."""
+        engine, config = self._engine_config, self._config
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        on_cpu = engine.device == "cpu"
+        if on_cpu:
+            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+            os.environ["OMP_NUM_THREADS"] = str(engine.threads)
+        if engine.backend == "ipc":
+            os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # vLLM passes CUDA handles on as pickles, to itself
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.tokenizers import get_tokenizer
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        device_args: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_share}
+        if on_cpu:
+            device_args = {
+                "enforce_eager": True,
+                "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30),
+                # A prompt must not be cut in two: on CPU a seeded request then asks its generator for an offset it lacks.
+                "enable_chunked_prefill": False,
+                "max_num_batched_tokens": max(engine.max_model_len, 4096),
+            }
+        if config.tensor_parallel == 1:
+            device_args["distributed_executor_backend"] = "uni"
+        self._llm = AsyncLLM.from_engine_args(
+            AsyncEngineArgs(
+                model=str(engine.folder),
+                dtype=engine.dtype,  # type: ignore[arg-type]
+                max_model_len=engine.max_model_len,
+                max_num_seqs=config.max_num_seqs,
+                tensor_parallel_size=config.tensor_parallel,
+                seed=engine.seed,
+                logprobs_mode="processed_logprobs",  # of the distribution sampled from, after temperature and top-p
+                enable_prefix_caching=False,
+                disable_log_stats=True,
+                weight_transfer_config={"backend": SHM_BACKEND if engine.backend == "shm" else engine.backend},  # type: ignore[arg-type]
+                **device_args,
+            )
+        )
+        self._tokenizer = get_tokenizer(str(engine.folder))
+
+    async def sample(self, deals: list[Deal]) -> list[Group]:
+        """`group_size` rewarded samples of every prompt. Samples that the reward leaves out are missing from their group."""
+        self._in_flight += 1
+        if self._in_flight == 1:
+            self._busy_since = time.monotonic()
+        try:
+            return list(await asyncio.gather(*(self._group(deal) for deal in deals)))
+        finally:
+            self._in_flight -= 1
+            if not self._in_flight:
+                self._busy_s += time.monotonic() - self._busy_since
+
+    async def canary(self, prompts: list[Prompt]) -> list[Sample]:
+        """One short sample of each prompt, from the whole distribution, for comparing engine and learner. No reward."""
+        outputs = await asyncio.gather(*(self._generate(p.token_ids, i, top_p=1.0, limit=16) for i, p in enumerate(prompts)))
+        return [self._sample(output, "", Scored(0.0, {})) for output in outputs]
+
+    async def busy_s(self) -> float:
+        """Seconds since the start with at least one request in flight."""
+        return self._busy_s + (time.monotonic() - self._busy_since if self._in_flight else 0.0)
+
+    async def _group(self, deal: Deal) -> Group:
+        seeds = [sample_seed(self._engine_config.seed, deal.prompt.id, deal.epoch, i) for i in range(self._group_size)]
+        top_p, limit = self._config.top_p, self._config.max_new_tokens
+        outputs = await asyncio.gather(*(self._generate(deal.prompt.token_ids, seed, top_p, limit) for seed in seeds))
+        texts = [self._tokenizer.decode(output.token_ids, skip_special_tokens=True) for output in outputs]
+        questions = [Question(deal.prompt.text, text, deal.prompt.answer) for text in texts]
+        scored = await asyncio.to_thread(self._rewards.score, questions)
+        kept = [(output, text, score) for output, text, score in zip(outputs, texts, scored, strict=True) if score]
+        return Group(deal.prompt, tuple(self._sample(*one) for one in kept))
+
+    def _sample(self, output: Any, text: str, score: Scored) -> Sample:
+        spans = output.weight_versions
+        return Sample(
+            token_ids=np.array(output.token_ids, np.int32),
+            spoken=np.ones(len(output.token_ids), bool),
+            logprobs=np.array(output.logprobs.logprobs, np.float32),
+            versions=np.repeat([int(s.version) for s in spans], [s.end - s.start for s in spans]).astype(np.int32),
+            text=text,
+            finish=output.finish_reason,
+            reward=score.reward,
+            parts=score.parts,
+        )
+
+    async def _generate(self, token_ids: tuple[int, ...], seed: int, top_p: float, limit: int) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        params = SamplingParams(
+            temperature=self._config.temperature,
+            top_p=top_p,
+            max_tokens=limit,
+            seed=seed,
+            logprobs=0,  # of the sampled token alone
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        self._requests += 1
+        final = None
+        async for final in self._llm.generate({"prompt_token_ids": list(token_ids)}, params, str(self._requests)):
+            pass
+        if final is None:
+            raise RloptError(f"the engine returned nothing for a prompt of {len(token_ids)} tokens")
+        return final.outputs[0]
+
+    # The weight-transfer verbs; vLLM's own, called by a sender through `EngineClient`.
+
+    async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
+
+        await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info))
+
+    async def start_weight_update(self) -> None:
+        await self._llm.pause_generation(mode="wait", clear_cache=True)
+        await self._llm.start_weight_update()
+
+    async def update_weights(self, update_info: dict[str, Any]) -> None:
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        await self._llm.update_weights(WeightTransferUpdateRequest(update_info))
+
+    async def update_weights_from(self, update_info: dict[str, Any], data: np.ndarray) -> None:
+        """As `update_weights`, for a worker on another node than the learner: `data` are the bytes of the bucket."""
+        path = write_shared(data.tobytes())
+        try:
+            await self.update_weights({**update_info, "path": path})
+        finally:
+            os.unlink(path)
+
+    async def finish_weight_update(self, weight_version: str) -> None:
+        await self._llm.finish_weight_update(weight_version)
+        await self._llm.resume_generation()
+
+    async def close(self) -> None:
+        self._rewards.close()
+        self._llm.shutdown()
+
+
+class Rollouts:
+    """All engines. Prompts of a batch are dealt to them in turn; batches are asked for ahead and taken in order."""
+
+    def __init__(self, workers: Workers) -> None:
+        self._workers = workers
+        self._pending: dict[int, Pending] = {}
+        self._done: dict[int, list[Group]] = {}
+
+    def request(self, batch: int, deals: list[Deal]) -> None:
+        """Start sampling `batch`; returns at once."""
+        shares = [deals[i :: len(self._workers)] for i in range(len(self._workers))]
+        self._pending[batch] = self._workers.start("sample", *([share] for share in shares))
+
+    def take(self, batch: int) -> list[Group]:
+        """The groups of `batch` in the order of its prompts; waits until they are sampled."""
+        groups = self._done.pop(batch, None)
+        return groups if groups is not None else self._collect(batch)
+
+    def drain(self) -> dict[int, list[Group]]:
+        """Wait for all that was asked for; the batches that nobody has taken yet."""
+        for batch in sorted(self._pending):
+            self._done[batch] = self._collect(batch)
+        return dict(self._done)
+
+    def restore(self, batches: dict[int, list[Group]]) -> None:
+        """Put back what `drain` returned in an earlier run."""
+        self._done = dict(batches)
+
+    def busy_s(self) -> float:
+        """Seconds that engines had work since the start, averaged over engines."""
+        seconds: list[float] = self._workers.call("busy_s")
+        return sum(seconds) / len(seconds)
+
+    def canary(self, prompts: list[Prompt]) -> list[list[Sample]]:
+        """The answers of every engine to the same prompts, for comparing it with the learner."""
+        return self._workers.call("canary", *([prompts] for _ in range(len(self._workers))))
+
+    def _collect(self, batch: int) -> list[Group]:
+        shares: list[list[Group]] = self._pending.pop(batch).result(f"sampling batch {batch}")
+        width = len(shares)
+        groups: list[Group] = [shares[i % width][i // width] for i in range(sum(map(len, shares)))]
+        return groups

@@ -1,0 +1,86 @@
+"""From Hydra's composed mapping to the typed `Config`, and from the libraries' errors to one line."""
+
+import difflib
+import json
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pydantic
+from omegaconf import DictConfig, OmegaConf
+
+from rlopt.config import AlgoConfig, Config
+from rlopt.errors import RloptError
+
+T = TypeVar("T")
+
+
+def conf_dir() -> Path:
+    """The folder of the YAML files: inside the package once installed, beside it in a checkout."""
+    inside = Path(__file__).parent / "conf"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "conf"
+
+
+def algorithms() -> list[str]:
+    """The names that `+algo=` takes."""
+    return sorted(path.stem for path in (conf_dir() / "algo").glob("[!_]*.yaml"))
+
+
+def typed(composed: DictConfig) -> Config:
+    """The typed config; every wrong key or value is refused with its full name."""
+    if "algo" not in composed:
+        raise RloptError(f"algo: not given; append one with +algo=NAME, where NAME is one of {', '.join(algorithms())}")
+    raw: Any = OmegaConf.to_container(composed, resolve=True)
+    own = {field.name for field in fields(AlgoConfig)} - {"options"}
+    algo = raw["algo"]
+    raw["algo"] = {key: algo[key] for key in algo if key in own} | {
+        "options": {key: algo[key] for key in algo if key not in own}
+    }
+    return read(Config, raw, "")
+
+
+def read(kind: type[T], raw: Any, prefix: str) -> T:
+    """`raw` as the dataclass `kind`, strictly: no unknown key, no missing one, no silent conversion."""
+    if "__pydantic_config__" in vars(kind):
+        checked: Any = kind
+    else:  # a plain dataclass, such as an objective: give the reader a strict twin of it
+        strict = pydantic.ConfigDict(extra="forbid", strict=True)
+        checked = pydantic.dataclasses.dataclass(kind, config=strict, frozen=True)
+    try:
+        value = pydantic.TypeAdapter(checked).validate_json(json.dumps(raw), strict=True)
+        return value if checked is kind else kind(**raw)
+    except pydantic.ValidationError as invalid:
+        first = invalid.errors()[0]
+        key = prefix + ".".join(str(part) for part in first["loc"]).replace("options.", "")
+        raise RloptError(_explain(key, first)) from None
+
+
+def _explain(key: str, error: Any) -> str:
+    message = error["msg"][0].lower() + error["msg"][1:]
+    if error["type"] == "unexpected_keyword_argument":
+        return f"{key}={error['input']}: no such key; see conf/config.yaml and conf/algo/"
+    if error["type"] in ("missing", "missing_argument"):
+        return f"{key}: missing; give it a value"
+    return f"{key}={error['input']}: {message}"
+
+
+def translate(error: Exception) -> RloptError:
+    """What Hydra or OmegaConf refused, as one line with a way out."""
+    text = str(error)
+    if found := re.search(r"Could not find 'algo/([^']*)'", text):
+        return RloptError(f"algo={found[1]}: no such algorithm; one of {', '.join(algorithms())}")
+    if found := re.search(r"Could not (?:override|append).*?'([^']+)'", text):
+        key = found[1].removeprefix("+")
+        if key.split("=")[0] == "algo":
+            return RloptError(f"{key}: append it with a plus, +algo=NAME, where NAME is one of {', '.join(algorithms())}")
+        return RloptError(f"{key}: no such key{_suggest(key)}; see conf/config.yaml and conf/algo/")
+    first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
+    return RloptError(f"{first} (see --help for the syntax of overrides)")
+
+
+def _suggest(key: str) -> str:
+    known: Any = OmegaConf.load(conf_dir() / "config.yaml")
+    names = [f"{section}.{name}" for section in known for name in known[section]]
+    close = difflib.get_close_matches(key, names, n=1)
+    return f", did you mean {close[0]}" if close else ""

@@ -1,0 +1,145 @@
+"""Where a run is written down: `metrics.jsonl`, `samples.jsonl`, `events.jsonl`, W&B, and the progress bar."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from rlopt.config import TrackingConfig
+from rlopt.metrics import DEFINITIONS
+from rlopt.types import Group
+
+FOUNDING = ("reward/mean", "actor/kl_k2", "actor/entropy", "response_length/mean")
+"""What a run's page opens on."""
+
+
+class Journal:
+    """The files of a run, its W&B run and its progress bar. A resumed run's journal forgets what is done again."""
+
+    def __init__(self, run: Path, step: int, total: int, log_samples: int, wandb_run: Any, console: Console) -> None:
+        """`step` is the step that the run goes on from; later lines of an interrupted attempt are cut off."""
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            _keep_until(run / name, step)
+        self._files: dict[str, IO[str]] = {
+            name: (run / f"{name}.jsonl").open("a", buffering=1) for name in ("metrics", "samples", "events")
+        }
+        self._log_samples, self._wandb = log_samples, wandb_run
+        self.first: dict[str, float] = {}
+        self.last: dict[str, float] = {}
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            refresh_per_second=4,
+            disable=not console.is_terminal,
+        )
+        self._console = console
+        self._task = self._progress.add_task("training", total=total, completed=step)
+        self._progress.start()
+
+    def step(self, metrics: Mapping[str, float], groups: list[Group]) -> None:
+        """Write one learner step."""
+        unknown = metrics.keys() - DEFINITIONS.keys()
+        if unknown:
+            raise KeyError(f"metrics without a definition in rlopt.metrics: {sorted(unknown)}")
+        step = int(metrics["step"])
+        ordered = {name: _plain(metrics[name]) for name in DEFINITIONS if name in metrics}
+        self._write("metrics", ordered)
+        for group in groups[: self._log_samples]:
+            for sample in group.samples[:1]:
+                self._write(
+                    "samples",
+                    {
+                        "step": step,
+                        "prompt": group.prompt.text,
+                        "completion": sample.text,
+                        "answer": group.prompt.answer,
+                        "reward": sample.reward,
+                        "parts": dict(sample.parts),
+                        "version": sample.version,
+                        "finish": sample.finish,
+                    },
+                )
+        if self._wandb:
+            self._wandb.log(dict(metrics))
+        self.first = self.first or dict(metrics)
+        self.last = dict(metrics)
+        line = (
+            f"reward [bold]{metrics['reward/mean']:.3f}[/]  KL {metrics['actor/kl_k2']:.4f}  entropy {metrics['actor/entropy']:.3f}  "
+            f"length {metrics['response_length/mean']:.1f}  lag {metrics['offpolicy/lag_max']:.0f}"
+        )
+        self._progress.update(self._task, completed=step, description=line)
+        if not self._console.is_terminal and (step % 20 == 0 or step == 1):
+            self._console.print(f"step {step}  {line}", highlight=False)
+
+    def event(self, kind: str, **facts: object) -> None:
+        """Write down something that happened: a sync, a checkpoint, a fault."""
+        self._write("events", {"time": round(time.time(), 3), "event": kind, **{k: _plain(v) for k, v in facts.items()}})
+
+    def close(self, exit_code: int) -> None:
+        self._progress.stop()
+        for file in self._files.values():
+            file.close()
+        if self._wandb:
+            self._wandb.finish(exit_code=exit_code)
+
+    def _write(self, name: str, row: Mapping[str, object]) -> None:
+        self._files[name].write(json.dumps(row) + "\n")
+
+
+def start_wandb(config: TrackingConfig, run: Path, run_id: str, name: str, group: str, settings: dict[str, Any]) -> Any:
+    """The W&B run, or None when disabled. `auto` is online with a key and offline without; nothing waits for a network."""
+    if config.wandb == "disabled":
+        return None
+    import wandb
+
+    mode = config.wandb
+    if mode == "auto":
+        mode = "online" if os.environ.get("WANDB_API_KEY") else "offline"
+    wandb_run = wandb.init(
+        project=config.project,
+        name=name,
+        group=config.group or group,
+        job_type="train",
+        id=run_id,
+        resume="allow" if mode == "online" else None,
+        dir=str(run),
+        config=settings,
+        mode=mode,
+        settings=wandb.Settings(silent=True, init_timeout=30, console="off"),
+    )
+    wandb_run.define_metric("step")
+    wandb_run.define_metric("*", step_metric="step")
+    for metric in FOUNDING:
+        wandb_run.define_metric(metric, step_metric="step", summary="last")
+    wandb_run.define_metric("reward/mean", step_metric="step", summary="max,last")
+    return wandb_run
+
+
+def _keep_until(path: Path, step: int) -> None:
+    """Drop the lines of later steps, and a last line that an interruption cut short."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except json.JSONDecodeError:
+            break
+    path.write_text("".join(kept))
+
+
+def _plain(value: object) -> object:
+    """JSON has no NaN; a metric without a value is null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,175 @@
+"""Weights on their way from learner to engines, over vLLM's weight-transfer API.
+
+A sender lives in every learner rank; only rank 0 talks to the engines, through a `Client`. On GPUs the senders are
+vLLM's own (NCCL broadcast, CUDA IPC). Without a GPU it is `ShmSender`, with `shm_engine` as its other half in the engine:
+weights are gathered in bounded buckets, written to shared memory, and read there; between nodes the bytes of a bucket
+travel through Ray's object store and are written again on the other side (`rollout`).
+
+Every bucket carries a digest that the receiver checks.
+"""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from rlopt.errors import RloptError
+
+SHM_BACKEND = "rlopt_shm"
+"""Name of our back end in vLLM's registry."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, type and full shape of a tensor; the fields that vLLM's `ParamMeta` has."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return self.dtype.itemsize * int(torch.Size(self.shape).numel())
+
+
+class Source(Protocol):
+    """The learner's weights under their Hugging Face names, in one order on every rank. vLLM's `WeightSource`.
+
+    Iterating is a collective: ranks that share a parameter must go through it together.
+    """
+
+    def metadata(self) -> list[TensorSpec]: ...
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]: ...
+
+
+class Client(Protocol):
+    """All engines at once, as the sender sees them. vLLM's `VLLMWeightSyncClient`; every call returns when all are done."""
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None: ...
+
+    def start_weight_update(self) -> None: ...
+
+    def update_weights(self, update_info: dict[str, Any]) -> None: ...
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None: ...
+
+
+class Sender(Protocol):
+    """Carries a whole model to the engines. Called on every learner rank."""
+
+    def send_weights(self) -> None: ...
+
+
+def make_sender(
+    backend: str, source: Source, client: Client, rank: int, bucket_bytes: int, address: tuple[str, int], receivers: int
+) -> Sender:
+    """The sender of `backend`, connected.
+
+    Args:
+        backend: `shm`, `nccl` or `ipc`.
+        rank: of this learner; rank 0 sends.
+        bucket_bytes: memory for weights that are gathered and not yet sent.
+        address: host and port where an NCCL rendezvous may meet.
+        receivers: engine processes in all.
+    """
+    if backend == "shm":
+        return ShmSender(source, client, rank == 0, bucket_bytes)
+    from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
+    from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
+    from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+
+    info: Any = IPCTrainerInitInfo(packed=True, packed_buffer_size_bytes=bucket_bytes, rank=rank)
+    if backend == "nccl":
+        info = NCCLTrainerInitInfo(*address, world_size=1 + receivers, packed_buffer_size_bytes=bucket_bytes, rank=rank)
+    sender: Sender = WeightTransferTrainerFactory.trainer_init(info, client=client, source=source)  # type: ignore[arg-type]
+    return sender
+
+
+class ShmSender:
+    """Sends through files in shared memory, one bucket at a time; the file is gone when the engines have read it."""
+
+    def __init__(self, source: Source, client: Client, is_sender: bool, bucket_bytes: int) -> None:
+        self._source, self._client, self._is_sender, self._bucket_bytes = source, client, is_sender, bucket_bytes
+        if is_sender:
+            client.init_weight_transfer_engine({})
+
+    def send_weights(self) -> None:
+        if not self._is_sender:
+            for _ in self._source:  # the gathering is a collective
+                pass
+            return
+        self._client.start_weight_update()
+        for bucket in _buckets(self._source, self._bucket_bytes):
+            info = write_bucket(bucket)
+            try:
+                self._client.update_weights(info)
+            finally:
+                Path(info["path"]).unlink()
+        self._client.finish_weight_update()
+
+
+def _buckets(pairs: Source, limit: int) -> Iterator[list[tuple[str, Tensor]]]:
+    """`pairs` in lists of at most `limit` bytes, or of one tensor where that alone is larger."""
+    bucket: list[tuple[str, Tensor]] = []
+    size = 0
+    for name, tensor in pairs:
+        if bucket and size + tensor.nbytes > limit:
+            yield bucket
+            bucket, size = [], 0
+        bucket.append((name, tensor.detach().to("cpu", copy=True).contiguous()))
+        size += tensor.nbytes
+    yield bucket
+
+
+def write_bucket(tensors: list[tuple[str, Tensor]]) -> dict[str, Any]:
+    """Write `tensors` to a new file in shared memory; what the receiver needs to read it, as plain types."""
+    data = b"".join(tensor.flatten().view(torch.uint8).numpy().tobytes() for _, tensor in tensors)
+    return {
+        "path": write_shared(data),
+        "names": [name for name, _ in tensors],
+        "dtypes": [str(tensor.dtype).removeprefix("torch.") for _, tensor in tensors],
+        "shapes": [list(tensor.shape) for _, tensor in tensors],
+        "digest": hashlib.blake2b(data, digest_size=16).hexdigest(),
+    }
+
+
+def write_shared(data: bytes) -> str:
+    """Write to a new file in shared memory (`/dev/shm`, else the temporary folder) and return its path."""
+    shared = Path("/dev/shm")
+    folder = shared if os.access(shared, os.W_OK) else None
+    with tempfile.NamedTemporaryFile(dir=folder, prefix="rlopt-", delete=False) as file:
+        file.write(data)
+    return file.name
+
+
+def read_bucket(path: str, names: list[str], dtypes: list[str], shapes: list[list[int]], digest: str) -> list[tuple[str, Tensor]]:
+    """What `write_bucket` wrote, in memory of its own.
+
+    Raises:
+        RloptError: the bytes are not those that were sent.
+    """
+    data = bytearray(Path(path).read_bytes())
+    if hashlib.blake2b(data, digest_size=16).hexdigest() != digest:
+        raise RloptError(f"weights {names[0]} to {names[-1]} arrived changed: the digest of {len(data)} bytes differs")
+    flat = torch.frombuffer(data, dtype=torch.uint8)
+    tensors, start = [], 0
+    for name, dtype_name, shape in zip(names, dtypes, shapes, strict=True):
+        spec = TensorSpec(name, getattr(torch, dtype_name), tuple(shape))
+        tensors.append((name, flat[start : start + spec.nbytes].view(spec.dtype).reshape(shape)))
+        start += spec.nbytes
+    return tensors
+
+
+def register() -> None:
+    """Make `SHM_BACKEND` known to vLLM. Named in the entry points, so that each of vLLM's processes calls it."""
+    from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+
+    if SHM_BACKEND not in WeightTransferEngineFactory._registry:
+        WeightTransferEngineFactory.register_engine(SHM_BACKEND, "rlopt.shm_engine", "ShmWeightTransferEngine")
