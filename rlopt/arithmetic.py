@@ -49,7 +49,7 @@ class Problem:
 
 
 def draw_problem(rng: random.Random) -> Problem:
-    """A sum of numbers (2 to 99) and products (2 to 12 times 2 to 9) with two to four numbers in all."""
+    """A sum of numbers (2 to 49) and products (2 to 12 times 2 to 9) with two to four numbers in all."""
     left = rng.choices((2, 3, 4), weights=(2, 4, 3))[0]
     terms: list[int | str] = []
     while left:
@@ -57,7 +57,7 @@ def draw_problem(rng: random.Random) -> Problem:
             terms += [rng.randint(2, 12), "*", rng.randint(2, 9), "+"]
             left -= 2
         else:
-            terms += [rng.randint(2, 99), "+"]
+            terms += [rng.randint(2, 49), "+"]
             left -= 1
     return Problem(tuple(terms[:-1]))
 
@@ -137,7 +137,7 @@ def corpus(rng: random.Random, worked_share: float, slip_share: float) -> Iterat
 
 def _with_slip(problem: Problem, rng: random.Random) -> str:
     """A worked solution in which one operation's result is off, and what follows builds on it."""
-    terms, lines = list(problem.terms), []
+    terms, lines = list(problem.terms), list[str]()
     slip = rng.randrange(len(terms) // 2)
     while len(terms) > 1:
         at = terms.index("*") if "*" in terms else 1

@@ -99,10 +99,11 @@ def _group_to_json(group: Group) -> dict[str, Any]:
 
 
 def _group_from_json(row: dict[str, Any]) -> Group:
-    types = {"token_ids": np.int32, "spoken": bool, "logprobs": np.float32, "versions": np.int32}
-    samples = [
-        Sample(**{name: np.array(value, types[name]) if name in types else value for name, value in sample.items()})
-        for sample in row["samples"]
-    ]
     prompt = row["prompt"]
-    return Group(Prompt(**(prompt | {"token_ids": tuple(prompt["token_ids"])})), tuple(samples))
+    prompt["token_ids"] = tuple(prompt["token_ids"])
+    for sample in row["samples"]:
+        sample["token_ids"] = np.array(sample["token_ids"], np.int32)
+        sample["spoken"] = np.array(sample["spoken"], bool)
+        sample["logprobs"] = np.array(sample["logprobs"], np.float32)
+        sample["versions"] = np.array(sample["versions"], np.int32)
+    return Group(Prompt(**prompt), tuple(Sample(**sample) for sample in row["samples"]))

@@ -92,7 +92,9 @@ class Cluster:
                 ray.init(address=config.address, **common)
             except ConnectionError as error:
                 reason = str(error).splitlines()[0]
-                raise RloptError(f"cluster.address={config.address}: no Ray cluster answers ({reason}); use local, or start one") from error
+                raise RloptError(
+                    f"cluster.address={config.address}: no Ray cluster answers ({reason}); use local, or start one"
+                ) from error
 
     def workers(self, who: str, cls: type, count: int, gpus: float, env: dict[str, str], *each: Iterable[Any]) -> Workers:
         """`count` actors of `cls`; `each` are the constructor's arguments of one after another.
@@ -101,9 +103,9 @@ class Cluster:
         """
         remote = ray.remote(cls)
         handles = [
-            remote.options(
-                num_cpus=0, num_gpus=gpus, name=None, runtime_env={"env_vars": env}, max_restarts=0
-            ).remote(*arguments)
+            remote.options(num_cpus=0, num_gpus=gpus, name=None, runtime_env={"env_vars": env}, max_restarts=0).remote(
+                *arguments
+            )
             for arguments in each
         ]
         assert len(handles) == count

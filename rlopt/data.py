@@ -68,9 +68,7 @@ def load_prompts(config: DataConfig, seed: int, tokenizer: Tokenizer, max_tokens
         rows = [(p.text, p.text, str(p.answer)) for p in arithmetic.problems(seed, config.size)]
     else:
         rows = _read_rows(config)
-    prompts = [
-        Prompt(key, tuple(tokenizer.encode(text)), text, answer, config.train) for key, text, answer in rows
-    ]
+    prompts = [Prompt(key, tuple(tokenizer.encode(text)), text, answer, config.train) for key, text, answer in rows]
     for prompt in prompts:
         if len(prompt.token_ids) > max_tokens:
             raise RloptError(

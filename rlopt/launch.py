@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import yaml
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from transformers import AutoTokenizer
 
 from rlopt import checkpoint
@@ -29,7 +29,7 @@ from rlopt.rewards import load as load_reward
 from rlopt.rollout import EngineConfig, Rollouts, RolloutWorker
 from rlopt.schedule import Schedule
 from rlopt.settings import read
-from rlopt.tracking import Journal, start_wandb
+from rlopt.tracking import Journal, read_column, start_wandb
 from rlopt.types import Group
 
 CANARIES = 4
@@ -41,12 +41,13 @@ MAY_CHANGE = ("run", "trainer", "tracking", "cluster")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a finished run can say of itself."""
+    """What a finished run can say of itself: the mean training reward of its first and last `span` steps, and its files."""
 
     folder: Path
     checkpoint: Path
-    first: dict[str, float]
-    last: dict[str, float]
+    before: float
+    after: float
+    span: int
     wandb: str | None
 
 
@@ -72,7 +73,7 @@ def train(config: Config, console: Console) -> Outcome:
     dealer = Dealer(prompts, config.data.prompts_per_step, config.run.seed)
     schedule = Schedule(config.sync.interval, config.sync.offset)
     state = _prepare_run(config, run, resume)
-    console.print(describe(config, schedule, len(prompts), longest), highlight=False)
+    console.print(describe(config, schedule, len(prompts), longest), highlight=False, soft_wrap=True)
 
     position = Position(**state["position"]) if resume else Position()
     buffer = checkpoint.load_buffer(resume) if resume else {}
@@ -88,9 +89,7 @@ def train(config: Config, console: Console) -> Outcome:
             meeting = learner_workers.call("address")[0]
             joined = [[meeting]] * len(learner_workers)
             waiting.append(learner_workers.start("start", *joined, deadline_s=config.cluster.start_deadline_s))
-            wandb_run = start_wandb(
-                config.tracking, run, state["wandb_id"], config.run.name, config.algo.name, asdict(config)
-            )
+            wandb_run = start_wandb(config.tracking, run, state["wandb_id"], config.run.name, config.algo.name, asdict(config))
             for pending in waiting:
                 pending.result("start")
             if resume:
@@ -134,9 +133,13 @@ def train(config: Config, console: Console) -> Outcome:
         ).run(position, max([position.step, *buffer]))
         code = 0
         wandb_dir = str(Path(wandb_run.dir).parent) if wandb_run else None
-        return Outcome(run, checkpoint.find_all(run)[-1], journal.first, journal.last, wandb_dir)
+        rewards = read_column(run, "reward/mean")
+        span = min(20, len(rewards))
+        before, after = sum(rewards[:span]) / span, sum(rewards[-span:]) / span
+        return Outcome(run, checkpoint.find_all(run)[-1], before, after, span, wandb_dir)
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave workers behind
+        for number in (signal.SIGINT, signal.SIGTERM):  # a second Ctrl-C must not leave workers behind
+            signal.signal(number, signal.SIG_IGN)
         if journal:
             journal.close(code)
         for workers in (rollout_workers, learner_workers):
@@ -147,7 +150,7 @@ def train(config: Config, console: Console) -> Outcome:
 
 def make_objective(config: Config) -> Objective:
     """The objective that `algo.objective` names, from its keys."""
-    module, colon, name = config.algo.objective.partition(":")
+    module, _, name = config.algo.objective.partition(":")
     try:
         kind = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
@@ -256,7 +259,9 @@ def _prepare_run(config: Config, run: Path, resume: Path | None) -> dict[str, An
             if mine[section].get(key) != theirs.get(section, {}).get(key)
         ]
         if differs:
-            raise RloptError(f"run.dir={run}: holds another run, {'; '.join(differs[:3])}; choose another run.dir, or its values")
+            raise RloptError(
+                f"run.dir={run}: holds another run, {'; '.join(differs[:3])}; choose another run.dir, or its values"
+            )
     run.mkdir(parents=True, exist_ok=True)
     kept.write_text(yaml.safe_dump(mine, sort_keys=False))
     if resume:
@@ -269,7 +274,8 @@ class _Bar:
 
     def __init__(self, console: Console, title: str) -> None:
         self._progress = Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=console)
-        self._title, self._task = title, None
+        self._title = title
+        self._task: TaskID | None = None
 
     def __call__(self, step: int, steps: int, loss: float) -> None:
         if self._task is None:

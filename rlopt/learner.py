@@ -111,9 +111,7 @@ class LearnerWorker:
         setup = self._setup
         self._client = EngineClient(engines, ranks_per_engine, setup.deadline_s)
         receivers = len(engines) * ranks_per_engine
-        self._sender = make_sender(
-            setup.sync_backend, self, self._client, self._rank, setup.bucket_bytes, address, receivers
-        )
+        self._sender = make_sender(setup.sync_backend, self, self._client, self._rank, setup.bucket_bytes, address, receivers)
 
     def update(self, micro_batches: list[Batch], step: int) -> dict[str, Metric]:
         """One optimizer step on this rank's share of a batch; metrics of the share."""

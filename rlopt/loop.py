@@ -1,9 +1,9 @@
 """The algorithm, as one page of verbs. No Ray, no engine: the same loop runs on a cluster and in a test with fakes.
 
-    while a step is left:
-        ask for every batch that the engines' version may sample      -> samplers run ahead
-        take the next batch, learn from it                            -> the learner follows
-        at the end of a window, send the weights and check them       -> both meet
+while a step is left:
+    ask for every batch that the engines' version may sample      -> samplers run ahead
+    take the next batch, learn from it                            -> the learner follows
+    at the end of a window, send the weights and check them       -> both meet
 """
 
 import time

@@ -46,7 +46,9 @@ def find_model(path: str, progress: Progress) -> Path:
         return Path(snapshot_download(path, ignore_patterns=["*.bin", "*.pth", "*.pt", "original/*"]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise RloptError(f"model.path={path}: no such folder, and the Hub did not give it ({reason}); check name and network") from error
+        raise RloptError(
+            f"model.path={path}: no such folder, and the Hub did not give it ({reason}); check name and network"
+        ) from error
 
 
 def cache_dir() -> Path:

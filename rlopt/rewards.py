@@ -7,6 +7,7 @@ would teach the model something.
 """
 
 import importlib
+import math
 import multiprocessing
 import traceback
 from collections.abc import Callable, Mapping
@@ -129,7 +130,8 @@ def _checked(name: str, question: Question, answer: object) -> Scored | None:
         return None
     if isinstance(answer, RloptError):
         raise RloptError(f"reward.fn={name} raised on {question!r}: {answer}")
-    parts = dict(answer) if isinstance(answer, Mapping) else {"score": answer}
-    if not all(isinstance(value, int | float) and abs(value) < float("inf") for value in parts.values()) or "score" not in parts:
+    parts: dict[object, object] = dict(answer) if isinstance(answer, Mapping) else {"score": answer}
+    numbers = {str(key): float(value) for key, value in parts.items() if isinstance(value, int | float)}
+    if len(numbers) < len(parts) or not all(math.isfinite(value) for value in numbers.values()) or "score" not in numbers:
         raise RloptError(f"reward.fn={name} returned {answer!r} for {question!r}; want a finite number or a dict with 'score'")
-    return Scored(float(parts.pop("score")), {key: float(value) for key, value in parts.items()})
+    return Scored(numbers.pop("score"), numbers)

@@ -16,7 +16,6 @@ import numpy as np
 from rlopt.cluster import Pending, Workers
 from rlopt.config import RewardConfig, RolloutConfig
 from rlopt.data import Deal, sample_seed
-from rlopt.errors import RloptError
 from rlopt.rewards import Question, RewardPool, Scored
 from rlopt.types import Group, Prompt, Sample
 from rlopt.weights import SHM_BACKEND, write_shared
@@ -41,6 +40,8 @@ class RolloutWorker:
     def __init__(self, engine: EngineConfig, config: RolloutConfig, reward: RewardConfig, group_size: int) -> None:
         self._engine_config, self._config, self._group_size = engine, config, group_size
         self._rewards = RewardPool(reward.fn, reward.workers, reward.timeout_s)
+        # A window's requests come all at once; handing them over as places come free keeps the first batch first.
+        self._places = asyncio.Semaphore(config.max_num_seqs)
         self._requests = 0
         self._in_flight = 0
         self._busy_s = 0.0
@@ -148,12 +149,10 @@ class RolloutWorker:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         self._requests += 1
-        final = None
-        async for final in self._llm.generate({"prompt_token_ids": list(token_ids)}, params, str(self._requests)):
-            pass
-        if final is None:
-            raise RloptError(f"the engine returned nothing for a prompt of {len(token_ids)} tokens")
-        return final.outputs[0]
+        async with self._places:
+            prompt = {"prompt_token_ids": list(token_ids)}
+            outputs = [output async for output in self._llm.generate(prompt, params, str(self._requests))]
+        return outputs[-1].outputs[0]
 
     # The weight-transfer verbs; vLLM's own, called by a sender through `EngineClient`.
 

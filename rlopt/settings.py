@@ -59,7 +59,7 @@ def read(kind: type[T], raw: Any, prefix: str) -> T:
 def _explain(key: str, error: Any) -> str:
     message = error["msg"][0].lower() + error["msg"][1:]
     if error["type"] == "unexpected_keyword_argument":
-        return f"{key}={error['input']}: no such key; see conf/config.yaml and conf/algo/"
+        return f"{key}={error['input']}: no such key; see conf/config.yaml, or --cfg job"
     if error["type"] in ("missing", "missing_argument"):
         return f"{key}: missing; give it a value"
     return f"{key}={error['input']}: {message}"
@@ -74,7 +74,9 @@ def translate(error: Exception) -> RloptError:
         key = found[1].removeprefix("+")
         if key.split("=")[0] == "algo":
             return RloptError(f"{key}: append it with a plus, +algo=NAME, where NAME is one of {', '.join(algorithms())}")
-        return RloptError(f"{key}: no such key{_suggest(key)}; see conf/config.yaml and conf/algo/")
+        if key.startswith("algo."):
+            return RloptError(f"{key}: the chosen algorithm has no such key; its keys are in conf/algo/, see --cfg job")
+        return RloptError(f"{key}: no such key{_suggest(key)}; see conf/config.yaml, or --cfg job")
     first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
     return RloptError(f"{first} (see --help for the syntax of overrides)")
 

@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import IO, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from rlopt.config import TrackingConfig
 from rlopt.metrics import DEFINITIONS
@@ -30,8 +38,6 @@ class Journal:
             name: (run / f"{name}.jsonl").open("a", buffering=1) for name in ("metrics", "samples", "events")
         }
         self._log_samples, self._wandb = log_samples, wandb_run
-        self.first: dict[str, float] = {}
-        self.last: dict[str, float] = {}
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -72,11 +78,10 @@ class Journal:
                 )
         if self._wandb:
             self._wandb.log(dict(metrics))
-        self.first = self.first or dict(metrics)
-        self.last = dict(metrics)
         line = (
-            f"reward [bold]{metrics['reward/mean']:.3f}[/]  KL {metrics['actor/kl_k2']:.4f}  entropy {metrics['actor/entropy']:.3f}  "
-            f"length {metrics['response_length/mean']:.1f}  lag {metrics['offpolicy/lag_max']:.0f}"
+            f"reward [bold]{metrics['reward/mean']:.3f}[/]  KL {metrics['actor/kl_k2']:.4f}  "
+            f"entropy {metrics['actor/entropy']:.3f}  length {metrics['response_length/mean']:.1f}  "
+            f"lag {metrics['offpolicy/lag_max']:.0f}"
         )
         self._progress.update(self._task, completed=step, description=line)
         if not self._console.is_terminal and (step % 20 == 0 or step == 1):
@@ -124,6 +129,12 @@ def start_wandb(config: TrackingConfig, run: Path, run_id: str, name: str, group
         wandb_run.define_metric(metric, step_metric="step", summary="last")
     wandb_run.define_metric("reward/mean", step_metric="step", summary="max,last")
     return wandb_run
+
+
+def read_column(run: Path, name: str) -> list[float]:
+    """One metric of a run, step by step, from its `metrics.jsonl`; NaN where a step did not log it."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [float("nan") if row.get(name) is None else float(row[name]) for row in rows]
 
 
 def _keep_until(path: Path, step: int) -> None:

@@ -1,6 +1,7 @@
 """`python -m rlopt.train +algo=NAME [key=value ...]`: train."""
 
 import os
+import signal
 import sys
 
 import hydra
@@ -13,24 +14,37 @@ from rlopt.errors import RloptError
 from rlopt.settings import conf_dir, translate, typed
 
 
-@hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")
-def run(composed: DictConfig) -> None:
-    config = typed(composed)
-    from rlopt import launch  # heavy: only once the config is known to be good
+def compose() -> list[DictConfig]:
+    """The configs that the command line asks for: one, or with `--multirun` several."""
+    composed: list[DictConfig] = []
+    hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(composed.append)()
+    return composed
 
-    console = Console()
-    outcome = launch.train(config, console)
-    console.print(
-        f"training reward {outcome.first['reward/mean']:.3f} -> {outcome.last['reward/mean']:.3f} "
-        f"(step {outcome.first['step']} -> {outcome.last['step']})\n"
-        f"metrics     {outcome.folder / 'metrics.jsonl'}\n"
-        f"checkpoint  {outcome.checkpoint}" + (f"\nW&B         {outcome.wandb}" if outcome.wandb else ""),
-        highlight=False,
-    )
+
+def run() -> None:
+    """Train each of them, one after another."""
+    for config in [typed(one) for one in compose()]:
+        from rlopt import launch  # heavy: only once the config is known to be good
+
+        console = Console()
+        outcome = launch.train(config, console)
+        lines = [
+            f"training reward  {outcome.before:.3f} before, {outcome.after:.3f} after (means of the first and last {outcome.span} steps)",
+            f"metrics          {outcome.folder / 'metrics.jsonl'}",
+            f"checkpoint       {outcome.checkpoint}",
+            f"W&B              {outcome.wandb or 'disabled'}",
+        ]
+        console.print("\n".join(lines), highlight=False, soft_wrap=True)
+
+
+def _interrupt(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def main() -> None:
-    """Run and end with one line on standard error when the user can do something about it."""
+    """Run, and end with one line on standard error when the user can do something about it."""
+    signal.signal(signal.SIGINT, _interrupt)  # also where a shell started us with it ignored
+    signal.signal(signal.SIGTERM, _interrupt)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us here instead of being printed by Hydra
     try:
         run()
@@ -39,7 +53,8 @@ def main() -> None:
     except (HydraException, OmegaConfBaseException) as error:
         sys.exit(f"error: {translate(error)}")
     except KeyboardInterrupt:
-        sys.exit("interrupted: the last checkpoint stands; the same command goes on from it")
+        print("interrupted: the last checkpoint stands, and the same command goes on from it", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -149,7 +149,9 @@ def write_shared(data: bytes) -> str:
     return file.name
 
 
-def read_bucket(path: str, names: list[str], dtypes: list[str], shapes: list[list[int]], digest: str) -> list[tuple[str, Tensor]]:
+def read_bucket(
+    path: str, names: list[str], dtypes: list[str], shapes: list[list[int]], digest: str
+) -> list[tuple[str, Tensor]]:
     """What `write_bucket` wrote, in memory of its own.
 
     Raises:

@@ -1,0 +1,55 @@
+# make demo: set everything up and run the main job.    make test: set everything up, check and test it.
+# A GPU machine: make LOCK=requirements-gpu.txt setup
+
+PYTHON ?= python3
+LOCK ?= requirements-cpu.txt
+BIN := .venv/bin
+READY := .venv/.ready-$(LOCK)
+
+.PHONY: setup demo test lint unit real format lock clean
+
+setup: $(READY)
+
+$(READY): $(LOCK) pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: PYTHON=$(PYTHON) is older than 3.11; give a newer one, make PYTHON=python3.11")'
+	rm -rf .venv
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r $(LOCK)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+
+demo: setup
+	run=runs/demo-$$(date +%Y%m%d-%H%M%S) && \
+	$(BIN)/python -m rlopt.train +algo=rec_oneside_nois trainer.total_steps=100 run.name=demo run.dir=$$run && \
+	$(BIN)/python -m rlopt.report $$run --out $$run/report.html
+
+test: lint unit real
+
+lint: setup
+	$(BIN)/ruff check rlopt tests examples
+	$(BIN)/ruff format --check rlopt tests examples
+	$(BIN)/mypy
+
+unit: setup
+	$(BIN)/python -m pytest tests/unit
+
+real: setup
+	$(BIN)/python -m pytest tests/real
+
+format: setup
+	$(BIN)/ruff check --fix rlopt tests examples
+	$(BIN)/ruff format rlopt tests examples
+
+# Needs uv, and for the CPU lock an index or UV_FIND_LINKS that has torch's CPU build.
+PLATFORM := --python-version 3.11 --python-platform x86_64-manylinux_2_28
+lock:
+	printf 'torch==2.13.0+cpu\n' > .overrides
+	uv pip compile pyproject.toml --extra cpu --extra dev $(PLATFORM) --override .overrides --no-annotate --no-header \
+		--no-emit-package torchvision --no-emit-package torchaudio --no-emit-package torchcodec -o requirements-cpu.txt
+	rm .overrides
+	sed -i '1i --extra-index-url https://download.pytorch.org/whl/cpu\n# Written by make lock: torch as its CPU build; torchvision, torchaudio and torchcodec would break it.' requirements-cpu.txt
+	uv pip compile pyproject.toml --extra gpu --extra dev $(PLATFORM) --no-annotate --no-header -o requirements-gpu.txt
+
+clean:
+	rm -rf .venv build dist

@@ -1,0 +1,168 @@
+"""`python -m rlopt.report RUN [RUN ...] --out FILE.html`: the founding 2x2 figure and a page that needs nothing else.
+
+Runs of one algorithm are its seeds: the line is their mean, the band reaches from the smallest to the largest. Nothing is
+smoothed. Beside the page stand the figure as PNG and SVG.
+"""
+
+import argparse
+import base64
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib
+import numpy as np
+import yaml
+
+from rlopt.errors import RloptError
+from rlopt.tracking import read_column
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+PANELS = {
+    "reward/mean": ("Training Reward", "mean reward"),
+    "actor/kl_k2": ("KL Divergence", "k2 against the initial model (nats/token)"),
+    "actor/entropy": ("Entropy", "nats/token"),
+    "response_length/mean": ("Response Length", "tokens"),
+}
+COLORS = ("#4C72B0", "#DD8452", "#55A868", "#C44E52", "#8172B3", "#937860", "#DA8BC3", "#8C8C8C", "#CCB974", "#64B5CD")
+SPAN = 20
+"""Steps at the start and the end of a run that the table averages over."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One metric of one algorithm: `[seeds, steps]`, cut to the shortest run."""
+
+    steps: np.ndarray
+    values: np.ndarray
+
+
+@dataclass(frozen=True)
+class Family:
+    """All runs of one algorithm."""
+
+    label: str
+    runs: list[Path]
+    curves: dict[str, Curve]
+
+
+def load(paths: list[Path]) -> list[Family]:
+    """The runs at `paths`, gathered by algorithm in the order given.
+
+    Raises:
+        RloptError: a path is no run, or a run has no steps yet.
+    """
+    by_label: dict[str, list[Path]] = {}
+    for path in paths:
+        if not (path / "config.yaml").is_file() or not (path / "metrics.jsonl").is_file():
+            raise RloptError(f"{path}: no run stands there (no config.yaml and metrics.jsonl); give the folders of runs")
+        if not read_column(path, "step"):
+            raise RloptError(f"{path}: the run has made no step yet")
+        by_label.setdefault(_config(path)["algo"]["name"], []).append(path)
+    return [Family(label, runs, {name: _curve(runs, name) for name in PANELS}) for label, runs in by_label.items()]
+
+
+def draw(families: list[Family], stem: Path) -> list[Path]:
+    """The 2x2 figure as `stem.png` and `stem.svg`."""
+    figure, axes = plt.subplots(2, 2, figsize=(11, 7.5), constrained_layout=True)
+    for axis, (name, (title, unit)) in zip(axes.flat, PANELS.items(), strict=True):
+        for color, family in zip(COLORS * len(families), families, strict=False):
+            curve = family.curves[name]
+            label = family.label + (f" ({len(family.runs)} seeds)" if len(family.runs) > 1 else "")
+            axis.plot(curve.steps, curve.values.mean(0), color=color, linewidth=1.2, label=label)
+            if len(family.runs) > 1:
+                axis.fill_between(curve.steps, curve.values.min(0), curve.values.max(0), color=color, alpha=0.2, linewidth=0)
+        axis.set(title=title, xlabel="training step", ylabel=unit)
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+    axes[0, 0].legend(frameon=False, loc="lower right")
+    files = [stem.with_suffix(".png"), stem.with_suffix(".svg")]
+    for file in files:
+        figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else None)
+    plt.close(figure)
+    return files
+
+
+def table(families: list[Family]) -> list[dict[str, Any]]:
+    """Per algorithm and metric: mean over the first and the last `SPAN` steps, with the spread over seeds (population)."""
+    rows = []
+    for family in families:
+        row: dict[str, Any] = {"algorithm": family.label, "seeds": len(family.runs)}
+        for name, curve in family.curves.items():
+            span = min(SPAN, curve.values.shape[1])
+            first, last = curve.values[:, :span].mean(1), curve.values[:, -span:].mean(1)
+            row[name] = {"first": first.mean(), "last": last.mean(), "spread": last.std()}
+        rows.append(row)
+    return rows
+
+
+def write_page(families: list[Family], figure: Path, page: Path) -> None:
+    """One HTML file with the figure, the table and the configs inside it."""
+    template = jinja2.Environment(autoescape=True).from_string(_PAGE)
+    runs = [{"path": run.name, "config": (run / "config.yaml").read_text()} for family in families for run in family.runs]
+    page.write_text(
+        template.render(
+            image=base64.b64encode(figure.read_bytes()).decode(),
+            rows=table(families),
+            panels={name: title for name, (title, _) in PANELS.items()},
+            span=SPAN,
+            runs=runs,
+        )
+    )
+
+
+def _config(run: Path) -> dict[str, Any]:
+    config: dict[str, Any] = yaml.safe_load((run / "config.yaml").read_text())
+    return config
+
+
+def _curve(runs: list[Path], name: str) -> Curve:
+    columns = [read_column(run, name) for run in runs]
+    length = min(map(len, columns))
+    steps = np.array(read_column(runs[0], "step")[:length])
+    return Curve(steps, np.array([column[:length] for column in columns]))
+
+
+_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>rlopt report</title>
+<style>body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}img{width:100%}
+table{border-collapse:collapse}td,th{padding:.3rem .8rem;border-bottom:1px solid #ddd;text-align:right}
+td:first-child,th:first-child{text-align:left}pre{background:#f6f6f6;padding:1rem;overflow:auto}</style>
+<h1>Training curves</h1><img alt="Training reward, KL divergence, entropy and response length against training steps"
+src="data:image/png;base64,{{ image }}">
+<p>Lines are means over seeds, bands reach from the smallest to the largest seed; nothing is smoothed.</p>
+<h2>First and last {{ span }} steps</h2><table><tr><th>algorithm</th><th>seeds</th>
+{% for title in panels.values() %}<th>{{ title }}</th>{% endfor %}</tr>
+{% for row in rows %}<tr><td>{{ row.algorithm }}</td><td>{{ row.seeds }}</td>{% for name in panels %}
+<td>{{ "%.4g"|format(row[name].first) }} &rarr; {{ "%.4g"|format(row[name].last) }}
+{% if row.seeds > 1 %}&plusmn; {{ "%.2g"|format(row[name].spread) }}{% endif %}</td>{% endfor %}</tr>{% endfor %}</table>
+<h2>Runs</h2>{% for run in runs %}<details><summary>{{ run.path }}</summary><pre>{{ run.config }}</pre></details>{% endfor %}
+</html>
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m rlopt.report", description="Draw the training curves of runs.")
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="folder of a run; seeds of one algorithm become a band"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the HTML page; .png and .svg come beside it")
+    arguments = parser.parse_args()
+    try:
+        families = load(arguments.runs)
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        page = arguments.out.with_suffix(".html")
+        figures = draw(families, page)
+        write_page(families, figures[0], page)
+    except (RloptError, json.JSONDecodeError) as error:
+        sys.exit(f"error: {error}")
+    for file in [*figures, page]:
+        print(f"figure  {file}" if file in figures else f"page    {file}")
+
+
+if __name__ == "__main__":
+    main()

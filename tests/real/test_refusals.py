@@ -1,0 +1,78 @@
+"""Bad input to the real command: one line with the way out, a non-zero exit, and nothing left running."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import SMALL, command
+
+Runs = Callable[[str], Path]
+
+
+def refuse(*overrides: str) -> str:
+    done = subprocess.run(command(*overrides), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stdout + done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    assert not psutil.Process().children(recursive=True)
+    return lines[0]
+
+
+def test_no_algorithm() -> None:
+    assert "append one with +algo=NAME, where NAME is one of grpo, rec_oneside_nois, red_weight" in refuse()
+
+
+def test_a_misspelt_key() -> None:
+    assert "did you mean sync.interval" in refuse("+algo=grpo", "sync.intervall=1")
+
+
+def test_a_model_folder_that_does_not_exist() -> None:
+    assert "model.path=/nowhere: no such folder" in refuse("+algo=grpo", "model.path=/nowhere")
+
+
+def test_a_hub_name_that_cannot_be_reached() -> None:
+    assert "model.path=some/model: no such folder, and the Hub did not give it" in refuse("+algo=grpo", "model.path=some/model")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("", "has no rows"), ('{"prompt": "' + "1" * 90 + '", "answer": "1"}', "has 90 tokens and the model has room for 56")],
+)
+def test_an_empty_file_and_a_prompt_that_is_too_long(tmp_path: Path, content: str, message: str) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(content)
+    assert message in refuse("+algo=grpo", f"data.train={file}", f"run.dir={tmp_path / 'run'}")
+
+
+def test_a_run_directory_that_holds_another_run(run: Runs) -> None:
+    folder = run("grpo")
+    before = (folder / "config.yaml").read_text()
+    line = refuse("+algo=red_weight", *SMALL, f"run.dir={folder}", "trainer.total_steps=60")
+    assert f"run.dir={folder}: holds another run, algo.name=red_weight (there: grpo)" in line
+    assert (folder / "config.yaml").read_text() == before
+
+
+def test_a_run_that_is_finished(run: Runs) -> None:
+    folder = run("grpo")
+    line = refuse("+algo=grpo", *SMALL, f"run.dir={folder}", "trainer.total_steps=45", "trainer.save_every=25")
+    assert "trainer.total_steps=45:" in line
+    assert "has made 45 steps already" in line
+
+
+def test_a_reward_that_raises_ends_the_run_with_its_name(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("def reward(prompt, completion, answer, **extra):\n    raise KeyError('units')\n")
+    done = subprocess.run(
+        command("+algo=grpo", *SMALL, "reward.fn=broken:reward", f"run.dir={tmp_path / 'run'}", "tracking.wandb=disabled"),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 1
+    assert "error: reward.fn=broken:reward raised on Question(" in done.stderr
+    assert "KeyError: 'units'" in done.stderr
+    assert "Traceback (most" not in done.stderr

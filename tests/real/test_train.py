@@ -1,0 +1,141 @@
+"""The main job on the real stack: versions, lags, metrics, verified weights, checkpoints, resume, and several ranks."""
+
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+import yaml
+from conftest import SMALL, command, rows, train
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rlopt import checkpoint
+from rlopt.metrics import DEFINITIONS
+from rlopt.model import find_model
+
+ALGORITHMS = ("grpo", "rec_oneside_nois", "red_weight")
+ON_SYNC = {name for name in DEFINITIONS if name.startswith("sync/")} | {"timing_s/sync", "idle/rollout_frac"}
+Runs = Callable[[str], Path]
+
+TOLERANCE = 1e-4
+"""Nats. vLLM and the learner both compute in float32 and differ by rounding alone, 1e-5 at most as measured; a weight that did
+not arrive shows as 1e-2 and more."""
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_batches_are_sampled_by_versions_0_20_40_and_learned_from_with_lags_0_to_19(run: Runs, algo: str) -> None:
+    metrics = rows(run(algo) / "metrics.jsonl")
+    assert [row["step"] for row in metrics] == list(range(1, 46))
+    assert [row["version"] for row in metrics] == [0] * 20 + [20] * 20 + [40] * 5
+    assert [row["offpolicy/lag_max"] for row in metrics] == [*range(20), *range(20), *range(5)]
+    assert [row["offpolicy/lag_mean"] for row in metrics] == [*range(20), *range(20), *range(5)]
+    assert metrics[-1]["samples_seen"] == 45 * 16
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_every_step_logs_every_metric_and_no_other(run: Runs, algo: str) -> None:
+    for row in rows(run(algo) / "metrics.jsonl"):
+        expected = set(DEFINITIONS) if row["step"] in (20, 40) else set(DEFINITIONS) - ON_SYNC
+        assert set(row) == expected
+        assert all(isinstance(value, int | float) for value in row.values())
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_weights_arrive_and_change_and_engine_and_learner_then_agree(run: Runs, algo: str) -> None:
+    syncs = [event for event in rows(run(algo) / "events.jsonl") if event["event"] == "sync"]
+    assert [sync["version"] for sync in syncs] == [0, 20, 40]
+    assert all(sync["sync/canary_abs_diff"] < TOLERANCE for sync in syncs)
+    metrics = {row["step"]: row for row in rows(run(algo) / "metrics.jsonl")}
+    for fresh in (1, 21, 41):  # sampled with the weights that the learner still has: the ratio is 1 on every token
+        assert abs(metrics[fresh]["offpolicy/ratio_max"] - 1) < TOLERANCE
+        assert abs(metrics[fresh]["offpolicy/ratio_mean"] - 1) < TOLERANCE
+    for stale in (20, 40):
+        assert metrics[stale]["offpolicy/ratio_max"] > 1.01
+    assert metrics[1]["actor/kl_k2"] < 1e-10
+    assert metrics[41]["actor/kl_k2"] > 1e-5  # so what the engines sampled from at 41 was not the first model
+
+
+def test_a_run_leaves_its_config_samples_and_an_offline_wandb_run(run: Runs) -> None:
+    folder = run("grpo")
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert (config["algo"]["name"], config["sync"]["interval"]) == ("grpo", 20)
+    samples = rows(folder / "samples.jsonl")
+    assert {"step", "prompt", "completion", "answer", "reward", "version"} <= set(samples[0])
+    assert list((folder / "wandb").glob("offline-run-*/run-*.wandb"))
+
+
+def test_the_exported_model_is_the_trained_one_and_both_libraries_load_it(run: Runs, tmp_path: Path) -> None:
+    hf = checkpoint.find_all(run("grpo"))[-1] / "hf"
+    model = AutoModelForCausalLM.from_pretrained(hf)
+    assert AutoTokenizer.from_pretrained(hf).encode("1+1=")
+    base = load_file(find_model("tiny_s", lambda *_: None) / "model.safetensors")
+    trained = dict(model.named_parameters())
+    assert all(not torch.equal(trained[name], tensor) for name, tensor in base.items() if name.endswith("proj.weight"))
+    train(tmp_path / "run", "+algo=grpo", *SMALL, f"model.path={hf}", "trainer.total_steps=1", "tracking.wandb=disabled")
+
+
+def exact(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if not name.startswith(("timing_s", "perf", "idle", "sync/seconds"))}
+
+
+def test_an_interrupted_run_leaves_no_process_and_goes_on_with_the_same_numbers(run: Runs, tmp_path: Path) -> None:
+    folder, algo = tmp_path / "run", "rec_oneside_nois"
+    line = command(f"+algo={algo}", *SMALL, "trainer.total_steps=45", "trainer.save_every=25", f"run.dir={folder}")
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 300
+    while not checkpoint.find_all(folder) or len(rows(folder / "metrics.jsonl")) < 30:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert family
+    process.send_signal(signal.SIGINT)
+    interrupted = time.monotonic()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in errors
+    assert "Traceback" not in errors
+    assert time.monotonic() - interrupted < 20
+    gone, alive = psutil.wait_procs(family, timeout=10)
+    assert not alive, [member.cmdline() for member in alive]
+    checkpoint.verify(checkpoint.find_all(folder)[-1])
+    assert [path.name for path in checkpoint.find_all(folder)] == ["step_25"]
+
+    train(folder, *line[3:-1])
+    whole = rows(run(algo) / "metrics.jsonl")
+    resumed = rows(folder / "metrics.jsonl")
+    assert list(map(exact, resumed)) == list(map(exact, whole))
+    assert len({sync["version"] for sync in rows(folder / "events.jsonl") if sync["event"] == "sync"} & {0, 25, 40}) == 3
+
+
+SHARDED = {
+    "one rank, ZeRO 1": ["learner.workers=1", "learner.zero_stage=1"],
+    "one rank, ZeRO 0": ["learner.workers=1", "learner.zero_stage=0"],
+    "two ranks, two engines, ZeRO 2": ["learner.workers=2", "learner.zero_stage=2", "rollout.engines=2"],
+    "two ranks, two engines, ZeRO 3": ["learner.workers=2", "learner.zero_stage=3", "rollout.engines=2"],
+}
+
+
+def test_ranks_stages_and_engines_change_no_number(tmp_path: Path) -> None:
+    curves = {}
+    for number, (name, overrides) in enumerate(SHARDED.items()):
+        folder = tmp_path / str(number)
+        steps = ["trainer.total_steps=4", "sync.interval=2", "learner.token_budget=300", "tracking.wandb=disabled"]
+        train(folder, "+algo=grpo", *SMALL, *steps, *overrides)
+        curves[name] = rows(folder / "metrics.jsonl")
+        assert all(
+            sync["sync/canary_abs_diff"] < TOLERANCE for sync in rows(folder / "events.jsonl") if sync["event"] == "sync"
+        )
+        AutoModelForCausalLM.from_pretrained(checkpoint.find_all(folder)[-1] / "hf")
+    first, *others = curves.values()
+    for other in others:
+        for a, b in zip(first, other, strict=True):
+            assert b["reward/mean"] == a["reward/mean"]  # the same tokens, whichever engine spoke them
+            for key in ("actor/pg_loss", "actor/grad_norm", "actor/entropy", "actor/kl_k2", "offpolicy/ratio_mean"):
+                assert b[key] == pytest.approx(a[key], rel=1e-3, abs=1e-6), key

@@ -1,0 +1,79 @@
+"""The floor plan: imports point down, heavy libraries have one door, and the README keeps up."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "rlopt"
+FLOORS = (
+    {"errors"},
+    {"types", "config"},
+    {"objectives", "rewards", "schedule", "batching", "metrics", "arithmetic"},
+    {"data", "tiny", "model", "weights", "checkpoint", "cluster", "tracking", "settings"},
+    {"rollout", "shm_engine", "learner"},
+    {"loop"},
+    {"launch"},
+    {"train", "report"},
+)
+BELOW = {"objectives.core": 0, "objectives.advantages": 0, "objectives.ratios": 0}
+"""The shared files of the objectives; the leaves may use them."""
+SAME_FLOOR = {("batching", "objectives"), ("model", "tiny")}
+"""Pairs that stand on one floor and yet, by design, one over the other."""
+DOORS = {
+    "ray": {"cluster"},
+    "deepspeed": {"learner"},
+    "vllm": {"rollout", "shm_engine", "weights"},
+    "wandb": {"tracking"},
+    "hydra": {"train"},
+}
+LIGHT = {"torch", "numpy", "rlopt"} | set(sys.stdlib_module_names)
+
+
+def files() -> dict[str, Path]:
+    return {str(path.relative_to(PACKAGE).with_suffix("")).replace("/", "."): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"rlopt.{alias.name}" for alias in node.names} if node.module == "rlopt" else {str(node.module)}
+    return found
+
+
+def floor(module: str) -> int:
+    return next(i for i, rooms in enumerate(FLOORS) if module.split(".")[0] in rooms)
+
+
+@pytest.mark.parametrize("module", [name for name in files() if name != "__init__"])
+def test_a_module_imports_from_lower_floors_only(module: str) -> None:
+    room = module.split(".")[0]
+    for name in imports(files()[module]):
+        if name.startswith("rlopt."):
+            other = name.removeprefix("rlopt.")
+            below = floor(other) < floor(module) or (room, other.split(".")[0]) in SAME_FLOOR
+            assert below or (room == "objectives" and other in BELOW), f"{module} imports {other}"
+
+
+@pytest.mark.parametrize("module", [name for name in files() if name != "__init__"])
+def test_heavy_libraries_have_one_door_and_the_lower_floors_need_none(module: str) -> None:
+    for name in imports(files()[module]):
+        library = name.split(".")[0]
+        assert module.split(".")[0] in DOORS.get(library, {module.split(".")[0]}), f"{module} imports {library}"
+        assert floor(module) not in (0, 1, 2, 5) or library in LIGHT, f"{module} imports {library}"
+
+
+def test_importing_rlopt_loads_nothing_heavy() -> None:
+    code = "import rlopt, sys; print(*sorted({'torch', 'ray', 'vllm', 'deepspeed', 'transformers'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "\n"
+
+
+def test_the_reward_processes_load_no_torch() -> None:
+    code = "import rlopt.rewards, sys; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "False\n"

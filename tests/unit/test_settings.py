@@ -1,0 +1,73 @@
+"""From the command line to the typed config, and every refusal in one line."""
+
+from dataclasses import asdict
+
+import hydra
+import pytest
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from rlopt.config import Config
+from rlopt.errors import RloptError
+from rlopt.launch import make_objective
+from rlopt.objectives.grpo import GRPO
+from rlopt.settings import algorithms, conf_dir, translate, typed
+
+
+def compose(*overrides: str) -> Config:
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        try:
+            return typed(hydra.compose("config", list(overrides)))
+        except (HydraException, OmegaConfBaseException) as error:
+            raise translate(error) from error
+
+
+@pytest.mark.parametrize("name", algorithms())
+def test_every_algorithm_composes_and_its_yaml_has_the_objectives_fields(name: str) -> None:
+    config = compose(f"+algo={name}")
+    assert config.algo.name == name
+    assert asdict(make_objective(config)) == config.algo.options  # type: ignore[call-overload]
+
+
+def test_the_defaults_are_the_founding_setting() -> None:
+    config = compose("+algo=grpo")
+    assert (config.sync.interval, config.sync.offset, config.trainer.total_steps) == (20, 0, 400)
+    assert (config.data.prompts_per_step, config.algo.group_size, config.rollout.temperature) == (16, 8, 1.0)
+    assert (config.algo.kl.coef, config.algo.entropy_coef) == (0.0, 0.0)
+    assert make_objective(config) == GRPO(0.2, 0.2, "population", "rec", None)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([], "algo: not given; append one with +algo=NAME, where NAME is one of grpo, "),
+        (["+algo=gpro"], "algo=gpro: no such algorithm; one of grpo, "),
+        (["algo=grpo"], "algo: append it with a plus, +algo=NAME"),
+        (["+algo=grpo", "sync.intervall=3"], "sync.intervall: no such key, did you mean sync.interval"),
+        (["+algo=grpo", "+sync.intervall=3"], "sync.intervall=3: no such key"),
+        (["+algo=grpo", "sync.interval=often"], "sync.interval=often: input should be a valid integer"),
+        (["+algo=grpo", "sync.interval=0"], "sync.interval=0: must be at least 1"),
+        (["+algo=grpo", "learner.zero_stage=4"], "learner.zero_stage=4: input should be 0, 1, 2 or 3"),
+        (["+algo=red_weight", "algo.clip_low=0.1"], "algo.clip_low: the chosen algorithm has no such key"),
+        (["+algo=red_weight", "+algo.clip_low=0.1"], "algo.clip_low=0.1: no such key"),
+        (["+algo=grpo", "algo.std=biased"], "algo.std=biased: input should be 'population' or 'sample'"),
+        (["+algo=grpo", "algo.dual_clip=3"], "algo.dual_clip=3.0: needs algo.surrogate=ppo"),
+        (["+algo=grpo", "algo.objective=nowhere:X"], "algo.objective=nowhere:X: cannot be imported"),
+        (["+algo=grpo", "algo.group_size=1"], "algo.group_size=1: credit is relative to siblings"),
+        (["+algo=grpo", "sync.backend=nccl"], "sync.backend=nccl: needs engines on GPUs"),
+        (
+            ["+algo=grpo", "data.prompts_per_step=1", "learner.workers=9"],
+            "learner.workers=9: a step's 8 samples (data.prompts_per_step=1 x algo.group_size=8) cannot be split",
+        ),
+    ],
+)
+def test_a_wrong_setting_is_refused_in_one_line_with_key_value_and_way_out(overrides: list[str], message: str) -> None:
+    with pytest.raises(RloptError) as refusal:
+        make_objective(compose(*overrides))
+    assert message in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_auto_takes_shared_memory_without_gpus_ipc_on_a_shared_one_and_nccl_on_separate_ones() -> None:
+    backends = [compose("+algo=grpo", f"cluster.gpus_per_engine={gpus}").sync_backend for gpus in (0.0, 0.5, 1.0)]
+    assert backends == ["shm", "ipc", "nccl"]
