@@ -49,7 +49,7 @@ class Problem:
 
 
 def draw_problem(rng: random.Random) -> Problem:
-    """A sum of numbers (2 to 49) and products (2 to 12 times 2 to 9) with two to four numbers in all."""
+    """A sum of numbers (2 to 99) and products (2 to 12 times 2 to 9) with two to four numbers in all."""
     left = rng.choices((2, 3, 4), weights=(2, 4, 3))[0]
     terms: list[int | str] = []
     while left:
@@ -57,7 +57,7 @@ def draw_problem(rng: random.Random) -> Problem:
             terms += [rng.randint(2, 12), "*", rng.randint(2, 9), "+"]
             left -= 2
         else:
-            terms += [rng.randint(2, 49), "+"]
+            terms += [rng.randint(2, 99), "+"]
             left -= 1
     return Problem(tuple(terms[:-1]))
 

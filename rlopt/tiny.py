@@ -22,7 +22,11 @@ from rlopt import arithmetic
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one of the two models is made. Everything that decides its weights is here; its hash names the cache folder."""
+    """How one of the two models is made. Everything that decides its weights is here; its hash names the cache folder.
+
+    The first `schooling` of the steps teach the arithmetic, with worked and right solutions nearly alone. The others teach
+    the habits that reinforcement is to find and change: terse solutions and slips, in the shares given.
+    """
 
     hidden: int
     layers: int
@@ -32,13 +36,14 @@ class Recipe:
     steps: int
     batch: int
     lr: float
+    schooling: float = 0.75
     worked_share: float = 0.55
-    slip_share: float = 0.25
+    slip_share: float = 0.3
     seed: int = 0
 
 
 RECIPES = {
-    "tiny_s": Recipe(hidden=64, layers=2, heads=2, intermediate=256, tied=True, steps=1100, batch=96, lr=4e-3),
+    "tiny_s": Recipe(hidden=64, layers=2, heads=2, intermediate=256, tied=True, steps=900, batch=96, lr=4e-3),
     "tiny_l": Recipe(hidden=128, layers=4, heads=4, intermediate=512, tied=False, steps=500, batch=128, lr=3e-3),
 }
 
@@ -106,9 +111,12 @@ def train(recipe: Recipe, folder: Path, progress: Callable[[int, int, float], No
 
 def _batches(recipe: Recipe, text: transformers.PreTrainedTokenizerFast) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Padded token ids and targets (-100 on prompt and padding), both `[batch, T]`."""
-    pairs = arithmetic.corpus(random.Random(recipe.seed), recipe.worked_share, recipe.slip_share)
+    rng = random.Random(recipe.seed)
+    school = arithmetic.corpus(rng, worked_share=0.9, slip_share=0.0)
+    habits = arithmetic.corpus(rng, recipe.worked_share, recipe.slip_share)
     ids = dict(text.get_vocab())
-    for _ in range(recipe.steps):
+    for step in range(recipe.steps):
+        pairs = school if step < recipe.schooling * recipe.steps else habits
         tokens = torch.zeros(recipe.batch, MAX_LENGTH, dtype=torch.long)
         targets = torch.full_like(tokens, -100)
         longest = 0

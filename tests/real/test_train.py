@@ -102,7 +102,7 @@ def test_an_interrupted_run_leaves_no_process_and_goes_on_with_the_same_numbers(
     assert "interrupted" in errors
     assert "Traceback" not in errors
     assert time.monotonic() - interrupted < 20
-    gone, alive = psutil.wait_procs(family, timeout=10)
+    _, alive = psutil.wait_procs(family, timeout=10)
     assert not alive, [member.cmdline() for member in alive]
     checkpoint.verify(checkpoint.find_all(folder)[-1])
     assert [path.name for path in checkpoint.find_all(folder)] == ["step_25"]
