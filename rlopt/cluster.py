@@ -86,6 +86,8 @@ class Cluster:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "namespace": "rlopt"}
         if config.address == "local":
+            # Ray replaces a loopback address by the machine's own and then listens on every interface; here it may not.
+            ray._private.services.resolve_ip_for_localhost = lambda address: address
             ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **common)
         else:
             try:

@@ -179,9 +179,17 @@ def _dtype(config: Config) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.model.dtype]
 
 
-def _environment() -> dict[str, str]:
-    """What every worker's environment has: no telemetry, no token leaks into it."""
-    return {"VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1"}
+def _environment(config: Config) -> dict[str, str]:
+    """What every worker's environment has: no telemetry, threads, and on a cluster of our own nothing beyond loopback."""
+    env = {
+        "VLLM_NO_USAGE_STATS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "OMP_NUM_THREADS": str(config.cluster.cpu_threads),
+    }
+    if config.cluster.address == "local":
+        env |= {"GLOO_SOCKET_IFNAME": "lo", "VLLM_HOST_IP": "127.0.0.1"}
+    return env
 
 
 def _start_rollouts(config: Config, cluster: Cluster, folder: Path, longest: int) -> Any:
@@ -196,7 +204,7 @@ def _start_rollouts(config: Config, cluster: Cluster, folder: Path, longest: int
     )
     arguments = [engine, config.rollout, config.reward, config.algo.group_size]
     gpus = config.cluster.gpus_per_engine * config.rollout.tensor_parallel
-    env = _environment() | {"OMP_NUM_THREADS": str(config.cluster.cpu_threads)}
+    env = _environment(config)
     count = config.rollout.engines
     return cluster.workers("engine", RolloutWorker, count, gpus, env, *[arguments] * count)
 
@@ -217,7 +225,7 @@ def _start_learners(config: Config, cluster: Cluster, folder: Path, objective: O
     )
     world = config.learner.workers
     arguments = [[setup, config.learner, rank, world] for rank in range(world)]
-    env = _environment() | {"OMP_NUM_THREADS": str(config.cluster.cpu_threads)}
+    env = _environment(config)
     if not config.cluster.gpus_per_learner:
         env["DS_ACCELERATOR"] = "cpu"
     return cluster.workers("learner", LearnerWorker, world, config.cluster.gpus_per_learner, env, *arguments)

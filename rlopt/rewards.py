@@ -120,8 +120,9 @@ def _serve(name: str, pipe: Connection) -> None:
         for q in questions:
             try:
                 answers.append(function(prompt=q.prompt, completion=q.completion, answer=q.answer))
-            except Exception:  # whatever user code raises is reported by name in the parent
-                answers.append(RloptError(traceback.format_exc(limit=-1).strip().replace("\n", " | ")))
+            except Exception as error:  # whatever user code raises is reported by name in the parent
+                where = traceback.extract_tb(error.__traceback__)[-1]
+                answers.append(RloptError(f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"))
         pipe.send(answers)
 
 

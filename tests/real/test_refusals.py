@@ -75,4 +75,4 @@ def test_a_reward_that_raises_ends_the_run_with_its_name(tmp_path: Path) -> None
     assert done.returncode == 1
     assert "error: reward.fn=broken:reward raised on Question(" in done.stderr
     assert "KeyError: 'units'" in done.stderr
-    assert "Traceback (most" not in done.stderr
+    assert "Traceback" not in done.stderr
