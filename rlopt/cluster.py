@@ -90,28 +90,26 @@ class Cluster:
             ray._private.services.resolve_ip_for_localhost = lambda address: address
             ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **common)
         else:
+            host, colon, port = config.address.rpartition(":")
             try:
+                if colon and "//" not in host:  # Ray itself would wait for minutes
+                    socket.create_connection((host, int(port)), timeout=10).close()
                 ray.init(address=config.address, **common)
-            except ConnectionError as error:
+            except (OSError, ValueError) as error:
                 reason = str(error).splitlines()[0]
                 raise RloptError(
                     f"cluster.address={config.address}: no Ray cluster answers ({reason}); use local, or start one"
                 ) from error
 
-    def workers(self, who: str, cls: type, count: int, gpus: float, env: dict[str, str], *each: Iterable[Any]) -> Workers:
-        """`count` actors of `cls`; `each` are the constructor's arguments of one after another.
+    def workers(self, who: str, cls: type, gpus: float, env: dict[str, str], *each: Iterable[Any]) -> Workers:
+        """Actors of `cls`, spread over the nodes; `each` are the constructor's arguments of one after another.
 
         CPU threads are a matter of `env`, not of Ray's resources: two workers may share a core on a laptop.
         """
-        remote = ray.remote(cls)
-        handles = [
-            remote.options(num_cpus=0, num_gpus=gpus, name=None, runtime_env={"env_vars": env}, max_restarts=0).remote(
-                *arguments
-            )
-            for arguments in each
-        ]
-        assert len(handles) == count
-        return Workers(who, handles, self._config.step_deadline_s)
+        remote = ray.remote(cls).options(
+            num_cpus=0, num_gpus=gpus, runtime_env={"env_vars": env}, scheduling_strategy="SPREAD", max_restarts=0
+        )
+        return Workers(who, [remote.remote(*arguments) for arguments in each], self._config.step_deadline_s)
 
     def close(self) -> None:
         ray.shutdown()

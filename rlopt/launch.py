@@ -17,20 +17,20 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from transformers import AutoTokenizer
 
 from rlopt import checkpoint
-from rlopt.cluster import Cluster
+from rlopt.cluster import Cluster, Workers
 from rlopt.config import Config
 from rlopt.data import Dealer, load_prompts
 from rlopt.errors import RloptError
 from rlopt.learner import Learners, LearnerSetup, LearnerWorker
 from rlopt.loop import Loop, Plan, Position
-from rlopt.model import context_length, find_model
+from rlopt.model import context_length, find_model, parameters
 from rlopt.objectives.core import Objective, Terms
 from rlopt.rewards import load as load_reward
 from rlopt.rollout import EngineConfig, Rollouts, RolloutWorker
 from rlopt.schedule import Schedule
 from rlopt.settings import read
 from rlopt.tracking import Journal, read_column, start_wandb
-from rlopt.types import Group
+from rlopt.types import Group, Prompt
 
 CANARIES = 4
 """Prompts that engine and learner both score after a sync: enough to touch every weight, few enough to cost nothing."""
@@ -51,101 +51,163 @@ class Outcome:
     wandb: str | None
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A run before any process of its own: everything that can be refused has been looked at."""
+
+    config: Config
+    objective: Objective
+    run: Path
+    resume: Path | None
+    state: dict[str, Any]
+    folder: Path
+    tokenizer: Any
+    prompts: list[Prompt]
+    longest: int
+
+    @property
+    def schedule(self) -> Schedule:
+        return Schedule(self.config.sync.interval, self.config.sync.offset)
+
+
 def train(config: Config, console: Console) -> Outcome:
     """The whole life of a run.
 
     Raises:
         RloptError: the config cannot be run, or a worker failed; nothing is left running.
     """
+    prepared = prepare(config, console)
+    console.print(describe(prepared), highlight=False, soft_wrap=True)
+    started, finished = time.monotonic(), False
+    crew = Crew(prepared)
+    journal = None
+    try:
+        with console.status("starting engines and learners"):
+            crew.start()
+            wandb_run = start_wandb(
+                config.tracking, prepared.run, prepared.state["wandb_id"], config.run.name, config.algo.name, asdict(config)
+            )
+            crew.join()
+        console.print(f"started in {time.monotonic() - started:.0f} s", highlight=False)
+        position = Position(**prepared.state["position"])
+        journal = Journal(
+            prepared.run, position.step, config.trainer.total_steps, config.trainer.log_samples, wandb_run, console
+        )
+        journal.event("start", step=position.step, resumed_from=str(prepared.resume) if prepared.resume else None)
+        _loop(prepared, crew, journal).run(position, max([position.step, *crew.restored]))
+        finished = True
+        return _outcome(prepared, wandb_run)
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):  # a second Ctrl-C must not leave workers behind
+            signal.signal(number, signal.SIG_IGN)
+        if journal:
+            journal.close(exit_code=0 if finished else 1)
+        crew.close()
+
+
+def prepare(config: Config, console: Console) -> Prepared:
+    """Check what the typed config could not: files, models, lengths, and what stands in the run's folder."""
     objective = make_objective(config)
     load_reward(config.reward.fn)
     run = Path(config.run.dir).resolve()
     resume = _find_resume(config, run)
     folder = find_model(config.model.path, _Bar(console, f"training {config.model.path} (once on this machine)"))
-    limit = context_length(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    prompts = load_prompts(config.data, config.run.seed, tokenizer, limit - config.rollout.max_new_tokens)
+    room = context_length(folder) - config.rollout.max_new_tokens
+    prompts = load_prompts(config.data, config.run.seed, tokenizer, room)
     longest = max(len(prompt.token_ids) for prompt in prompts) + config.rollout.max_new_tokens
     if longest > config.learner.token_budget:
         raise RloptError(
             f"learner.token_budget={config.learner.token_budget}: a sequence can have {longest} tokens; set it to at least that"
         )
-    dealer = Dealer(prompts, config.data.prompts_per_step, config.run.seed)
-    schedule = Schedule(config.sync.interval, config.sync.offset)
     state = _prepare_run(config, run, resume)
-    console.print(describe(config, schedule, len(prompts), longest), highlight=False, soft_wrap=True)
+    return Prepared(config, objective, run, resume, state, folder, tokenizer, prompts, longest)
 
-    position = Position(**state["position"]) if resume else Position()
-    buffer = checkpoint.load_buffer(resume) if resume else {}
-    started = time.monotonic()
-    cluster = Cluster(config.cluster)
-    rollout_workers = learner_workers = journal = None
-    code = 1
-    try:
-        with console.status("starting engines and learners"):
-            rollout_workers = _start_rollouts(config, cluster, folder, longest)
-            learner_workers = _start_learners(config, cluster, folder, objective)
-            waiting = [rollout_workers.start("start", deadline_s=config.cluster.start_deadline_s)]
-            meeting = learner_workers.call("address")[0]
-            joined = [[meeting]] * len(learner_workers)
-            waiting.append(learner_workers.start("start", *joined, deadline_s=config.cluster.start_deadline_s))
-            wandb_run = start_wandb(config.tracking, run, state["wandb_id"], config.run.name, config.algo.name, asdict(config))
-            for pending in waiting:
-                pending.result("start")
-            if resume:
-                learner_workers.call("load", *[[resume]] * len(learner_workers))
-            sync_address = learner_workers.call("address")[0]
-            way = [rollout_workers.handles, config.rollout.tensor_parallel, sync_address]
-            learner_workers.call("connect", *[way] * len(learner_workers))
-        rollouts, learners = Rollouts(rollout_workers), Learners(learner_workers, config.learner.token_budget)
-        rollouts.restore(buffer)
-        console.print(f"started in {time.monotonic() - started:.0f} s", highlight=False)
-        journal = Journal(run, position.step, config.trainer.total_steps, config.trainer.log_samples, wandb_run, console)
-        journal.event("start", step=position.step, resumed_from=str(resume) if resume else None)
 
-        def save(at: Position, pending: dict[int, list[Group]]) -> None:
-            began = time.monotonic()
-            kept = {"position": asdict(at), "wandb_id": state["wandb_id"]}
+class Crew:
+    """The cluster and all workers of a run."""
 
-            def write_model(to: Path) -> None:
-                learners.save(to)
-                tokenizer.save_pretrained(to / "hf")
+    def __init__(self, prepared: Prepared) -> None:
+        self._prepared = prepared
+        self._workers: list[Workers] = []
+        self._cluster = Cluster(prepared.config.cluster)
+        self.restored: dict[int, list[Group]] = {}
 
-            path = checkpoint.save(run, at.step, kept, pending, write_model, config.trainer.keep_checkpoints)
-            journal.event("checkpoint", step=at.step, path=str(path), seconds=time.monotonic() - began)
+    def start(self) -> None:
+        """Begin to load engines and learners, side by side; `join` waits for them."""
+        config, deadline = self._prepared.config, self._prepared.config.cluster.start_deadline_s
+        self._engines = _start_rollouts(self._prepared, self._cluster)
+        self._workers.append(self._engines)
+        self._ranks = _start_learners(self._prepared, self._cluster)
+        self._workers.append(self._ranks)
+        self._starting = [self._engines.start("start", deadline_s=deadline)]
+        meeting = self._ranks.call("address")[0]
+        self._starting.append(self._ranks.start("start", *[[meeting]] * config.learner.workers, deadline_s=deadline))
 
-        Loop(
-            plan=Plan(
-                config.trainer.total_steps,
-                config.trainer.save_every,
-                config.samples_per_step,
-                config.sync.verify,
-                config.sync.tolerance * (1 if _dtype(config) == torch.float32 else 50),
-            ),
-            schedule=schedule,
-            objective=objective,
-            deal=dealer.batch,
-            canaries=prompts[:CANARIES],
-            rollouts=rollouts,
-            learners=learners,
-            journal=journal,
-            save=save,
-        ).run(position, max([position.step, *buffer]))
-        code = 0
-        wandb_dir = str(Path(wandb_run.dir).parent) if wandb_run else None
-        rewards = read_column(run, "reward/mean")
-        span = min(20, len(rewards))
-        before, after = sum(rewards[:span]) / span, sum(rewards[-span:]) / span
-        return Outcome(run, checkpoint.find_all(run)[-1], before, after, span, wandb_dir)
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):  # a second Ctrl-C must not leave workers behind
-            signal.signal(number, signal.SIG_IGN)
-        if journal:
-            journal.close(code)
-        for workers in (rollout_workers, learner_workers):
-            if workers:
-                workers.close()
-        cluster.close()
+    def join(self) -> None:
+        """Wait until all are there, bring back a checkpoint, and open the way from learners to engines."""
+        config, resume = self._prepared.config, self._prepared.resume
+        for pending in self._starting:
+            pending.result("starting up")
+        self.rollouts = Rollouts(self._engines)
+        self.learners = Learners(self._ranks, config.learner.token_budget)
+        if resume:
+            self.learners.load(resume)
+            self.restored = checkpoint.load_buffer(resume)
+            self.rollouts.restore(self.restored)
+        way = [self._engines.handles, config.rollout.tensor_parallel, self._ranks.call("address")[0]]
+        self._ranks.call("connect", *[way] * config.learner.workers)
+
+    def close(self) -> None:
+        for workers in self._workers:
+            workers.close()
+        self._cluster.close()
+
+
+def _loop(prepared: Prepared, crew: Crew, journal: Journal) -> Loop:
+    config, run, state = prepared.config, prepared.run, prepared.state
+
+    def write_model(folder: Path) -> None:
+        crew.learners.save(folder)
+        prepared.tokenizer.save_pretrained(folder / "hf")
+
+    def save(position: Position, buffer: dict[int, list[Group]]) -> None:
+        began = time.monotonic()
+        kept = {"position": asdict(position), "wandb_id": state["wandb_id"]}
+        path = checkpoint.save(run, position.step, kept, buffer, write_model, config.trainer.keep_checkpoints)
+        journal.event("checkpoint", step=position.step, path=str(path), seconds=time.monotonic() - began)
+
+    slack = 1 if _dtype(config) == torch.float32 else 50  # bfloat16 rounds this much coarser
+    return Loop(
+        plan=Plan(
+            total_steps=config.trainer.total_steps,
+            save_every=config.trainer.save_every,
+            samples_per_step=config.samples_per_step,
+            verify=config.sync.verify,
+            tolerance=config.sync.tolerance * slack,
+        ),
+        schedule=prepared.schedule,
+        objective=prepared.objective,
+        deal=Dealer(prepared.prompts, config.data.prompts_per_step, config.run.seed).batch,
+        canaries=prepared.prompts[:CANARIES],
+        rollouts=crew.rollouts,
+        learners=crew.learners,
+        journal=journal,
+        save=save,
+    )
+
+
+def _outcome(prepared: Prepared, wandb_run: Any) -> Outcome:
+    rewards = read_column(prepared.run, "reward/mean")
+    span = min(20, len(rewards))
+    return Outcome(
+        folder=prepared.run,
+        checkpoint=checkpoint.find_all(prepared.run)[-1],
+        before=sum(rewards[:span]) / span,
+        after=sum(rewards[-span:]) / span,
+        span=span,
+        wandb=str(Path(wandb_run.dir).parent) if wandb_run else None,
+    )
 
 
 def make_objective(config: Config) -> Objective:
@@ -158,18 +220,29 @@ def make_objective(config: Config) -> Objective:
     return read(kind, config.algo.options, "algo.")  # type: ignore[no-any-return]
 
 
-def describe(config: Config, schedule: Schedule, prompts: int, longest: int) -> str:
+def describe(prepared: Prepared) -> str:
     """What follows from the config, in a few lines."""
-    samples = config.samples_per_step
-    epochs = config.trainer.total_steps * config.data.prompts_per_step / prompts
+    config, schedule = prepared.config, prepared.schedule
+    samples, count = config.samples_per_step, len(prepared.prompts)
+    epochs = config.trainer.total_steps * config.data.prompts_per_step / count
+    weights, width = parameters(prepared.folder), _dtype(config).itemsize
+    # Policy, gradient and Adam's two moments (and a float32 master under bfloat16); ZeRO n shares the last n of them.
+    parts = [weights * width, weights * width, weights * (8 if width == 4 else 12)]
+    stage, ranks = config.learner.zero_stage, config.learner.workers
+    learner = weights * width + sum(part / (ranks if stage >= 3 - i else 1) for i, part in enumerate(parts))
+    engine = f"{weights * width / 2**20:.1f} MiB of weights"
+    if not config.cluster.gpus_per_engine:
+        engine += f" and {config.rollout.kv_cache_gib * 1024:.0f} MiB of KV cache"
     return (
-        f"{config.run.name}: {config.algo.name} on {config.model.path}, {config.trainer.total_steps} steps, "
-        f"{config.data.prompts_per_step} prompts x {config.algo.group_size} = {samples} samples a step, "
-        f"at most {samples * config.rollout.max_new_tokens} response tokens\n"
-        f"{prompts} prompts, {epochs:.1f} epochs; longest sequence {longest} tokens; "
-        f"sync every {schedule.interval} steps by {config.sync_backend}, worst lag {schedule.worst_lag}\n"
-        f"{config.rollout.engines} engine(s), {config.learner.workers} learner rank(s), ZeRO {config.learner.zero_stage}; "
-        f"run folder {config.run.dir}"
+        f"{config.run.name}: {config.algo.name} on {config.model.path} ({weights:,} parameters), "
+        f"{config.trainer.total_steps} steps\n"
+        f"a step   {config.data.prompts_per_step} prompts x {config.algo.group_size} = {samples} samples, "
+        f"at most {samples * config.rollout.max_new_tokens} response tokens; longest sequence {prepared.longest}\n"
+        f"data     {count} prompts, {epochs:.1f} epochs\n"
+        f"sync     every {schedule.interval} updates by {config.sync_backend}, worst lag {schedule.worst_lag}\n"
+        f"workers  {config.rollout.engines} engine(s) with {engine}; {ranks} learner rank(s), ZeRO {stage}, "
+        f"{learner / 2**20:.1f} MiB of weights, gradients and optimizer before activations\n"
+        f"folder   {config.run.dir}"
     )
 
 
@@ -192,31 +265,32 @@ def _environment(config: Config) -> dict[str, str]:
     return env
 
 
-def _start_rollouts(config: Config, cluster: Cluster, folder: Path, longest: int) -> Any:
+def _start_rollouts(prepared: Prepared, cluster: Cluster) -> Workers:
+    config = prepared.config
     engine = EngineConfig(
-        folder=folder,
+        folder=prepared.folder,
         dtype=str(_dtype(config)).removeprefix("torch."),
         device="cuda" if config.cluster.gpus_per_engine else "cpu",
         backend=config.sync_backend,
-        max_model_len=longest,
+        max_model_len=prepared.longest,
         threads=config.cluster.cpu_threads,
         seed=config.run.seed,
     )
     arguments = [engine, config.rollout, config.reward, config.algo.group_size]
     gpus = config.cluster.gpus_per_engine * config.rollout.tensor_parallel
     env = _environment(config)
-    count = config.rollout.engines
-    return cluster.workers("engine", RolloutWorker, count, gpus, env, *[arguments] * count)
+    return cluster.workers("engine", RolloutWorker, gpus, env, *[arguments] * config.rollout.engines)
 
 
-def _start_learners(config: Config, cluster: Cluster, folder: Path, objective: Objective) -> Any:
+def _start_learners(prepared: Prepared, cluster: Cluster) -> Workers:
+    config = prepared.config
     setup = LearnerSetup(
-        folder=folder,
+        folder=prepared.folder,
         dtype=_dtype(config),
         device="cuda" if config.cluster.gpus_per_learner else "cpu",
         threads=config.cluster.cpu_threads,
         temperature=config.rollout.temperature,
-        objective=objective,
+        objective=prepared.objective,
         terms=Terms(config.algo.kl.coef, config.algo.kl.estimator, config.algo.entropy_coef),
         sync_backend=config.sync_backend,
         bucket_bytes=config.sync.bucket_mib * 2**20,
@@ -228,7 +302,7 @@ def _start_learners(config: Config, cluster: Cluster, folder: Path, objective: O
     env = _environment(config)
     if not config.cluster.gpus_per_learner:
         env["DS_ACCELERATOR"] = "cpu"
-    return cluster.workers("learner", LearnerWorker, world, config.cluster.gpus_per_learner, env, *arguments)
+    return cluster.workers("learner", LearnerWorker, config.cluster.gpus_per_learner, env, *arguments)
 
 
 def _find_resume(config: Config, run: Path) -> Path | None:
@@ -274,7 +348,10 @@ def _prepare_run(config: Config, run: Path, resume: Path | None) -> dict[str, An
     kept.write_text(yaml.safe_dump(mine, sort_keys=False))
     if resume:
         return checkpoint.load_state(resume)
-    return {"wandb_id": f"{re.sub(r'[^A-Za-z0-9_-]', '-', config.run.name)}-{uuid.uuid4().hex[:8]}"}
+    return {
+        "position": asdict(Position()),
+        "wandb_id": f"{re.sub(r'[^A-Za-z0-9_-]', '-', config.run.name)}-{uuid.uuid4().hex[:8]}",
+    }
 
 
 class _Bar:

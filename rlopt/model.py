@@ -61,6 +61,14 @@ def context_length(folder: Path) -> int:
     return int(transformers.AutoConfig.from_pretrained(folder).max_position_embeddings)
 
 
+def parameters(folder: Path) -> int:
+    """Parameters of the model in `folder`, counted from its config without loading a weight; tied ones count once."""
+    config = transformers.AutoConfig.from_pretrained(folder)
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    return sum(p.numel() for p in model.parameters())
+
+
 class Policy(torch.nn.Module):
     """A causal language model that scores sequences.
 

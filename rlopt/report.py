@@ -1,7 +1,7 @@
 """`python -m rlopt.report RUN [RUN ...] --out FILE.html`: the founding 2x2 figure and a page that needs nothing else.
 
-Runs of one algorithm are its seeds: the line is their mean, the band reaches from the smallest to the largest. Nothing is
-smoothed. Beside the page stand the figure as PNG and SVG.
+Runs of one algorithm are its seeds. The thin line is their mean at every step and the band reaches from the smallest to the
+largest; the thick line over them is the mean of each 20 steps. Beside the page stand the figure as PNG and SVG.
 """
 
 import argparse
@@ -31,7 +31,7 @@ PANELS = {
 }
 COLORS = ("#4C72B0", "#DD8452", "#55A868", "#C44E52", "#8172B3", "#937860", "#DA8BC3", "#8C8C8C", "#CCB974", "#64B5CD")
 SPAN = 20
-"""Steps at the start and the end of a run that the table averages over."""
+"""Steps that a point of the thick line averages, and the table at the start and the end of a run."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,18 @@ def draw(families: list[Family], stem: Path) -> list[Path]:
         for color, family in zip(COLORS * len(families), families, strict=False):
             curve = family.curves[name]
             label = family.label + (f" ({len(family.runs)} seeds)" if len(family.runs) > 1 else "")
-            axis.plot(curve.steps, curve.values.mean(0), color=color, linewidth=1.2, label=label)
+            axis.plot(curve.steps, curve.values.mean(0), color=color, linewidth=0.6, alpha=0.5)
+            axis.plot(*_blocks(curve), color=color, linewidth=2, label=label)
             if len(family.runs) > 1:
-                axis.fill_between(curve.steps, curve.values.min(0), curve.values.max(0), color=color, alpha=0.2, linewidth=0)
+                axis.fill_between(curve.steps, curve.values.min(0), curve.values.max(0), color=color, alpha=0.12, linewidth=0)
         axis.set(title=title, xlabel="training step", ylabel=unit)
-        axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
+        if name == "actor/kl_k2" and _spiky([family.curves[name] for family in families]):
+            axis.set_yscale("log")
+            axis.set_ylim(bottom=1e-3)
+            axis.set_ylabel(f"{unit}, log")
+        else:
+            axis.set_ylim(bottom=0)
     axes[0, 0].legend(frameon=False, loc="lower right")
     files = [stem.with_suffix(".png"), stem.with_suffix(".svg")]
     for file in files:
@@ -116,6 +122,20 @@ def write_page(families: list[Family], figure: Path, page: Path) -> None:
     )
 
 
+def _blocks(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
+    """Means over seeds and over `SPAN` steps, each at the middle of its steps; a shorter rest is a block too."""
+    edges = np.arange(0, len(curve.steps), SPAN)
+    widths = np.diff([*edges, len(curve.steps)])
+    middles = np.add.reduceat(curve.steps, edges) / widths
+    return middles, np.add.reduceat(curve.values.mean(0), edges) / widths
+
+
+def _spiky(curves: list[Curve]) -> bool:
+    """Whether some early value is so large that a linear axis would hide the later ones."""
+    later = max(curve.values[:, curve.values.shape[1] // 2 :].max() for curve in curves)
+    return bool(max(curve.values.max() for curve in curves) > 3 * later)
+
+
 def _config(run: Path) -> dict[str, Any]:
     config: dict[str, Any] = yaml.safe_load((run / "config.yaml").read_text())
     return config
@@ -134,7 +154,8 @@ table{border-collapse:collapse}td,th{padding:.3rem .8rem;border-bottom:1px solid
 td:first-child,th:first-child{text-align:left}pre{background:#f6f6f6;padding:1rem;overflow:auto}</style>
 <h1>Training curves</h1><img alt="Training reward, KL divergence, entropy and response length against training steps"
 src="data:image/png;base64,{{ image }}">
-<p>Lines are means over seeds, bands reach from the smallest to the largest seed; nothing is smoothed.</p>
+<p>Thin lines are means over seeds at every step, bands reach from the smallest to the largest seed, thick lines are means of
+{{ span }} steps.</p>
 <h2>First and last {{ span }} steps</h2><table><tr><th>algorithm</th><th>seeds</th>
 {% for title in panels.values() %}<th>{{ title }}</th>{% endfor %}</tr>
 {% for row in rows %}<tr><td>{{ row.algorithm }}</td><td>{{ row.seeds }}</td>{% for name in panels %}

@@ -82,14 +82,22 @@ def make_sender(
     if backend == "shm":
         return ShmSender(source, client, rank == 0, bucket_bytes)
     from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
-    from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
-    from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
-    info: Any = IPCTrainerInitInfo(packed=True, packed_buffer_size_bytes=bucket_bytes, rank=rank)
-    if backend == "nccl":
-        info = NCCLTrainerInitInfo(*address, world_size=1 + receivers, packed_buffer_size_bytes=bucket_bytes, rank=rank)
+    info = gpu_init_info(backend, rank, bucket_bytes, address, receivers)
     sender: Sender = WeightTransferTrainerFactory.trainer_init(info, client=client, source=source)  # type: ignore[arg-type]
     return sender
+
+
+def gpu_init_info(backend: str, rank: int, bucket_bytes: int, address: tuple[str, int], receivers: int) -> Any:
+    """What vLLM's own sender of `backend` wants to know; the arguments are those of `make_sender`."""
+    if backend == "ipc":
+        from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
+
+        return IPCTrainerInitInfo(packed=True, packed_buffer_size_bytes=bucket_bytes, rank=rank)
+    from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+
+    host, port = address
+    return NCCLTrainerInitInfo(host, port, 1 + receivers, packed_buffer_size_bytes=bucket_bytes, rank=rank)
 
 
 class ShmSender:

@@ -1,0 +1,133 @@
+"""Ray alone: deadlines with names, and weights that travel between two nodes."""
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import torch
+from ray.cluster_utils import Cluster as Nodes
+
+from rlopt.cluster import Cluster, EngineClient, Stalled
+from rlopt.config import ClusterConfig
+from rlopt.errors import RloptError
+from rlopt.weights import ShmSender, read_bucket, write_shared
+
+PATHS = {"PYTHONPATH": os.pathsep.join(sys.path)}
+"""So that Ray's workers find the classes of this file."""
+
+
+def config(address: str) -> ClusterConfig:
+    return ClusterConfig(address, 1, 0.0, 0.0, start_deadline_s=60.0, step_deadline_s=90.0)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    nodes.add_node(num_cpus=1)
+    joined = Cluster(config(nodes.address))
+    yield joined
+    joined.close()
+    nodes.shutdown()
+
+
+class Patience:
+    """A worker that takes the time it is told to."""
+
+    def work(self, seconds: float) -> float:
+        time.sleep(seconds)
+        return seconds
+
+    def refuse(self) -> None:
+        raise RloptError("key=value: way out")
+
+    def die(self) -> None:
+        os._exit(1)
+
+    def close(self) -> None:
+        pass
+
+
+class Engine:
+    """Receives weights as a rollout worker does, without vLLM."""
+
+    def __init__(self) -> None:
+        self.received: dict[str, torch.Tensor] = {}
+        self.versions: list[str] = []
+        self.remote_buckets = 0
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        pass
+
+    def start_weight_update(self) -> None:
+        pass
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        self.received |= dict(read_bucket(**update_info))
+
+    def update_weights_from(self, update_info: dict[str, Any], data: np.ndarray) -> None:
+        self.remote_buckets += 1
+        path = write_shared(data.tobytes())
+        self.update_weights({**update_info, "path": path})
+        Path(path).unlink()
+
+    def finish_weight_update(self, weight_version: str) -> None:
+        self.versions.append(weight_version)
+
+    def report(self) -> tuple[str, int, list[str], float]:
+        node = ray.get_runtime_context().get_node_id()
+        return node, self.remote_buckets, self.versions, float(sum(t.sum() for t in self.received.values()))
+
+    def close(self) -> None:
+        pass
+
+
+class Weights:
+    """Two tensors, one bucket each."""
+
+    def metadata(self) -> list[Any]:
+        return []
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        yield "a", torch.ones(10)
+        yield "b", torch.full((5,), 2.0)
+
+
+def test_a_wait_that_is_over_names_who_is_late_and_for_what(cluster: Cluster) -> None:
+    workers = cluster.workers("learner", Patience, 0, PATHS, [], [])
+    assert workers.start("work", [0.0], [0.0]).result("warming up") == [0.0, 0.0]
+    with pytest.raises(Stalled, match=r"the driver waited 2 s for learner\[1\]: updating step 7"):
+        workers.start("work", [0.0], [30.0], deadline_s=2.0).result("updating step 7")
+    workers.close()
+
+
+def test_a_worker_that_dies_and_one_that_refuses_are_told_apart(cluster: Cluster) -> None:
+    workers = cluster.workers("engine", Patience, 0, PATHS, [])
+    with pytest.raises(RloptError, match=r"^key=value: way out$"):
+        workers.call("refuse")
+    with pytest.raises(Stalled, match="engine died during: die"):
+        workers.call("die")
+
+
+def test_weights_reach_engines_on_both_nodes(cluster: Cluster) -> None:
+    workers = cluster.workers("engine", Engine, 0, PATHS, [], [], [], [])
+    client = EngineClient(workers.handles, ranks_per_engine=1, deadline_s=90.0)
+    client.version = 7
+    ShmSender(Weights(), client, is_sender=True, bucket_bytes=40).send_weights()
+    reports = workers.call("report")
+    assert len({node for node, *_ in reports}) == 2
+    assert {buckets for _, buckets, _, _ in reports} == {0, 2}  # the other node gets its bytes through Ray
+    assert all((versions, total) == (["7"], 20.0) for _, _, versions, total in reports)
+    workers.close()
+
+
+def test_an_address_where_no_cluster_answers_is_refused() -> None:
+    if ray.is_initialized():
+        ray.shutdown()
+    with pytest.raises(RloptError, match="cluster.address=127.0.0.1:1: no Ray cluster answers"):
+        Cluster(config("127.0.0.1:1"))
