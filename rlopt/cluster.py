@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import socket
 import time
 from collections.abc import Iterable
@@ -84,6 +85,7 @@ class Cluster:
     def __init__(self, config: ClusterConfig) -> None:
         self._config = config
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        on_sigterm = signal.getsignal(signal.SIGTERM)
         common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "namespace": "rlopt"}
         if config.address == "local":
             # Ray replaces a loopback address by the machine's own and then listens on every interface; here it may not.
@@ -100,6 +102,7 @@ class Cluster:
                 raise RloptError(
                     f"cluster.address={config.address}: no Ray cluster answers ({reason}); use local, or start one"
                 ) from error
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own in place, which leaves no time to close workers
 
     def workers(self, who: str, cls: type, gpus: float, env: dict[str, str], *each: Iterable[Any]) -> Workers:
         """Actors of `cls`, spread over the nodes; `each` are the constructor's arguments of one after another.
