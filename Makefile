@@ -4,7 +4,10 @@
 PYTHON ?= python3
 LOCK ?= requirements-cpu.txt
 BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-deps
 READY := .venv/.ready-$(LOCK)
+# torch's CPU build has an index of its own, asked for torch alone: asking it for every package would take minutes offline.
+TORCH_INDEX := $(if $(findstring cpu,$(LOCK)),--extra-index-url https://download.pytorch.org/whl/cpu)
 
 .PHONY: setup demo test lint unit real format lock clean
 
@@ -14,8 +17,9 @@ $(READY): $(LOCK) pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: PYTHON=$(PYTHON) is older than 3.11; give a newer one, make PYTHON=python3.11")'
 	rm -rf .venv
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r $(LOCK)
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(PIP) --retries 0 $(TORCH_INDEX) $$(grep '^torch==' $(LOCK))
+	$(PIP) -r $(LOCK)
+	$(PIP) --no-build-isolation -e .
 	touch $@
 
 
@@ -48,7 +52,7 @@ lock:
 	uv pip compile pyproject.toml --extra cpu --extra dev $(PLATFORM) --override .overrides --no-annotate --no-header \
 		--no-emit-package torchvision --no-emit-package torchaudio --no-emit-package torchcodec -o requirements-cpu.txt
 	rm .overrides
-	sed -i '1i --extra-index-url https://download.pytorch.org/whl/cpu\n# Written by make lock: torch as its CPU build; torchvision, torchaudio and torchcodec would break it.' requirements-cpu.txt
+	sed -i '1i # Written by make lock: torch as its CPU build; torchvision, torchaudio and torchcodec would break it.' requirements-cpu.txt
 	uv pip compile pyproject.toml --extra gpu --extra dev $(PLATFORM) --no-annotate --no-header -o requirements-gpu.txt
 
 clean:
