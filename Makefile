@@ -24,7 +24,7 @@ $(READY): $(LOCK) pyproject.toml
 
 
 demo: setup
-	run=runs/demo-$$(date +%Y%m%d-%H%M%S) && \
+	@run=runs/demo-$$(date +%Y%m%d-%H%M%S) && \
 	$(BIN)/python -m rlopt.train +algo=rec_oneside_nois trainer.total_steps=100 run.name=demo run.dir=$$run && \
 	$(BIN)/python -m rlopt.report $$run --out $$run/report.html
 
