@@ -5,9 +5,11 @@ depend on the split. It scores with the policy and with the frozen reference, an
 """
 
 import os
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +69,7 @@ class LearnerWorker:
     def start(self, meeting: tuple[str, int]) -> None:
         """Join the group and load policy and reference."""
         setup, config = self._setup, self._config
-        host, port = meeting
-        os.environ.update(MASTER_ADDR=host, MASTER_PORT=str(port), LOCAL_RANK="0")
-        os.environ.update(RANK=str(self._rank), WORLD_SIZE=str(self._world))
+        os.environ.update(RANK=str(self._rank), WORLD_SIZE=str(self._world), LOCAL_RANK="0")
         on_cpu = setup.device == "cpu"
         if on_cpu:
             os.environ["DS_ACCELERATOR"] = "cpu"
@@ -77,13 +77,26 @@ class LearnerWorker:
         import deepspeed
 
         torch.manual_seed(setup.seed)
-        deepspeed.init_distributed("gloo" if on_cpu else "nccl", auto_mpi_discovery=False, verbose=False)
+        backend = "gloo" if on_cpu else "nccl"
+        store = self._meet(*meeting)
+        torch.distributed.init_process_group(backend, store=store, rank=self._rank, world_size=self._world)
+        deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
         policy = Policy(setup.folder, setup.dtype, config.logit_chunk, config.gradient_checkpointing)
         reference = Policy(setup.folder, setup.dtype, config.logit_chunk).requires_grad_(False).eval()
         self._engine, *_ = deepspeed.initialize(model=policy, config=self._deepspeed_config(train=True))
         if config.zero_stage == 3:
             reference, *_ = deepspeed.initialize(model=reference, config=self._deepspeed_config(train=False))
         self._reference = reference.to(setup.device)
+
+    def _meet(self, host: str, port: int) -> torch.distributed.TCPStore:
+        """The store where ranks find one another. By itself torch would listen on every interface, not on `host` alone."""
+        deadline = timedelta(seconds=self._setup.deadline_s)
+        if self._rank:
+            return torch.distributed.TCPStore(host, port, self._world, is_master=False, timeout=deadline)
+        listener = socket.create_server((host, port))
+        return torch.distributed.TCPStore(
+            host, port, self._world, is_master=True, timeout=deadline, master_listen_fd=listener.detach()
+        )
 
     def _deepspeed_config(self, train: bool) -> dict[str, Any]:
         setup, config = self._setup, self._config

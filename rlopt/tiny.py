@@ -36,7 +36,6 @@ class Recipe:
     steps: int
     batch: int
     lr: float
-    bfloat16: bool = False
     schooling: float = 0.75
     worked_share: float = 0.55
     slip_share: float = 0.3
@@ -45,7 +44,7 @@ class Recipe:
 
 RECIPES = {
     "tiny_s": Recipe(hidden=64, layers=2, heads=2, intermediate=256, tied=True, steps=900, batch=96, lr=4e-3),
-    "tiny_l": Recipe(hidden=128, layers=4, heads=4, intermediate=512, tied=False, steps=500, batch=64, lr=2e-3, bfloat16=True),
+    "tiny_l": Recipe(hidden=192, layers=2, heads=6, intermediate=576, tied=False, steps=800, batch=64, lr=3e-3),
 }
 
 MAX_LENGTH = 128
@@ -93,8 +92,7 @@ def train(recipe: Recipe, folder: Path, progress: Callable[[int, int, float], No
         warm, left = min(1.0, step / 50), (recipe.steps - step) / recipe.steps
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr * warm * (0.05 + 0.95 * 0.5 * (1 - math.cos(math.pi * left)))
-        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bfloat16):
-            logits = model(tokens).logits[:, :-1].float()
+        logits = model(tokens).logits[:, :-1]
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets[:, 1:].flatten(), ignore_index=-100)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

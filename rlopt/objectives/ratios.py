@@ -1,6 +1,5 @@
 """Importance ratios and the masks that clipping makes of them. Pure functions of `[B, T]` tensors."""
 
-import torch
 from torch import Tensor
 
 from rlopt.types import Batch, Scores
@@ -17,4 +16,4 @@ def one_side(ratio: Tensor, advantages: Tensor, low: float, high: float) -> Tens
     `(A >= 0 and r <= 1 + high) or (A <= 0 and r >= 1 - low)`: the tokens on which PPO-clip's gradient is not zero.
     """
     keep = ((advantages >= 0) & (ratio <= 1 + high)) | ((advantages <= 0) & (ratio >= 1 - low))
-    return keep.to(torch.get_default_dtype() if ratio.dtype == torch.float16 else ratio.dtype)
+    return keep.to(ratio.dtype)
