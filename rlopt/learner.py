@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from rlopt.batching import split
 from rlopt.cluster import EngineClient, Workers, free_port, own_address
@@ -88,15 +89,13 @@ class LearnerWorker:
             reference, *_ = deepspeed.initialize(model=reference, config=self._deepspeed_config(train=False))
         self._reference = reference.to(setup.device)
 
-    def _meet(self, host: str, port: int) -> torch.distributed.TCPStore:
+    def _meet(self, host: str, port: int) -> TCPStore:
         """The store where ranks find one another. By itself torch would listen on every interface, not on `host` alone."""
         deadline = timedelta(seconds=self._setup.deadline_s)
         if self._rank:
-            return torch.distributed.TCPStore(host, port, self._world, is_master=False, timeout=deadline)
+            return TCPStore(host, port, self._world, is_master=False, timeout=deadline)
         listener = socket.create_server((host, port))
-        return torch.distributed.TCPStore(
-            host, port, self._world, is_master=True, timeout=deadline, master_listen_fd=listener.detach()
-        )
+        return TCPStore(host, port, self._world, is_master=True, timeout=deadline, master_listen_fd=listener.detach())
 
     def _deepspeed_config(self, train: bool) -> dict[str, Any]:
         setup, config = self._setup, self._config
