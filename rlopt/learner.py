@@ -23,7 +23,7 @@ from rlopt.config import LearnerConfig
 from rlopt.model import Policy
 from rlopt.objectives.core import Objective, Terms, merge, total_loss
 from rlopt.types import Batch, Max, Metric, Scores
-from rlopt.weights import TensorSpec, make_sender
+from rlopt.weights import TensorSpec, in_buckets, make_sender
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ class LearnerWorker:
     # `weights.Source`: the policy under its Hugging Face names.
 
     def metadata(self) -> list[TensorSpec]:
-        return [TensorSpec(name, p.dtype, _full_shape(p)) for name, p in self._named()]
+        return [_spec(name, parameter) for name, parameter in self._named()]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         if self._config.zero_stage < 3:
@@ -186,7 +186,7 @@ class LearnerWorker:
             return
         import deepspeed
 
-        for bucket in _by_size(self._named(), self._setup.bucket_bytes):
+        for bucket in in_buckets(self._named(), self._setup.bucket_bytes, lambda named: _spec(*named).nbytes):
             with deepspeed.zero.GatheredParameters([parameter for _, parameter in bucket]):
                 for name, parameter in bucket:
                     yield name, parameter.detach()
@@ -211,21 +211,9 @@ class LearnerWorker:
             torch.distributed.destroy_process_group()
 
 
-def _full_shape(parameter: torch.nn.Parameter) -> tuple[int, ...]:
-    return tuple(getattr(parameter, "ds_shape", parameter.shape))
-
-
-def _by_size(named: list[tuple[str, torch.nn.Parameter]], limit: int) -> Iterator[list[tuple[str, torch.nn.Parameter]]]:
-    bucket: list[tuple[str, torch.nn.Parameter]] = []
-    size = 0
-    for name, parameter in named:
-        nbytes = TensorSpec(name, parameter.dtype, _full_shape(parameter)).nbytes
-        if bucket and size + nbytes > limit:
-            yield bucket
-            bucket, size = [], 0
-        bucket.append((name, parameter))
-        size += nbytes
-    yield bucket
+def _spec(name: str, parameter: torch.nn.Parameter) -> TensorSpec:
+    """What the whole parameter is, also where ZeRO-3 left this rank a shard of it."""
+    return TensorSpec(name, parameter.dtype, tuple(getattr(parameter, "ds_shape", parameter.shape)))
 
 
 class Learners:

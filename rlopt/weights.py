@@ -11,15 +11,17 @@ Every bucket carries a digest that the receiver checks.
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from rlopt.errors import RloptError
+
+T = TypeVar("T")
 
 SHM_BACKEND = "rlopt_shm"
 """Name of our back end in vLLM's registry."""
@@ -114,7 +116,8 @@ class ShmSender:
                 pass
             return
         self._client.start_weight_update()
-        for bucket in _buckets(self._source, self._bucket_bytes):
+        copies = ((name, tensor.detach().to("cpu", copy=True).contiguous()) for name, tensor in self._source)
+        for bucket in in_buckets(copies, self._bucket_bytes, lambda copy: copy[1].nbytes):
             info = write_bucket(bucket)
             try:
                 self._client.update_weights(info)
@@ -123,16 +126,16 @@ class ShmSender:
         self._client.finish_weight_update()
 
 
-def _buckets(pairs: Source, limit: int) -> Iterator[list[tuple[str, Tensor]]]:
-    """`pairs` in lists of at most `limit` bytes, or of one tensor where that alone is larger."""
-    bucket: list[tuple[str, Tensor]] = []
+def in_buckets(items: Iterable[T], limit: int, nbytes: Callable[[T], int]) -> Iterator[list[T]]:
+    """`items` in order, in lists of at most `limit` bytes, or of one item where that alone is larger."""
+    bucket: list[T] = []
     size = 0
-    for name, tensor in pairs:
-        if bucket and size + tensor.nbytes > limit:
+    for item in items:
+        if bucket and size + nbytes(item) > limit:
             yield bucket
             bucket, size = [], 0
-        bucket.append((name, tensor.detach().to("cpu", copy=True).contiguous()))
-        size += tensor.nbytes
+        bucket.append(item)
+        size += nbytes(item)
     yield bucket
 
 
