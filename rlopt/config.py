@@ -38,10 +38,12 @@ class ModelConfig:
 class DataConfig:
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
     train: str
+    eval: str | None
     size: int
     prompts_per_step: int
     prompt_key: str | None
     answer_key: str | None
+    invalid_rows: Literal["refuse", "drop"]
 
     def __post_init__(self) -> None:
         _need(self.prompts_per_step >= 1, "data.prompts_per_step", self.prompts_per_step, "must be at least 1")
@@ -64,26 +66,73 @@ class RewardConfig:
 class KLConfig:
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
     coef: float
-    estimator: Literal["k1", "k2", "k3"]
+    estimator: Literal["k1", "k2", "k3", "abs", "k3_corrected", "k3_unbiased"]
+    place: Literal["loss", "reward"]
 
     def __post_init__(self) -> None:
         _need(self.coef >= 0, "algo.kl.coef", self.coef, "must be 0 (measure only) or above")
 
 
 @dataclass(frozen=True)
+class CorrectionConfig:
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    weight: Literal["none", "token", "sequence"]
+    cap: float | None
+    mask: Literal["none", "token", "sequence", "geometric"]
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class OverlongConfig:
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    buffer: float
+    filter: bool
+
+    def __post_init__(self) -> None:
+        _need(0 <= self.buffer <= 1, "algo.overlong.buffer", self.buffer, "is a share of rollout.max_new_tokens: 0 to 1")
+
+
+@dataclass(frozen=True)
+class GroupRelativeConfig:
+    """What objectives that learn from groups of samples have; `objectives.core.Terms` is made of it."""
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    group_size: int
+    minibatches: int
+    credit: str | None
+    anchor: Literal["behavior", "proximal"]
+    refills: int
+    dual_clip: float | None
+    opsm_delta: float | None
+    entropy_coef: float
+    kl: KLConfig
+    correction: CorrectionConfig
+    overlong: OverlongConfig
+
+    def __post_init__(self) -> None:
+        _need(self.group_size >= 2, "algo.group_size", self.group_size, "credit is relative to siblings: at least 2")
+        _need(self.minibatches >= 1, "algo.minibatches", self.minibatches, "must be at least 1")
+        _need(self.refills >= 0, "algo.refills", self.refills, "must be 0 (off) or more")
+        corrected = self.correction.weight != "none" or self.correction.mask != "none"
+        _need(
+            self.anchor == "proximal" or not corrected,
+            "algo.anchor",
+            self.anchor,
+            "algo.correction weighs the anchor against the behavior policy, which is 1 everywhere; set algo.anchor=proximal",
+        )
+
+
+@dataclass(frozen=True)
 class AlgoConfig:
-    """`options` are the fields of the class that `objective` names; `launch` builds it from them."""
+    """`options` are the fields of the class that `objective` names; `group_relative` is None where it learns from recorded
+    rows."""
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
     name: str
     objective: str
-    group_size: int
-    kl: KLConfig
-    entropy_coef: float
+    group_relative: GroupRelativeConfig | None
     options: dict[str, Any]
-
-    def __post_init__(self) -> None:
-        _need(self.group_size >= 2, "algo.group_size", self.group_size, "credit is relative to siblings: at least 2")
 
 
 @dataclass(frozen=True)
@@ -113,6 +162,7 @@ class LearnerConfig:
     workers: int
     zero_stage: Literal[0, 1, 2, 3]
     lr: float
+    lr_schedule: Literal["constant", "linear", "cosine"]
     betas: list[float]
     weight_decay: float
     warmup_steps: int
@@ -149,12 +199,14 @@ class SyncConfig:
 class TrainerConfig:
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
     total_steps: int
+    eval_every: int
     save_every: int
     keep_checkpoints: int
     log_samples: int
 
     def __post_init__(self) -> None:
         _need(self.total_steps >= 1, "trainer.total_steps", self.total_steps, "must be at least 1")
+        _need(self.eval_every >= 1, "trainer.eval_every", self.eval_every, "must be at least 1 step")
         _need(self.save_every >= 0, "trainer.save_every", self.save_every, "must be 0 (only at the end) or more steps")
         _need(self.keep_checkpoints >= 1, "trainer.keep_checkpoints", self.keep_checkpoints, "must be at least 1")
 
@@ -201,8 +253,15 @@ class Config:
             samples >= self.learner.workers,
             "learner.workers",
             self.learner.workers,
-            f"a step's {samples} samples (data.prompts_per_step={self.data.prompts_per_step} x "
-            f"algo.group_size={self.algo.group_size}) cannot be split over the ranks; use at most {samples}",
+            f"a step's {samples} samples (data.prompts_per_step={self.data.prompts_per_step} x {self.group_size}) cannot be "
+            f"split over the ranks; use at most {samples}",
+        )
+        updates = self.algo.group_relative.minibatches if self.algo.group_relative else 1
+        _need(
+            updates <= self.data.prompts_per_step,
+            "algo.minibatches",
+            updates,
+            f"a step has data.prompts_per_step={self.data.prompts_per_step} groups to share out; use at most that",
         )
         _need(
             self.sync.backend in ("auto", "shm") or self.cluster.gpus_per_engine > 0,
@@ -212,8 +271,13 @@ class Config:
         )
 
     @property
+    def group_size(self) -> int:
+        """Samples per prompt; 1 where rows are recorded."""
+        return self.algo.group_relative.group_size if self.algo.group_relative else 1
+
+    @property
     def samples_per_step(self) -> int:
-        return self.data.prompts_per_step * self.algo.group_size
+        return self.data.prompts_per_step * self.group_size
 
     @property
     def sync_backend(self) -> Literal["shm", "nccl", "ipc"]:

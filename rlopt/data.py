@@ -1,6 +1,6 @@
 """Prompts: read once, tokenised once, and dealt to batches by a pure function of seed and batch number.
 
-Because `Dealer.batch` has no memory, a resumed run deals the same prompts, none skipped and none repeated.
+Because `Dealer.rows` depends on nothing else, a resumed run deals the same rows, none skipped and none repeated.
 """
 
 import hashlib
@@ -8,7 +8,7 @@ import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from rlopt import arithmetic
 from rlopt.config import DataConfig
@@ -19,38 +19,61 @@ from rlopt.types import Prompt
 class Tokenizer(Protocol):
     """What is needed of a transformers tokenizer here."""
 
-    def encode(self, text: str) -> list[int]: ...
+    eos_token_id: int
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
 
 
 @dataclass(frozen=True)
 class Deal:
-    """A prompt handed to a batch. `epoch` counts how often the data had been gone through before."""
+    """A prompt handed to a batch.
+
+    Attributes:
+        draw: what tells this draw of the prompt from others: how often the data had been gone through before, or for a spare
+            its place. It is part of every sample's seed.
+        spares: prompts to be taken one after another while the samples show no signal.
+    """
 
     prompt: Prompt
-    epoch: int
+    draw: str
+    spares: tuple["Deal", ...] = ()
 
 
 class Dealer:
-    """Deals prompts: every epoch is a new seeded shuffle of all of them, and batches follow one another through it."""
+    """Deals rows: every epoch is a new seeded shuffle of all of them, and batches follow one another through it."""
 
-    def __init__(self, prompts: list[Prompt], per_step: int, seed: int) -> None:
-        self._prompts, self._per_step, self._seed = prompts, per_step, seed
+    def __init__(self, count: int, per_step: int, seed: int) -> None:
+        self._count, self._per_step, self._seed = count, per_step, seed
+        self._order: tuple[int, list[int]] = (-1, [])  # of the last epoch asked for: a shuffle is not made 16 times a step
 
-    def batch(self, number: int) -> list[Deal]:
-        """The prompts of batch `number` (1-based)."""
-        first = (number - 1) * self._per_step
-        return [self._deal(position) for position in range(first, first + self._per_step)]
+    def rows(self, batch: int) -> list[tuple[int, int]]:
+        """(row, epoch) of every place of batch `batch` (1-based)."""
+        first = (batch - 1) * self._per_step
+        places = [divmod(position, self._count) for position in range(first, first + self._per_step)]
+        return [(self._shuffled(epoch)[place], epoch) for epoch, place in places]
 
-    def _deal(self, position: int) -> Deal:
-        epoch, row = divmod(position, len(self._prompts))
-        order = list(range(len(self._prompts)))
-        random.Random(f"{self._seed}/{epoch}").shuffle(order)
-        return Deal(self._prompts[order[row]], epoch)
+    def deals(self, batch: int, prompts: list[Prompt], refills: int) -> list[Deal]:
+        """The prompts of batch `batch`, each with `refills` spares."""
+        return [
+            Deal(prompts[row], str(epoch), tuple(self._spare(batch, place, i, prompts) for i in range(refills)))
+            for place, (row, epoch) in enumerate(self.rows(batch))
+        ]
+
+    def _spare(self, batch: int, place: int, number: int, prompts: list[Prompt]) -> Deal:
+        draw = f"spare {batch}.{place}.{number}"
+        return Deal(prompts[random.Random(f"{self._seed}/{draw}").randrange(self._count)], draw)
+
+    def _shuffled(self, epoch: int) -> list[int]:
+        if self._order[0] != epoch:
+            order = list(range(self._count))
+            random.Random(f"{self._seed}/{epoch}").shuffle(order)
+            self._order = (epoch, order)
+        return self._order[1]
 
 
-def sample_seed(run_seed: int, prompt_id: str, epoch: int, index: int) -> int:
+def sample_seed(run_seed: int, prompt_id: str, draw: str, index: int) -> int:
     """The seed of one sample: 63 bits of a hash, so that scheduling cannot change what is drawn."""
-    key = f"{run_seed}/{prompt_id}/{epoch}/{index}".encode()
+    key = f"{run_seed}/{prompt_id}/{draw}/{index}".encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest()) >> 1
 
 
@@ -80,24 +103,34 @@ def load_prompts(config: DataConfig, seed: int, tokenizer: Tokenizer, max_tokens
 
 def _read_rows(config: DataConfig) -> list[tuple[str, str, str]]:
     """(id, prompt, answer) of every row of a JSONL file."""
-    path = Path(config.train)
-    if not path.is_file():
-        raise RloptError(f"data.train={config.train}: no such file; give a JSONL file, or arithmetic for the embedded task")
     rows = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        if not line.strip():
-            continue
-        where = f"data.train={config.train}: row {number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise RloptError(f"{where} is not JSON ({error}); want one object a line") from None
+    for number, row in read_jsonl("data.train", config.train):
         prompt_key = config.prompt_key or next((key for key in ("prompt", "question") if key in row), "prompt")
         answer_key = config.answer_key or "answer"
         for key, setting in ((prompt_key, "data.prompt_key"), (answer_key, "data.answer_key")):
             if not isinstance(row.get(key), str | int | float):
+                where = f"data.train={config.train}: row {number}"
                 raise RloptError(f"{where} has no text under {key!r}, only {sorted(row)}; set {setting}")
-        rows.append((f"{path.name}:{number}", str(row[prompt_key]), str(row[answer_key])))
+        rows.append((f"{Path(config.train).name}:{number}", str(row[prompt_key]), str(row[answer_key])))
+    return rows
+
+
+def read_jsonl(key: str, name: str) -> list[tuple[int, dict[str, Any]]]:
+    """(line number, object) of every row of the file `name`, which the config key `key` names."""
+    path = Path(name)
+    if not path.is_file():
+        raise RloptError(f"{key}={name}: no such file; give a JSONL file, or arithmetic for the embedded task")
+    rows = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise RloptError(f"{key}={name}: row {number} is not JSON ({error}); want one object a line") from None
+        if not isinstance(row, dict):
+            raise RloptError(f"{key}={name}: row {number} is no JSON object; want one object a line")
+        rows.append((number, row))
     if not rows:
-        raise RloptError(f"data.train={config.train}: the file has no rows; put one JSON object with prompt and answer a line")
+        raise RloptError(f"{key}={name}: the file has no rows; put one JSON object a line")
     return rows

@@ -1,9 +1,10 @@
 """Learning: a DeepSpeed rank per `LearnerWorker`, and `Learners`, all of them as the loop sees them.
 
-A rank sums `per_token * weights` over its micro-batches; the weights sum to one over all ranks, so the gradient does not
+A rank sums `per_token * weights` over its micro-batches; the weights belong to the whole update, so the gradient does not
 depend on the split. It scores with the policy and with the frozen reference, and it sends its weights to the engines.
 """
 
+import math
 import os
 import socket
 import time
@@ -11,18 +12,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from rlopt.batching import split
+from rlopt.batching import plan, split
 from rlopt.cluster import EngineClient, Workers, free_port, own_address
 from rlopt.config import LearnerConfig
 from rlopt.model import Policy
 from rlopt.objectives.core import Objective, Terms, merge, total_loss
-from rlopt.types import Batch, Max, Metric, Scores
+from rlopt.types import Batch, Max, Metric, Scores, Sequences, Sum
 from rlopt.weights import TensorSpec, in_buckets, make_sender
 
 
@@ -41,6 +42,7 @@ class LearnerSetup:
     device: str
     threads: int
     temperature: float
+    total_steps: int
     objective: Objective
     terms: Terms
     sync_backend: str
@@ -126,28 +128,32 @@ class LearnerWorker:
         self._sender = make_sender(setup.sync_backend, self, self._client, self._rank, setup.bucket_bytes, address, receivers)
 
     def update(self, micro_batches: list[Batch], step: int) -> dict[str, Metric]:
-        """One optimizer step on this rank's share of a batch; metrics of the share."""
-        lr = self._config.lr * min(1.0, step / max(1, self._config.warmup_steps))
+        """One optimizer update on this rank's share of a batch; metrics of the share."""
+        lr = self._config.lr * lr_factor(self._config, step, self._setup.total_steps)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
         self._engine.train()
         parts = []
         for number, cpu_batch in enumerate(micro_batches, 1):
             batch = cpu_batch.to(self._setup.device)
-            logprobs, entropy = self._engine(batch.token_ids, batch.mask, self._setup.temperature)
-            scores = Scores(logprobs, entropy, self._reference_logprobs(batch))
-            output = total_loss(self._setup.objective, self._setup.terms, batch, scores)
+            output = total_loss(self._setup.objective, self._setup.terms, batch, self._scores(batch))
             loss = (output.per_token * batch.weights).sum()
             self._engine.set_gradient_accumulation_boundary(number == len(micro_batches))
-            self._engine.backward(loss * self._world)  # DeepSpeed averages over ranks; the weights already sum to one
+            self._engine.backward(loss * self._world)  # DeepSpeed averages over ranks; the weights belong to all of them
             parts.append(output.metrics)
         norm = self._step()
         return merge(parts) | {"actor/grad_norm": Max(norm), "actor/lr": Max(lr)}
 
-    def _reference_logprobs(self, batch: Batch) -> Tensor:
+    def measure(self, micro_batches: list[Batch]) -> dict[str, Metric]:
+        """The metrics of this rank's share of a batch that is not learned from."""
+        self._engine.eval()
         with torch.no_grad():
-            logprobs, _ = self._reference(batch.token_ids, batch.mask, self._setup.temperature)
-        return logprobs  # type: ignore[no-any-return]
+            here = [batch.to(self._setup.device) for batch in micro_batches]
+            objective, terms = self._setup.objective, self._setup.terms
+            return merge([total_loss(objective, terms, batch, self._scores(batch)).metrics for batch in here])
+
+    def _scores(self, batch: Batch) -> Scores:
+        return Scores(*self._engine(batch.token_ids, batch.mask, self._setup.temperature))
 
     def _step(self) -> float:
         """Move the weights; the global gradient norm before clipping. ZeRO's optimizers report it, the plain one does not."""
@@ -159,13 +165,13 @@ class LearnerWorker:
             norm = self._engine.get_global_grad_norm()
         return float(norm)
 
-    def score(self, batch: Batch) -> Tensor:
-        """Policy log-probabilities `[B, T]` of a whole batch, on CPU; every rank scores the same."""
-        self._engine.eval()
+    def score(self, pieces: list[Sequences], whose: Literal["policy", "reference"]) -> list[Tensor]:
+        """Log-probabilities `[b, t]` of every piece, on CPU."""
+        model = self._engine if whose == "policy" else self._reference
+        model.eval()
+        device, temperature = self._setup.device, self._setup.temperature
         with torch.no_grad():
-            here = batch.to(self._setup.device)
-            logprobs, _ = self._engine(here.token_ids, here.mask, self._setup.temperature)
-        return logprobs.cpu()  # type: ignore[no-any-return]
+            return [model(p.token_ids.to(device), p.mask.to(device), temperature)[0].cpu() for p in pieces]
 
     def sync(self, version: int) -> Sent:
         """Send all weights to all engines as `version`."""
@@ -216,21 +222,51 @@ def _spec(name: str, parameter: torch.nn.Parameter) -> TensorSpec:
     return TensorSpec(name, parameter.dtype, tuple(getattr(parameter, "ds_shape", parameter.shape)))
 
 
+def lr_factor(config: LearnerConfig, step: int, total_steps: int) -> float:
+    """What `lr` is multiplied by at `step` (1-based): linear warm-up, then the schedule, at 0 after the last step."""
+    warm = min(1.0, step / max(1, config.warmup_steps))
+    done = max(0, step - 1 - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
+    if config.lr_schedule == "linear":
+        return warm * (1 - done)
+    return warm * (0.5 * (1 + math.cos(math.pi * done)) if config.lr_schedule == "cosine" else 1.0)
+
+
 class Learners:
     """All ranks. Every call is made on all of them at once and waited for."""
 
-    def __init__(self, workers: Workers, token_budget: int) -> None:
-        self._workers, self._token_budget = workers, token_budget
+    def __init__(self, workers: Workers, token_budget: int, together: bool) -> None:
+        """`together` keeps the sequences of a group in one micro-batch (the objective's `traits.unit`)."""
+        self._workers, self._token_budget, self._together = workers, token_budget, together
 
-    def update(self, batch: Batch, step: int) -> dict[str, float]:
-        """One optimizer step on `batch`; metrics exact over all ranks."""
-        shares = split(batch, len(self._workers), self._token_budget)
-        parts = self._workers.call("update", *((share, step) for share in shares))
+    def update(self, batches: list[Batch], step: int) -> dict[str, float]:
+        """One optimizer update on each of `batches`, in order; metrics exact over all ranks, sums averaged over updates."""
+        parts = []
+        for batch in batches:
+            shares = split(batch, self._together, len(self._workers), self._token_budget)
+            parts += self._workers.call("update", *((share, step) for share in shares))
+        merged = merge(parts).items()
+        return {name: metric.value / (len(batches) if isinstance(metric, Sum) else 1) for name, metric in merged}
+
+    def measure(self, batch: Batch) -> dict[str, float]:
+        """The metrics of a batch that is not learned from, exact over all ranks."""
+        shares = split(batch, self._together, len(self._workers), self._token_budget)
+        parts = self._workers.call("measure", *((share,) for share in shares))
         return {name: metric.value for name, metric in merge(parts).items()}
 
-    def score(self, batch: Batch) -> Tensor:
-        """Policy log-probabilities `[B, T]`."""
-        scores: Tensor = self._workers.call("score", *([batch] for _ in range(len(self._workers))))[0]
+    def score(self, sequences: Sequences, whose: Literal["policy", "reference"]) -> Tensor:
+        """Log-probabilities `[B, T]` under the policy as it is, or under the reference; 0 where the mask is 0."""
+        ranks, rows = len(self._workers), torch.arange(len(sequences))
+        if len(rows) < ranks:  # too few to share out: all ranks score them all
+            layout = plan(sequences.lengths, rows, 1, self._token_budget) * ranks
+        else:
+            layout = plan(sequences.lengths, rows, ranks, self._token_budget)
+        layout = [[piece or [0] for piece in share] for share in layout]  # ranks must stay in step
+        shares = [[sequences.take(piece) for piece in share] for share in layout]
+        answers: list[list[Tensor]] = self._workers.call("score", *((share, whose) for share in shares))
+        scores = torch.zeros_like(sequences.mask)
+        for share, answer in zip(layout, answers, strict=True):
+            for piece, values in zip(share, answer, strict=True):
+                scores[piece, : values.shape[1]] = values
         return scores
 
     def sync(self, version: int) -> Sent:

@@ -7,7 +7,7 @@ decodes and encodes again; the ids that come back are the ids trained on.
 import asyncio
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,16 @@ class RolloutWorker:
         return self._busy_s + (time.monotonic() - self._busy_since if self._in_flight else 0.0)
 
     async def _group(self, deal: Deal) -> Group:
-        seeds = [sample_seed(self._engine_config.seed, deal.prompt.id, deal.epoch, i) for i in range(self._group_size)]
+        """The samples of a prompt, or while they show no signal those of its spares; the last spare is taken as it is."""
+        group = await self._samples(deal)
+        for number, spare in enumerate(deal.spares, 1):
+            if len({sample.reward for sample in group.samples}) > 1:
+                break
+            group = replace(await self._samples(spare), refills=number)
+        return group
+
+    async def _samples(self, deal: Deal) -> Group:
+        seeds = [sample_seed(self._engine_config.seed, deal.prompt.id, deal.draw, i) for i in range(self._group_size)]
         top_p, limit = self._config.top_p, self._config.max_new_tokens
         outputs = await asyncio.gather(*(self._generate(deal.prompt.token_ids, seed, top_p, limit) for seed in seeds))
         texts = [self._tokenizer.decode(output.token_ids, skip_special_tokens=True) for output in outputs]

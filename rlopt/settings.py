@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import pydantic
 from omegaconf import DictConfig, OmegaConf
 
-from rlopt.config import AlgoConfig, Config
+from rlopt.config import Config, GroupRelativeConfig
 from rlopt.errors import RloptError
 
 T = TypeVar("T")
@@ -32,12 +32,38 @@ def typed(composed: DictConfig) -> Config:
     if "algo" not in composed:
         raise RloptError(f"algo: not given; append one with +algo=NAME, where NAME is one of {', '.join(algorithms())}")
     raw: Any = OmegaConf.to_container(composed, resolve=True)
-    own = {field.name for field in fields(AlgoConfig)} - {"options"}
-    algo = raw["algo"]
-    raw["algo"] = {key: algo[key] for key in algo if key in own} | {
-        "options": {key: algo[key] for key in algo if key not in own}
+    raw["algo"] = _sorted_out(raw["algo"])
+    config = read(Config, raw, "")
+    _refuse_ignored(config, raw)
+    return config
+
+
+def _refuse_ignored(config: Config, raw: dict[str, Any]) -> None:
+    """Keys that would be set in vain: a run on recorded rows has no samplers, and one that samples holds out no rows."""
+    if config.algo.group_relative:
+        if config.data.eval is not None:
+            raise RloptError(
+                f"data.eval={config.data.eval}: +algo={config.algo.name} samples its data; held-out rows are for recorded ones"
+            )
+        return
+    default: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / "config.yaml"))
+    for section in ("reward", "rollout", "sync"):
+        for key, value in raw[section].items():
+            if value != default[section][key]:
+                raise RloptError(
+                    f"{section}.{key}={value}: +algo={config.algo.name} has no samplers, so it means nothing; drop it"
+                )
+
+
+def _sorted_out(algo: dict[str, Any]) -> dict[str, Any]:
+    """The flat keys of an algorithm's YAML, put where the schema has them; what is left are its objective's fields."""
+    shared = {field.name for field in fields(GroupRelativeConfig)} & algo.keys()
+    named = {"name", "objective"} & algo.keys()
+    return {
+        **{key: algo[key] for key in named},
+        "group_relative": {key: algo[key] for key in shared} or None,
+        "options": {key: algo[key] for key in algo if key not in shared | named},
     }
-    return read(Config, raw, "")
 
 
 def read(kind: type[T], raw: Any, prefix: str) -> T:
@@ -52,7 +78,7 @@ def read(kind: type[T], raw: Any, prefix: str) -> T:
         return value if checked is kind else kind(**raw)
     except pydantic.ValidationError as invalid:
         first = invalid.errors()[0]
-        key = prefix + ".".join(str(part) for part in first["loc"]).replace("options.", "")
+        key = prefix + ".".join(str(part) for part in first["loc"]).replace("options.", "").replace("group_relative.", "")
         raise RloptError(_explain(key, first)) from None
 
 

@@ -27,6 +27,19 @@ FOUNDING = ("reward/mean", "actor/kl_k2", "actor/entropy", "response_length/mean
 """What a run's page opens on."""
 
 
+LINE = {
+    "reward/mean": ("reward", ".3f"),
+    "preference/margin": ("margin", ".3f"),
+    "preference/accuracy": ("accuracy", ".2f"),
+    "actor/pg_loss": ("loss", ".3f"),
+    "actor/kl_k2": ("KL", ".4f"),
+    "actor/entropy": ("entropy", ".3f"),
+    "response_length/mean": ("length", ".1f"),
+    "offpolicy/lag_max": ("lag", ".0f"),
+}
+"""What the progress bar shows of a step, as far as it has it."""
+
+
 class Journal:
     """The files of a run, its W&B run and its progress bar. A resumed run's journal forgets what is done again."""
 
@@ -78,11 +91,7 @@ class Journal:
                 )
         if self._wandb:
             self._wandb.log(dict(metrics))
-        line = (
-            f"reward [bold]{metrics['reward/mean']:.3f}[/]  KL {metrics['actor/kl_k2']:.4f}  "
-            f"entropy {metrics['actor/entropy']:.3f}  length {metrics['response_length/mean']:.1f}  "
-            f"lag {metrics['offpolicy/lag_max']:.0f}"
-        )
+        line = "  ".join(f"{label} {metrics[name]:{form}}" for name, (label, form) in LINE.items() if name in metrics)
         self._progress.update(self._task, completed=step, description=line)
         if not self._console.is_terminal and (step % 20 == 0 or step == 1):
             self._console.print(f"step {step}  {line}", highlight=False)

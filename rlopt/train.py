@@ -29,7 +29,7 @@ def run() -> None:
         console = Console()
         outcome = launch.train(config, console)
         lines = [
-            f"training reward  {outcome.before:.3f} before, {outcome.after:.3f} after "
+            f"{outcome.headline:<17}{outcome.before:.3f} before, {outcome.after:.3f} after "
             f"(means of the first and last {outcome.span} steps)",
             f"metrics          {outcome.folder / 'metrics.jsonl'}",
             f"checkpoint       {outcome.checkpoint}",

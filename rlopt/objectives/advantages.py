@@ -1,21 +1,81 @@
-"""Advantages of one group: `[G]` rewards in, `[G]` float64 out. Pure functions; the leaves choose among them."""
+"""Credit: `Outcomes` of a step in, `[B]` float64 out (`whitened`: `[B, T]`). Pure functions; the leaves choose among them."""
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
+from rlopt.types import Outcomes
+
 EPSILON = 1e-6
-"""Added to a standard deviation before dividing, as verl, TRL and Trinity-RFT do."""
+"""Added to a standard deviation before dividing, as verl and Trinity-RFT do; TRL adds 1e-4."""
 
 
-def centered(rewards: Tensor) -> Tensor:
-    """`A_i = R_i - mean(R)`."""
-    rewards = rewards.double()
-    return rewards - rewards.mean()
+def group_mean(values: Tensor, group: Tensor) -> Tensor:
+    """`[B]`: for every sample the mean of `values` `[B]` over its group."""
+    groups = int(group.max()) + 1
+    total = values.new_zeros(groups).index_add(0, group, values)
+    return (total / group.bincount(minlength=groups))[group]
 
 
-def standardized(rewards: Tensor, std: Literal["population", "sample"]) -> Tensor:
+def group_size(group: Tensor) -> Tensor:
+    """`[B]` float64: for every sample the number of its siblings, itself included."""
+    return group.bincount()[group].double()
+
+
+def centered(outcomes: Outcomes) -> Tensor:
+    """`A_i = R_i - mean(R)`, the mean over its group. 0 where all rewards are one, exactly."""
+    returns = outcomes.returns
+    away = returns - group_mean(returns, outcomes.group)
+    return torch.where(_spread(outcomes) == 0, 0.0, away)
+
+
+def standardized(outcomes: Outcomes, std: Literal["population", "sample"]) -> Tensor:
     """`A_i = (R_i - mean(R)) / (std(R) + 1e-6)`; population divides by G, sample by G - 1. A group of one gets 0."""
-    if len(rewards) == 1:
-        return centered(rewards)
-    return centered(rewards) / (rewards.double().std(correction=0 if std == "population" else 1) + EPSILON)
+    away, size = centered(outcomes), group_size(outcomes.group)
+    variance = group_mean(away.square(), outcomes.group)
+    if std == "sample":
+        variance = variance * size / (size - 1).clamp(min=1)
+    return away / (variance.sqrt() + EPSILON)
+
+
+def leave_one_out(outcomes: Outcomes) -> Tensor:
+    """`A_i = R_i - mean of the siblings' R = G / (G - 1) (R_i - mean(R))`. A group of one gets 0."""
+    size = group_size(outcomes.group)
+    return centered(outcomes) * size / (size - 1).clamp(min=1)
+
+
+def above_log_mean_exp(outcomes: Outcomes, tau: float) -> Tensor:
+    """`A_i = R_i - tau * log(mean(exp(R / tau)))`, the mean over its group. 0 where all rewards are one, exactly."""
+    returns = outcomes.returns
+    top = returns.max()
+    soft = top + tau * group_mean(((returns - top) / tau).exp(), outcomes.group).log()
+    return torch.where(_spread(outcomes) == 0, 0.0, returns - soft)
+
+
+def returns_to_go(outcomes: Outcomes) -> Tensor:
+    """`[B, T]`: the reward less the penalties of this token and all that follow (no discount), 0 where the mask is 0."""
+    ahead = outcomes.penalties.flip(1).cumsum(1).flip(1)
+    return (outcomes.rewards[:, None] - ahead) * outcomes.mask
+
+
+def whitened(values: Tensor, mask: Tensor) -> Tensor:
+    """`[B, T]`: `(v - mean) / sqrt(variance + 1e-8)` over all tokens of the step, the variance divided by count - 1."""
+    spoken = values[mask > 0].double()
+    variance = spoken.var() if len(spoken) > 1 else spoken.new_zeros(())
+    return (values.double() - spoken.mean()) / (variance + 1e-8).sqrt() * mask
+
+
+def overlong_penalty(lengths: Tensor, limit: int, buffer: int) -> Tensor:
+    """`[B]`: 0 up to `limit - buffer` tokens, then falling to -1 at `limit`, -1 beyond. DAPO, arXiv:2503.14476, equation 13."""
+    if buffer == 0:
+        return torch.zeros_like(lengths, dtype=torch.float64)
+    return ((limit - buffer - lengths.double()) / buffer).clamp(-1, 0)
+
+
+def _spread(outcomes: Outcomes) -> Tensor:
+    """`[B]`: largest less smallest return of the group; rounding cannot make equal rewards differ."""
+    returns, groups = outcomes.returns, int(outcomes.group.max()) + 1
+    top = returns.new_full((groups,), -torch.inf).scatter_reduce(0, outcomes.group, returns, "amax")
+    low = returns.new_full((groups,), torch.inf).scatter_reduce(0, outcomes.group, returns, "amin")
+    return (top - low)[outcomes.group]

@@ -1,25 +1,51 @@
-"""What an objective is, and what every objective shares: the terms beside the policy loss and the usual statistics."""
+"""What an objective is, and the loss that is trained on: the objective's, corrected, with KL and entropy beside it."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from rlopt.types import Average, Batch, Ess, LossOutput, Max, Mean, Metric, Scores, Sum
+from rlopt.errors import RloptError
+from rlopt.objectives.corrections import Corrections
+from rlopt.objectives.divergence import KLEstimator, kl
+from rlopt.types import Average, Batch, Ess, LossOutput, Max, Mean, Metric, Outcomes, Scores, Sum
 
-KLEstimator = Literal["k1", "k2", "k3"]
+
+@dataclass(frozen=True)
+class Traits:
+    """What others must know of an objective to feed it, and what it claims of itself. The conformance kit tests the claims.
+
+    Attributes:
+        rows: what it learns from: groups of samples, preference pairs (of whole answers or of steps), or answers to imitate.
+        reads: the log-probabilities of the past that it needs: none, the anchor's (the behavior policy's, unless
+            `algo.anchor=proximal`), or both the proximal policy's and the behavior policy's.
+        unit: what must stay in one micro-batch: a sequence, or a group with all its siblings.
+        on_policy_identity: where policy, anchor and behavior agree, the gradient is `-advantages * weights`.
+        equal_rewards_no_credit: samples of one prompt that all have one reward get advantage 0.
+    """
+
+    rows: Literal["groups", "pairs", "step_pairs", "answers"] = "groups"
+    reads: Literal["nothing", "anchor", "proximal"] = "nothing"
+    unit: Literal["sequence", "group"] = "sequence"
+    on_policy_identity: bool = True
+    equal_rewards_no_credit: bool = True
 
 
 class Objective(Protocol):
     """A frozen dataclass whose fields are the keys of its YAML."""
 
-    average: ClassVar[Average]
-    """How its per-token losses become one number."""
+    @property
+    def traits(self) -> Traits: ...
 
-    def advantages(self, rewards: Tensor) -> Tensor:
-        """Credit of the samples of one group: `[G]` rewards to `[G]` advantages, float64."""
+    @property
+    def average(self) -> Average:
+        """How its per-token losses become one number; a class variable or a field."""
+        ...
+
+    def advantages(self, outcomes: Outcomes) -> Tensor:
+        """Credit of every sample of a step: `[B]`, or `[B, T]` where tokens differ; float64."""
         ...
 
     def loss(self, batch: Batch, scores: Scores) -> LossOutput:
@@ -28,45 +54,89 @@ class Objective(Protocol):
 
 
 @dataclass(frozen=True)
+class WithCredit:
+    """`objective` with another function in place of its advantages (`algo.credit`). It makes no claims."""
+
+    objective: Objective
+    credit: Callable[[Outcomes], Tensor]
+
+    @property
+    def traits(self) -> Traits:
+        return replace(self.objective.traits, on_policy_identity=False, equal_rewards_no_credit=False)
+
+    @property
+    def average(self) -> Average:
+        return self.objective.average
+
+    def advantages(self, outcomes: Outcomes) -> Tensor:
+        credit = self.credit(outcomes)
+        wanted = (outcomes.rewards.shape, outcomes.mask.shape)
+        if not isinstance(credit, Tensor) or credit.shape not in wanted:
+            shape = tuple(credit.shape) if isinstance(credit, Tensor) else type(credit).__name__
+            raise RloptError(f"algo.credit returned {shape} for {len(outcomes.rewards)} samples; want [B] or [B, T] advantages")
+        return credit
+
+    def loss(self, batch: Batch, scores: Scores) -> LossOutput:
+        return self.objective.loss(batch, scores)
+
+
+@dataclass(frozen=True)
 class Terms:
-    """What is added to the policy loss: `kl_coef * KL(policy, reference) - entropy_coef * entropy`, token by token."""
+    """What composes with every objective: corrections of its loss, and terms added to it token by token.
+
+    Attributes:
+        kl_coef: weight of KL(policy, reference); 0 only measures it.
+        kl_place: added to the loss, or taken from the reward.
+        entropy_coef: weight of the entropy bonus.
+        overlong_buffer: last share of `limit` in which the reward falls to -1 (DAPO's soft overlong punishment); 0: none.
+        overlong_filter: truncated samples are judged with their siblings but not learned from.
+        limit: response tokens at most.
+        off_policy: the data has behavior log-probabilities, so log how far from them the policy is.
+    """
 
     kl_coef: float
     kl_estimator: KLEstimator
+    kl_place: Literal["loss", "reward"]
     entropy_coef: float
-
-
-def kl(estimator: KLEstimator, policy: Tensor, reference: Tensor) -> Tensor:
-    """KL of the policy against the reference, per token in nats, estimated on the tokens at hand.
-
-    With `u = policy - reference`: k1 = u, k2 = u^2/2, k3 = exp(-u) - 1 + u (Schulman, "Approximating KL divergence",
-    2020). Not clamped: k3 explodes on single tokens and should be read beside the other two.
-    """
-    u = policy - reference
-    if estimator == "k1":
-        return u
-    if estimator == "k2":
-        return u.square() / 2
-    return torch.exp(-u) - 1 + u
+    corrections: Corrections
+    overlong_buffer: float
+    overlong_filter: bool
+    limit: int
+    off_policy: bool
 
 
 def total_loss(objective: Objective, terms: Terms, batch: Batch, scores: Scores) -> LossOutput:
-    """The per-token loss that is trained on, with the objective's metrics and those that every objective has."""
+    """The per-token loss that is trained on, with the objective's metrics and those that every objective has.
+
+    Raises:
+        RloptError: an input is not finite, or the loss is not; it names the tensor and the first such place.
+    """
+    _refuse_infinite(batch, scores)
     policy = objective.loss(batch, scores)
-    per_token = policy.per_token
-    if terms.kl_coef:
-        per_token = per_token + terms.kl_coef * kl(terms.kl_estimator, scores.logprobs, scores.reference)
+    corrected = terms.corrections.apply(policy, batch, scores)
+    per_token = corrected.per_token
+    if terms.kl_coef and terms.kl_place == "loss":
+        log_ratio = (scores.logprobs - batch.anchor) * batch.mask
+        per_token = per_token + terms.kl_coef * kl(terms.kl_estimator, scores.logprobs, batch.reference, log_ratio)
     if terms.entropy_coef:
         per_token = per_token - terms.entropy_coef * scores.entropy
+    _check_finite("the loss", per_token, batch.mask)
     with torch.no_grad():
         common = _statistics(batch, scores)
-        common["actor/pg_loss"] = Sum((policy.per_token * batch.weights).sum().item())
-    return LossOutput(per_token, {**common, **policy.metrics})
+        if terms.off_policy:
+            common |= _off_policy(batch, scores)
+        common["actor/pg_loss"] = Sum((corrected.per_token * batch.weights).sum().item())
+    return LossOutput(per_token, {**common, **corrected.metrics})
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Mean:
     """The mean of `values` over tokens where `mask` is 1, as a metric."""
     return Mean((values * mask).sum().item(), mask.sum().item())
+
+
+def clip_fraction(keep: Tensor, batch: Batch) -> dict[str, Metric]:
+    """The one metric that every clipping objective reports: `keep` `[B, T]` is 1 where the clip lets the gradient live."""
+    return {"actor/pg_clipfrac": masked_mean(1 - keep.to(batch.mask.dtype), batch.mask)}
 
 
 def merge(parts: list[Mapping[str, Metric]]) -> dict[str, Metric]:
@@ -79,16 +149,40 @@ def merge(parts: list[Mapping[str, Metric]]) -> dict[str, Metric]:
     return merged
 
 
+def _refuse_infinite(batch: Batch, scores: Scores) -> None:
+    for name in ("behavior", "anchor", "reference", "advantages"):
+        _check_finite(f"Batch.{name}", getattr(batch, name), batch.mask)
+    _check_finite("Scores.logprobs", scores.logprobs, batch.mask)
+    _check_finite("Scores.entropy", scores.entropy, batch.mask)
+
+
+def _check_finite(name: str, values: Tensor, mask: Tensor) -> None:
+    wrong = ~torch.isfinite(values.detach()) & (mask > 0)
+    if wrong.any():
+        sequence, token = wrong.nonzero()[0].tolist()
+        raise RloptError(
+            f"{name} is {values[sequence, token].item()} at sequence {sequence}, token {token}: not finite; "
+            "lower learner.lr, or bound the ratio (a clip, algo.correction.cap)"
+        )
+
+
 def _statistics(batch: Batch, scores: Scores) -> dict[str, Metric]:
     mask = batch.mask
-    policy, behavior = scores.logprobs * mask, batch.behavior * mask
-    ratio = torch.exp(policy - behavior).double() * mask
+    policy, reference = scores.logprobs * mask, batch.reference * mask
+    names: tuple[KLEstimator, ...] = ("k1", "k2", "k3")
     metrics: dict[str, Metric] = {
-        f"actor/kl_{name}": masked_mean(kl(name, policy, scores.reference * mask), mask) for name in ("k1", "k2", "k3")
+        f"actor/kl_{name}": masked_mean(kl(name, policy, reference, torch.zeros_like(policy)), mask) for name in names
     }
-    metrics["actor/entropy"] = masked_mean(scores.entropy, mask)
-    metrics["offpolicy/ratio_mean"] = masked_mean(ratio, mask)
-    metrics["offpolicy/ratio_max"] = Max(ratio.max().item())
-    metrics["offpolicy/ess"] = Ess(ratio.sum().item(), ratio.square().sum().item(), mask.sum().item())
-    metrics["offpolicy/behavior_kl"] = masked_mean(behavior - policy, mask)
-    return metrics
+    return metrics | {"actor/entropy": masked_mean(scores.entropy, mask)}
+
+
+def _off_policy(batch: Batch, scores: Scores) -> dict[str, Metric]:
+    mask = batch.mask
+    distance = (scores.logprobs - batch.behavior) * mask
+    ratio = torch.exp(distance).double() * mask
+    return {
+        "offpolicy/ratio_mean": masked_mean(ratio, mask),
+        "offpolicy/ratio_max": Max(ratio.max().item()),
+        "offpolicy/ess": Ess(ratio.sum().item(), ratio.square().sum().item(), mask.sum().item()),
+        "offpolicy/behavior_kl": masked_mean(-distance, mask),
+    }

@@ -1,19 +1,46 @@
-"""Importance ratios and the masks that clipping makes of them. Pure functions of `[B, T]` tensors."""
+"""Importance ratios, the masks that clipping makes of them, and PPO's surrogate. Pure functions of `[B, T]` tensors."""
 
+import torch
 from torch import Tensor
 
 from rlopt.types import Batch, Scores
 
 
 def log_ratio(batch: Batch, scores: Scores) -> Tensor:
-    """`log(policy / behavior)` per token, 0 where the mask is 0; carries the policy's gradient."""
-    return (scores.logprobs - batch.behavior) * batch.mask
+    """`log(policy / anchor)` per token, 0 where the mask is 0; carries the policy's gradient."""
+    return (scores.logprobs - batch.anchor) * batch.mask
+
+
+def sequence_sum(values: Tensor, mask: Tensor) -> Tensor:
+    """`[B, 1]`: the sum over a sequence's tokens. Of log-ratios: the sequence's log-ratio."""
+    return (values * mask).sum(1, keepdim=True)
+
+
+def sequence_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """`[B, 1]`: the mean over a sequence's tokens, 0 for one without any. Of log-ratios: the log of the geometric mean."""
+    return sequence_sum(values, mask) / mask.sum(1, keepdim=True).clamp(min=1)
 
 
 def one_side(ratio: Tensor, advantages: Tensor, low: float, high: float) -> Tensor:
-    """1 where the ratio has not yet passed the bound that the advantage pushes it to, else 0; bounds inclusive.
+    """True where the ratio has not yet passed the bound that the advantage pushes it to; bounds inclusive.
 
     `(A >= 0 and r <= 1 + high) or (A <= 0 and r >= 1 - low)`: the tokens on which PPO-clip's gradient is not zero.
     """
-    keep = ((advantages >= 0) & (ratio <= 1 + high)) | ((advantages <= 0) & (ratio >= 1 - low))
-    return keep.to(ratio.dtype)
+    return ((advantages >= 0) & (ratio <= 1 + high)) | ((advantages <= 0) & (ratio >= 1 - low))
+
+
+def two_side(ratio: Tensor, low: float, high: float) -> Tensor:
+    """True where `1 - low <= r <= 1 + high`, whatever the advantage."""
+    return (ratio >= 1 - low) & (ratio <= 1 + high)
+
+
+def ring(ratio: Tensor, advantages: Tensor, low: float, high: float, outer_low: float, outer_high: float) -> Tensor:
+    """`two_side`, and again far out on the side to which the advantage does not push: `r <= 1 - outer_low` with `A >= 0`,
+    `r >= 1 + outer_high` with `A <= 0`."""
+    far = ((advantages >= 0) & (ratio <= 1 - outer_low)) | ((advantages <= 0) & (ratio >= 1 + outer_high))
+    return two_side(ratio, low, high) | far
+
+
+def ppo_clip(ratio: Tensor, advantages: Tensor, low: float, high: float) -> Tensor:
+    """`max(-A r, -A clamp(r, 1 - low, 1 + high))`, differentiated through `r` (arXiv:1707.06347)."""
+    return torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - low, 1 + high))

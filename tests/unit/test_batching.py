@@ -5,19 +5,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import group, prompt, sample
+from builders import OBJECTIVE, batch_of, group, prompt, sample, terms
 
-from rlopt.batching import make_batch, pad, split, weights
+from rlopt.batching import credit, judge, pad, pad_examples, pad_samples, plan, split, weights
 from rlopt.errors import RloptError
-from rlopt.objectives.rec_oneside_nois import RecOneSideNoIS
-from rlopt.types import Batch, Group
+from rlopt.objectives.dpo import DPO
+from rlopt.types import Batch, Example, Group, Sequences
 
-OBJECTIVE = RecOneSideNoIS(clip_low=0.2, clip_high=0.2)
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "objectives.json").read_text())
 
 
 def test_a_batch_holds_prompt_and_response_and_speaks_only_of_the_response() -> None:
-    batch = make_batch([Group(prompt(length=3), (sample(2, 1.0), sample(4, 0.0)))], OBJECTIVE, step=8)
+    batch = batch_of([Group(prompt(length=3), (sample(2, 1.0), sample(4, 0.0)))], step=8)
     assert batch.token_ids.tolist() == [[5, 6, 7, 20, 21, 0, 0], [5, 6, 7, 20, 21, 22, 23]]
     assert batch.lengths.tolist() == [5, 7]
     assert batch.mask.tolist() == [[0, 0, 0, 1, 1, 0, 0], [0, 0, 0, 1, 1, 1, 1]]
@@ -29,42 +28,66 @@ def test_a_batch_holds_prompt_and_response_and_speaks_only_of_the_response() -> 
 def test_a_token_that_the_policy_did_not_speak_is_masked_out() -> None:
     spoken = sample(3)
     spoken.spoken[1] = False
-    assert make_batch([Group(prompt(length=1), (spoken, sample(3, 0.0)))], OBJECTIVE, 1).mask[0].tolist() == [0, 1, 0, 1]
+    assert batch_of([Group(prompt(length=1), (spoken, sample(3, 0.0)))]).mask[0].tolist() == [0, 1, 0, 1]
 
 
-@pytest.mark.parametrize(("average", "name"), [("token_mean", "token-mean"), ("sequence_mean", "seq-mean-token-mean")])
-def test_averages_equal_the_reference_values(average: str, name: str) -> None:
+AVERAGES = {
+    "token_mean": "token-mean",
+    "sequence_mean": "seq-mean-token-mean",
+    "sequence_sum": "seq-mean-token-sum",
+    "constant_sum": "seq-mean-token-sum-norm(norm=3) [sum/norm, NOT divided by #seq]",
+    "constant": "dr_grpo(TRL) sum/(N*max_len=3)",
+}
+
+
+@pytest.mark.parametrize("average", AVERAGES)
+def test_averages_equal_the_reference_values(average: str) -> None:
     golden = GOLDEN["aggregation"]
-    matrix = weights(torch.tensor(golden["mask"]), average)  # type: ignore[arg-type]
-    assert (torch.tensor(golden["values"]) * matrix).sum().item() == pytest.approx(golden[name])
-    assert matrix.sum().item() == pytest.approx(1)
+    matrix = weights(torch.tensor(golden["mask"]), average, torch.tensor([0, 0]), 3)  # type: ignore[arg-type]
+    assert (torch.tensor(golden["values"]) * matrix).sum().item() == pytest.approx(golden[AVERAGES[average]])
 
 
 def test_a_sequence_without_tokens_does_not_count_in_the_sequence_mean() -> None:
-    assert weights(torch.tensor([[1.0, 1.0], [0.0, 0.0]]), "sequence_mean").tolist() == [[0.5, 0.5], [0, 0]]
+    mask, group = torch.tensor([[1.0, 1.0], [0.0, 0.0]]), torch.tensor([0, 0])
+    assert weights(mask, "sequence_mean", group, 2).tolist() == [[0.5, 0.5], [0, 0]]
 
 
-def ragged(count: int) -> Batch:
-    return pad([(prompt(length=1 + i % 3), sample(1 + (7 * i) % 11)) for i in range(count)])
+def test_the_mean_over_pairs_weighs_the_first_token_of_each_pair() -> None:
+    mask = torch.tensor([[0.0, 1, 1], [0, 1, 0], [0, 0, 1], [1, 1, 1]])
+    assert weights(mask, "pair_mean", torch.tensor([0, 0, 1, 1]), 3).tolist() == [
+        [0, 0.5, 0],
+        [0, 0, 0],
+        [0, 0, 0.5],
+        [0, 0, 0],
+    ]
+
+
+def ragged(count: int) -> Sequences:
+    return pad_samples([(prompt(length=1 + i % 3), sample(1 + (7 * i) % 11)) for i in range(count)])
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 @pytest.mark.parametrize("budget", [14, 40, 1000])
 @pytest.mark.parametrize("count", [3, 7, 16])
 def test_every_sequence_goes_to_one_micro_batch_within_the_budget(ranks: int, budget: int, count: int) -> None:
-    batch = ragged(count)
-    shares = split(batch, ranks, budget)
-    assert len({len(share) for share in shares}) == 1
-    pieces = [piece for share in shares for piece in share]
-    assert all(piece.token_ids.numel() <= budget for piece in pieces)
-    spoken = [row for piece in pieces for row in range(len(piece)) if piece.mask[row].any()]
-    assert len(spoken) == count
-    assert sum(piece.mask.sum() for piece in pieces) == batch.mask.sum()
+    lengths = ragged(count).lengths
+    layout = plan(lengths, torch.arange(count), ranks, budget)
+    assert len({len(share) for share in layout}) == 1
+    pieces = [piece for share in layout for piece in share if piece]
+    assert all(len(piece) * int(lengths[piece].max()) <= budget for piece in pieces)
+    assert sorted(row for piece in pieces for row in piece) == list(range(count))
+
+
+def test_siblings_stay_in_one_micro_batch_where_the_objective_needs_them() -> None:
+    lengths = torch.tensor([3, 9, 4, 4, 8, 2])
+    layout = plan(lengths, torch.tensor([0, 0, 1, 1, 2, 2]), ranks=1, token_budget=18)
+    assert sorted(map(sorted, layout[0])) == [[0, 1], [2, 3], [4, 5]]
+    with pytest.raises(RloptError, match="learner.token_budget=17: what must stay together has 18 tokens; raise it to 18"):
+        plan(lengths, torch.tensor([0, 0, 1, 1, 2, 2]), ranks=1, token_budget=17)
 
 
 def test_the_gradient_is_the_same_for_every_split() -> None:
-    groups = [Group(prompt(f"p{i}"), (sample(2 + i, 1.0), sample(7 - i, 0.0))) for i in range(5)]
-    batch = make_batch(groups, OBJECTIVE, 1)
+    batch = batch_of([Group(prompt(f"p{i}"), (sample(2 + i, 1.0), sample(7 - i, 0.0))) for i in range(5)])
 
     def gradient(pieces: list[Batch]) -> torch.Tensor:
         table = torch.linspace(-2, -1, 64, dtype=torch.float64).requires_grad_()  # one log-probability per token id
@@ -73,28 +96,78 @@ def test_the_gradient_is_the_same_for_every_split() -> None:
 
     whole = gradient([batch])
     assert whole.abs().max() > 0
-    for ranks in (1, 2, 3, 4):
-        for budget in (10, 25, 500):
-            shares = split(batch, ranks, budget)
-            torch.testing.assert_close(gradient([piece for share in shares for piece in share]), whole)
+    for together in (False, True):
+        for ranks in (1, 2, 3, 4):
+            for budget in (20, 25, 500):
+                shares = split(batch, together, ranks, budget)
+                assert sum(piece.mask.sum() for share in shares for piece in share) == batch.mask.sum()
+                torch.testing.assert_close(gradient([piece for share in shares for piece in share]), whole)
 
 
 def test_a_batch_of_fewer_samples_than_ranks_is_refused() -> None:
     with pytest.raises(RloptError, match="2 samples cannot be split over learner.workers=3; use at most 2"):
-        split(ragged(2), 3, 100)
+        plan(ragged(2).lengths, torch.arange(2), 3, 100)
 
 
 def test_a_sequence_over_the_token_budget_is_refused_with_the_budget_it_needs() -> None:
-    with pytest.raises(RloptError, match="learner.token_budget=5: a sequence has 12 tokens"):
-        split(pad([(prompt(length=2), sample(10))]), 1, 5)
+    with pytest.raises(RloptError, match="learner.token_budget=5: what must stay together has 12 tokens"):
+        plan(torch.tensor([12]), torch.arange(1), 1, 5)
 
 
 def test_a_group_that_the_reward_left_empty_is_passed_over_and_an_empty_batch_is_refused() -> None:
-    assert len(make_batch([Group(prompt(), ()), group()], OBJECTIVE, 1)) == 2
+    assert len(pad([Group(prompt(), ()), group()], 1)) == 2
     with pytest.raises(RloptError, match="step 1: no sample is left"):
-        make_batch([Group(prompt(), ())], OBJECTIVE, 1)
+        pad([Group(prompt(), ())], 1)
 
 
 def test_a_sample_from_the_future_is_refused() -> None:
     with pytest.raises(RloptError, match="newer than the learner"):
-        make_batch([group(version=5)], OBJECTIVE, 5)
+        pad([group(version=5)], 5)
+
+
+def test_several_updates_share_out_whole_groups_and_each_has_weights_of_its_own() -> None:
+    groups = [group(f"p{i}", (1.0, 0.0, 0.0)) for i in range(5)]
+    sequences = pad(groups, 1)
+    batches = credit(sequences, sequences.behavior, torch.zeros_like(sequences.mask), OBJECTIVE, terms(), updates=2)
+    assert [sorted(set(batch.group.tolist())) for batch in batches] == [[0, 1, 2], [3, 4]]
+    assert [batch.weights.sum().item() for batch in batches] == pytest.approx([1, 1])
+    assert torch.cat([b.advantages.max(1).values for b in batches]).tolist().count(pytest.approx(2 / 3)) == 5
+
+
+def test_the_overlong_punishment_is_taken_from_the_reward_and_the_filter_keeps_siblings_credit() -> None:
+    cut = Group(prompt(), (sample(4, 1.0, finish="length"), sample(2, 0.0)))
+    sequences = pad([cut], 1)
+    zero = torch.zeros_like(sequences.mask)
+    punished = judge(sequences, zero, zero, terms(overlong_buffer=0.5))  # limit 4, so the last 2 tokens
+    assert punished.rewards.tolist() == [0.0, 0.0]
+    (batch,) = credit(sequences, zero, zero, OBJECTIVE, terms(overlong_filter=True))
+    assert batch.mask.sum(1).tolist() == [0, 2]
+    assert batch.advantages.min().item() == pytest.approx(-0.5)
+
+
+def test_kl_in_the_reward_is_that_of_the_anchor_and_takes_from_every_token() -> None:
+    sequences = pad([Group(prompt(length=1), (sample(2, 1.0), sample(1, 0.0)))], 1)
+    reference = sequences.behavior - 0.25 * sequences.mask  # k1 = 0.25 a token
+    outcomes = judge(sequences, sequences.behavior, reference, terms(kl_coef=2.0, kl_estimator="k1", kl_place="reward"))
+    assert outcomes.penalties.tolist() == [[0, 0.5, 0.5], [0, 0.5, 0]]
+    assert outcomes.returns.tolist() == [0.0, -0.5]
+
+
+def test_recorded_answers_become_pairs_with_the_better_one_first() -> None:
+    sequences = pad_examples([Example(prompt(length=2), ((7, 8, 9), (7,))), Example(prompt(length=1), ((3,), (4, 5)))])
+    assert sequences.rewards.tolist() == [1, 0, 1, 0]
+    assert sequences.group.tolist() == [0, 0, 1, 1]
+    assert sequences.mask.sum(1).tolist() == [3, 1, 1, 2]
+    zero = torch.zeros_like(sequences.mask)
+    (batch,) = credit(sequences, zero, zero, DPO(beta=0.1, label_smoothing=0.0), terms(off_policy=False))
+    assert batch.advantages.sum(1).tolist() == [3, -1, 1, -2]
+    assert batch.weights.sum().item() == 1
+
+
+def test_the_lottery_depends_on_what_was_said_and_not_on_order() -> None:
+    one, two = group("a", (1.0, 0.0)), group("b", (0.0, 0.0, 0.0))
+    there, back = pad([one, two], 1).lottery, pad([two, one], 1).lottery
+    assert there.tolist() == [*back[3:].tolist(), *back[:3].tolist()]
+    same = pad([Group(prompt(), (sample(2), sample(2)))], 1).lottery
+    assert same[0] != same[1]
+    assert all(0 <= number < 1 for number in there)

@@ -11,33 +11,47 @@ from rlopt.errors import RloptError
 
 
 class Letters:
-    def encode(self, text: str) -> list[int]:
+    eos_token_id = 0
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return [ord(letter) for letter in text]
 
 
 def config(train: Path | str, prompt_key: str | None = None) -> DataConfig:
-    return DataConfig(str(train), size=10, prompts_per_step=2, prompt_key=prompt_key, answer_key=None)
+    return DataConfig(
+        str(train), None, size=10, prompts_per_step=2, prompt_key=prompt_key, answer_key=None, invalid_rows="refuse"
+    )
 
 
-def test_an_epoch_deals_every_prompt_once_and_the_next_in_another_order() -> None:
-    dealer = Dealer([prompt(str(i)) for i in range(10)], per_step=4, seed=7)
-    dealt = [deal for batch in range(1, 6) for deal in dealer.batch(batch)]
-    first, second = [[d.prompt.id for d in dealt if d.epoch == epoch] for epoch in (0, 1)]
-    assert sorted(first) == sorted(second) == sorted(map(str, range(10)))
+def test_an_epoch_deals_every_row_once_and_the_next_in_another_order() -> None:
+    dealer = Dealer(10, per_step=4, seed=7)
+    dealt = [place for batch in range(1, 6) for place in dealer.rows(batch)]
+    first, second = [[row for row, e in dealt if e == epoch] for epoch in (0, 1)]
+    assert sorted(first) == sorted(second) == list(range(10))
     assert first != second
 
 
 def test_a_batch_depends_on_its_number_and_the_seed_alone() -> None:
-    prompts = [prompt(str(i)) for i in range(10)]
-    forward = Dealer(prompts, 4, seed=7)
+    forward = Dealer(10, 4, seed=7)
     for batch in (1, 2, 3):
-        forward.batch(batch)
-    assert forward.batch(9) == Dealer(prompts, 4, seed=7).batch(9)
-    assert forward.batch(9) != Dealer(prompts, 4, seed=8).batch(9)
+        forward.rows(batch)
+    assert forward.rows(9) == Dealer(10, 4, seed=7).rows(9)
+    assert forward.rows(9) != Dealer(10, 4, seed=8).rows(9)
+
+
+def test_spares_are_drawn_anew_for_every_place_and_named_apart_from_the_deal() -> None:
+    prompts = [prompt(str(i)) for i in range(10)]
+    deals = Dealer(10, 4, seed=7).deals(2, prompts, refills=3)
+    assert [len(deal.spares) for deal in deals] == [3] * 4
+    draws = [spare.draw for deal in deals for spare in deal.spares]
+    assert len(set(draws)) == 12
+    assert {deal.draw for deal in deals} == {"0"}
+    assert len({spare.prompt.id for deal in deals for spare in deal.spares}) > 3
+    assert Dealer(10, 4, seed=7).deals(2, prompts, refills=0)[0].spares == ()
 
 
 def test_every_sample_has_a_seed_of_its_own() -> None:
-    seeds = {sample_seed(s, p, e, i) for s in (1, 2) for p in ("a", "b") for e in (0, 1) for i in range(8)}
+    seeds = {sample_seed(s, p, e, i) for s in (1, 2) for p in ("a", "b") for e in ("0", "1") for i in range(8)}
     assert len(seeds) == 64
     assert all(0 <= seed < 2**63 for seed in seeds)
 

@@ -13,15 +13,16 @@ FLOORS = (
     {"errors"},
     {"types", "config"},
     {"objectives", "rewards", "schedule", "batching", "metrics", "arithmetic"},
-    {"data", "tiny", "model", "weights", "checkpoint", "cluster", "tracking", "settings"},
+    {"data", "examples", "tiny", "model", "weights", "checkpoint", "cluster", "tracking", "settings"},
     {"rollout", "shm_engine", "learner"},
-    {"loop"},
-    {"launch"},
+    {"loop", "live", "recorded"},
+    {"prepare", "launch"},
     {"train", "report"},
 )
-BELOW = {"objectives.core": 0, "objectives.advantages": 0, "objectives.ratios": 0}
+BELOW = {f"objectives.{name}" for name in ("core", "advantages", "ratios", "corrections", "divergence", "preferences")}
 """The shared files of the objectives; the leaves may use them."""
-SAME_FLOOR = {("batching", "objectives"), ("model", "tiny")}
+SAME_FLOOR = {("batching", "objectives"), ("model", "tiny"), ("examples", "data"), ("live", "loop"), ("recorded", "loop"),
+              ("launch", "prepare")}  # fmt: skip
 """Pairs that stand on one floor and yet, by design, one over the other."""
 DOORS = {
     "ray": {"cluster"},

@@ -5,15 +5,18 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
-from builders import group, prompt, sample
+from builders import OBJECTIVE, group, prompt, sample, terms
 from torch import Tensor
 
-from rlopt.data import Deal
+from rlopt.batching import pad_examples
+from rlopt.data import Deal, Dealer
 from rlopt.errors import RloptError
+from rlopt.live import Live, LivePlan
 from rlopt.loop import Loop, Plan, Position
-from rlopt.objectives.rec_oneside_nois import RecOneSideNoIS
+from rlopt.objectives.dpo import DPO
+from rlopt.recorded import Recorded, References
 from rlopt.schedule import Schedule
-from rlopt.types import Batch, Group, Prompt, Sample
+from rlopt.types import Batch, Example, Group, Prompt, Sample, Sequences
 
 
 @dataclass(frozen=True)
@@ -56,13 +59,18 @@ class Trainer:
     arrives: bool = True
     updates: list[int] = field(default_factory=list)
     synced: list[int] = field(default_factory=list)
+    scored: list[tuple[str, int]] = field(default_factory=list)
 
-    def update(self, batch: Batch, step: int) -> dict[str, float]:
+    def update(self, batches: list[Batch], step: int) -> dict[str, float]:
         self.updates.append(step)
         return {}
 
-    def score(self, batch: Batch) -> Tensor:
-        return torch.full(batch.mask.shape, -0.5 + self.gap)
+    def score(self, sequences: Sequences, whose: str) -> Tensor:
+        self.scored.append((whose, len(sequences)))
+        return torch.full(sequences.mask.shape, -0.5 + self.gap)
+
+    def measure(self, batch: Batch) -> dict[str, float]:
+        return {"preference/margin": float(len(batch)), "actor/entropy": 0.1}
 
     def sync(self, version: int) -> Sent:
         self.synced.append(version)
@@ -83,16 +91,26 @@ class Diary:
         self.events.append(kind)
 
 
-def make(interval: int, offset: int, total: int, save_every: int = 0) -> tuple[Loop, Engines, Trainer, Diary, list[object]]:
+def make(
+    interval: int, offset: int, total: int, save_every: int = 0, sampled: int = 0, plan: Plan | None = None
+) -> tuple[Loop, Engines, Trainer, Diary, list[object]]:
     engines, diary, saved = Engines(), Diary(), []
     trainer = Trainer(engines)
-    loop = Loop(
-        plan=Plan(total, save_every, samples_per_step=4, verify=True, tolerance=1e-3),
+    live = Live(
+        plan=LivePlan(total, samples_per_step=4, verify=True, tolerance=1e-3),
         schedule=Schedule(interval, offset),
-        objective=RecOneSideNoIS(clip_low=0.2, clip_high=0.2),
-        deal=lambda batch: [Deal(prompt(f"{batch}/{i}"), 0) for i in range(2)],
+        deal=lambda batch: [Deal(prompt(f"{batch}/{i}"), "0") for i in range(2)],
         canaries=[prompt("canary")],
         rollouts=engines,
+        learners=trainer,
+        journal=diary,
+        requested=sampled,
+    )
+    loop = Loop(
+        plan=plan or Plan(total, save_every, anchor="behavior", minibatches=1),
+        objective=OBJECTIVE,
+        terms=terms(),
+        source=live,
         learners=trainer,
         journal=diary,
         save=lambda position, buffer: saved.append((replace(position), dict(buffer))),
@@ -103,7 +121,7 @@ def make(interval: int, offset: int, total: int, save_every: int = 0) -> tuple[L
 @pytest.mark.parametrize(("interval", "offset"), [(1, 0), (20, 0), (1, 10), (4, 2), (300, 199)])
 def test_every_batch_is_sampled_by_the_version_of_the_schedule(interval: int, offset: int) -> None:
     loop, engines, trainer, diary, _ = make(interval, offset, total=65)
-    loop.run(Position(), 0)
+    loop.run(Position())
     schedule = Schedule(interval, offset)
     assert [row["version"] for row in diary.rows] == [schedule.version(b) for b in range(1, 66)]
     assert [row["offpolicy/lag_max"] for row in diary.rows] == [schedule.lag(b) for b in range(1, 66)]
@@ -116,8 +134,8 @@ def test_samplers_run_a_whole_window_ahead_of_the_learner() -> None:
     loop, engines, trainer, _, _ = make(20, 0, total=40)
     seen: list[tuple[int, int]] = []
     update = trainer.update
-    trainer.update = lambda batch, step: seen.append((step, max(engines.asked))) or update(batch, step)  # type: ignore[method-assign,func-returns-value]
-    loop.run(Position(), 0)
+    trainer.update = lambda batches, step: seen.append((step, max(engines.asked))) or update(batches, step)  # type: ignore[method-assign,func-returns-value]
+    loop.run(Position())
     assert seen[0] == (1, 20)
     assert seen[20] == (21, 40)
 
@@ -128,13 +146,13 @@ def test_a_run_that_goes_on_from_any_checkpoint_asks_for_nothing_twice_and_skips
     interval: int, offset: int, stop: int
 ) -> None:
     whole, engines, _, diary, saved = make(interval, offset, total=45, save_every=stop)
-    whole.run(Position(), 0)
+    whole.run(Position())
     position, buffer = saved[0]
     assert position.step == stop
-    again, more_engines, _, more_diary, _ = make(interval, offset, total=45)
-    more_engines.batches = dict(buffer)
     sampled = max([stop, *buffer])
-    again.run(replace(position), sampled)
+    again, more_engines, _, more_diary, _ = make(interval, offset, total=45, sampled=sampled)
+    more_engines.batches = dict(buffer)
+    again.run(replace(position))
     assert more_engines.asked == [batch for batch in engines.asked if batch > sampled]
     keys = ("step", "version", "offpolicy/lag_max", "samples_seen", "tokens_seen")
     assert [[row[key] for key in keys] for row in more_diary.rows] == [[row[key] for key in keys] for row in diary.rows[stop:]]
@@ -144,7 +162,7 @@ def test_a_sync_after_which_engine_and_learner_differ_ends_the_run_with_both_num
     loop, _, trainer, diary, _ = make(1, 0, total=3)
     trainer.gap = 0.01
     with pytest.raises(RloptError, match=r"sync of version 0: engine and learner differ by 1.00e-02 nats .* allows 1e-03"):
-        loop.run(Position(), 0)
+        loop.run(Position())
     assert diary.events == ["sync"]
 
 
@@ -153,7 +171,7 @@ def test_an_engine_that_keeps_its_old_version_is_named() -> None:
     engines.version = 0
     trainer.arrives = False
     with pytest.raises(RloptError, match="sync of version 2: engine 0 still answers with version 0"):
-        loop.run(Position(), 0)
+        loop.run(Position())
 
 
 def test_a_sample_of_another_version_than_the_schedules_ends_the_run() -> None:
@@ -161,12 +179,58 @@ def test_a_sample_of_another_version_than_the_schedules_ends_the_run() -> None:
     take = engines.take
     engines.take = lambda batch: [group("odd", version=1)] if batch == 3 else take(batch)  # type: ignore[method-assign]
     with pytest.raises(RloptError, match=r"step 3: a sample of prompt odd was spoken by versions \[1\], the schedule says 2"):
-        loop.run(Position(), 0)
+        loop.run(Position())
 
 
 def test_a_finished_run_is_extended_only_where_its_weights_are_still_there() -> None:
     loop, _, _, _, saved = make(20, 0, total=30)
-    loop.run(Position(), 0)
-    longer, _, _, _, _ = make(20, 0, total=60)
+    loop.run(Position())
+    longer, _, _, _, _ = make(20, 0, total=60, sampled=30)
     with pytest.raises(RloptError, match="batch 31 is to be sampled by version 20, and the engines hold 30"):
-        longer.run(saved[-1][0], 30)
+        longer.run(saved[-1][0])
+
+
+def test_the_policy_is_scored_once_a_step_where_the_anchor_is_proximal_and_every_update_gets_whole_groups() -> None:
+    loop, _, trainer, _, _ = make(1, 0, total=3, plan=Plan(3, 0, anchor="proximal", minibatches=2))
+    given: list[list[Batch]] = []
+    trainer.update = lambda batches, step: given.append(batches) or {}  # type: ignore[method-assign,func-returns-value]
+    loop.run(Position())
+    assert [len(batches) for batches in given] == [2, 2, 2]
+    assert {len(batch) for batches in given for batch in batches} == {2}
+    steps = [entry for entry in trainer.scored if entry[1] == 4]  # the others are canaries
+    assert steps == [("policy", 4), ("reference", 4)] * 3
+
+
+def test_recorded_rows_are_scored_by_the_reference_once_and_held_out_ones_measured_on_time() -> None:
+    rows = [Example(prompt(f"row {i}"), ((7, 8), (9,))) for i in range(3)]
+    diary, trainer = Diary(), Trainer(Engines())
+    objective = DPO(beta=0.1, label_smoothing=0.0)
+    source = Recorded(
+        examples=rows, held_out=[Example(prompt("held out"), ((1,), (2,)))], dealer=Dealer(3, 2, seed=1),
+        references=References(trainer), learners=trainer, objective=objective, terms=terms(off_policy=False),
+        eval_every=4, total_steps=7,
+    )  # fmt: skip
+    Loop(Plan(7, 0, "behavior", 1), objective, terms(off_policy=False), source, trainer, diary, lambda *_: None).run(Position())
+    assert sum(count for _, count in trainer.scored) == 2 * 4  # two answers each of three rows and the held-out one
+    assert [row["step"] for row in diary.rows if "eval/preference/margin" in row] == [4, 7]
+    assert [row["data/epoch"] for row in diary.rows] == [0, 1, 1, 2, 3, 3, 4]
+    assert "eval/actor/entropy" not in diary.rows[-1]
+
+
+def test_a_row_keeps_its_own_reference_whatever_the_batch_it_comes_in() -> None:
+    @dataclass
+    class Counter:
+        """Says of every token its own id."""
+
+        def score(self, sequences: Sequences, whose: str) -> Tensor:
+            return sequences.token_ids * sequences.mask
+
+        def measure(self, batch: Batch) -> dict[str, float]:
+            return {}
+
+    rows = [Example(prompt("a", 1), ((7, 8), (9,))), Example(prompt("b", 3), ((1,), (2, 3, 4)))]
+    references = References(Counter())
+    references.of(rows, pad_examples(rows))
+    turned = [rows[1], rows[0]]
+    sequences = pad_examples(turned)
+    torch.testing.assert_close(references.of(turned, sequences), sequences.token_ids * sequences.mask)

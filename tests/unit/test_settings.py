@@ -4,13 +4,14 @@ from dataclasses import asdict
 
 import hydra
 import pytest
+from builders import terms
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from rlopt.config import Config
 from rlopt.errors import RloptError
-from rlopt.launch import make_objective
 from rlopt.objectives.grpo import GRPO
+from rlopt.prepare import make_objective, make_terms
 from rlopt.settings import algorithms, conf_dir, translate, typed
 
 
@@ -20,6 +21,12 @@ def compose(*overrides: str) -> Config:
             return typed(hydra.compose("config", list(overrides)))
         except (HydraException, OmegaConfBaseException) as error:
             raise translate(error) from error
+
+
+def make_everything(*overrides: str) -> None:
+    config = compose(*overrides)
+    make_objective(config)
+    make_terms(config)
 
 
 @pytest.mark.parametrize("name", algorithms())
@@ -32,16 +39,16 @@ def test_every_algorithm_composes_and_its_yaml_has_the_objectives_fields(name: s
 def test_the_defaults_are_the_founding_setting() -> None:
     config = compose("+algo=grpo")
     assert (config.sync.interval, config.sync.offset, config.trainer.total_steps) == (20, 0, 400)
-    assert (config.data.prompts_per_step, config.algo.group_size, config.rollout.temperature) == (16, 8, 1.0)
-    assert (config.algo.kl.coef, config.algo.entropy_coef) == (0.0, 0.0)
-    assert make_objective(config) == GRPO(0.2, 0.2, "population", "rec", None)
+    assert (config.data.prompts_per_step, config.group_size, config.rollout.temperature) == (16, 8, 1.0)
+    assert make_terms(config) == terms(limit=72)
+    assert make_objective(config) == GRPO(0.2, 0.2, "population", "token_mean")
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ([], "algo: not given; append one with +algo=NAME, where NAME is one of grpo, "),
-        (["+algo=gpro"], "algo=gpro: no such algorithm; one of grpo, "),
+        ([], "algo: not given; append one with +algo=NAME, where NAME is one of a3po, "),
+        (["+algo=gpro"], "algo=gpro: no such algorithm; one of a3po, "),
         (["algo=grpo"], "algo: append it with a plus, +algo=NAME"),
         (["+algo=grpo", "sync.intervall=3"], "sync.intervall: no such key, did you mean sync.interval"),
         (["+algo=grpo", "+sync.intervall=3"], "sync.intervall=3: no such key"),
@@ -51,19 +58,44 @@ def test_the_defaults_are_the_founding_setting() -> None:
         (["+algo=red_weight", "algo.clip_low=0.1"], "algo.clip_low: the chosen algorithm has no such key"),
         (["+algo=red_weight", "+algo.clip_low=0.1"], "algo.clip_low=0.1: no such key"),
         (["+algo=grpo", "algo.std=biased"], "algo.std=biased: input should be 'population' or 'sample'"),
-        (["+algo=grpo", "algo.dual_clip=3"], "algo.dual_clip=3.0: needs algo.surrogate=ppo"),
+        (["+algo=grpo", "algo.dual_clip=1.0"], "algo.dual_clip=1.0: must be above 1; null turns it off"),
+        (["+algo=grpo", "algo.correction.weight=token"], "algo.anchor=behavior: algo.correction weighs the anchor against"),
+        (
+            ["+algo=m2po", "algo.anchor=behavior"],
+            "algo.anchor=behavior: algo.objective=rlopt.objectives.m2po:M2PO needs",
+        ),
+        (["+algo=grpo", "algo.kl.place=somewhere"], "algo.kl.place=somewhere: input should be 'loss' or 'reward'"),
+        (["+algo=grpo", "algo.minibatches=17"], "algo.minibatches=17: a step has data.prompts_per_step=16 groups"),
+        (["+algo=grpo", "algo.overlong.buffer=2.0"], "algo.overlong.buffer=2.0: is a share of rollout.max_new_tokens"),
+        (["+algo=grpo", "algo.credit=nowhere:f"], "algo.credit=nowhere:f: cannot be imported"),
+        (["+algo=grpo", "algo.objective=user_objectives:NoLoss"], "algo.objective=user_objectives:NoLoss: lacks loss;"),
+        (["+algo=grpo", "algo.objective=user_objectives:Plain"], "algo.objective=user_objectives:Plain: is no dataclass"),
+        (["+algo=grpo", "data.eval=rows.jsonl"], "data.eval=rows.jsonl: +algo=grpo samples its data"),
+        (["+algo=dpo", "rollout.top_p=0.9"], "rollout.top_p=0.9: +algo=dpo has no samplers, so it means nothing; drop it"),
+        (["+algo=dpo", "+algo.group_size=8"], "algo.minibatches: missing"),
+        (
+            [
+                "+algo=sft",
+                "algo.objective=rlopt.objectives.grpo:GRPO",
+                "+algo.clip_low=0.2",
+                "+algo.clip_high=0.2",
+                "+algo.std=sample",
+                "+algo.average=token_mean",
+            ],
+            "algo.objective=rlopt.objectives.grpo:GRPO: learns from groups, and +algo=sft samples nothing",
+        ),
         (["+algo=grpo", "algo.objective=nowhere:X"], "algo.objective=nowhere:X: cannot be imported"),
         (["+algo=grpo", "algo.group_size=1"], "algo.group_size=1: credit is relative to siblings"),
         (["+algo=grpo", "sync.backend=nccl"], "sync.backend=nccl: needs engines on GPUs"),
         (
             ["+algo=grpo", "data.prompts_per_step=1", "learner.workers=9"],
-            "learner.workers=9: a step's 8 samples (data.prompts_per_step=1 x algo.group_size=8) cannot be split",
+            "learner.workers=9: a step's 8 samples (data.prompts_per_step=1 x 8) cannot be split",
         ),
     ],
 )
 def test_a_wrong_setting_is_refused_in_one_line_with_key_value_and_way_out(overrides: list[str], message: str) -> None:
     with pytest.raises(RloptError) as refusal:
-        make_objective(compose(*overrides))
+        make_everything(*overrides)
     assert message in str(refusal.value)
     assert "\n" not in str(refusal.value)
 

@@ -1,0 +1,142 @@
+"""Recorded rows: preference pairs, pairs of steps, and answers to imitate, read once and tokenised once.
+
+A prompt is tokenised by itself, as samplers see it, and its answer in one piece after it. A step is part of an answer: the
+steps before it are tokenised with it, and the row is refused where a token reaches across the place where the step begins.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rlopt import arithmetic
+from rlopt.data import Tokenizer, read_jsonl
+from rlopt.errors import RloptError
+from rlopt.types import Example, Prompt
+
+Rows = Literal["pairs", "step_pairs", "answers"]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The rows of a file that can be used, and why the others cannot: reason to their line numbers."""
+
+    examples: list[Example]
+    dropped: Mapping[str, list[int]]
+
+
+class _Unusable(Exception):
+    """Why a row cannot be used."""
+
+
+def load_examples(
+    key: str, name: str, rows: Rows, tokenizer: Tokenizer, max_tokens: int, seed: int, size: int, drop: bool
+) -> Loaded:
+    """The rows of the JSONL file `name`, which the config key `key` names.
+
+    With `rows="answers"`, `arithmetic` is `size` problems of `seed` with worked solutions.
+
+    Args:
+        max_tokens: the longest sequence, prompt and answer together.
+        drop: leave rows that cannot be used out, and count them.
+
+    Raises:
+        RloptError: no such file, no JSON, rows that cannot be used and are not to be dropped, or none left.
+    """
+    if name == "arithmetic" and rows == "answers":
+        read = [
+            (i, {"prompt": p.text, "completion": arithmetic.worked(p)}) for i, p in enumerate(arithmetic.problems(seed, size))
+        ]
+    else:
+        read = read_jsonl(key, name)
+    parse: Callable[[Any, Tokenizer, str], Example] = {"pairs": _pair, "step_pairs": _step_pair, "answers": _answer}[rows]
+    examples, dropped = [], dict[str, list[int]]()
+    for number, row in read:
+        try:
+            example = parse(row, tokenizer, f"{name}:{number}")
+            longest = len(example.prompt.token_ids) + max(map(len, example.answers))
+            if longest > max_tokens:
+                raise _Unusable(f"more than {max_tokens} tokens")
+            examples.append(example)
+        except _Unusable as why:
+            dropped.setdefault(str(why), []).append(number)
+    count = sum(map(len, dropped.values()))
+    if count and not drop:
+        reasons = "; ".join(f"row {numbers[0]}: {why}" + _more(numbers) for why, numbers in dropped.items())
+        raise RloptError(
+            f"{key}={name}: {count} of {len(read)} rows are unusable ({reasons}); mend them, or data.invalid_rows=drop"
+        )
+    if not examples:
+        raise RloptError(f"{key}={name}: none of {len(read)} rows can be used ({'; '.join(dropped)})")
+    return Loaded(examples, dropped)
+
+
+def _more(numbers: list[int]) -> str:
+    return f" (and {len(numbers) - 1} more like it)" if len(numbers) > 1 else ""
+
+
+def _pair(row: Mapping[str, Any], tokenizer: Tokenizer, name: str) -> Example:
+    """Whole answers: `chosen` and `rejected`; in rows of Math-Step-DPO-10K the prefix and all that follows from the step on."""
+    before = _text(row, "initial_reason_steps", "") if "full_chosen" in row else ""
+    keys = ("full_chosen", "full_rejected") if "full_chosen" in row else ("chosen", "rejected")
+    chosen, rejected = _sides(row, *keys)
+    return Example(_prompt(row, tokenizer, name), (_ended(before + chosen, tokenizer), _ended(before + rejected, tokenizer)))
+
+
+def _step_pair(row: Mapping[str, Any], tokenizer: Tokenizer, name: str) -> Example:
+    """The step alone, after prompt and prefix; no end token, for a step does not end an answer."""
+    prefix = _text(row, "initial_reason_steps", None)
+    chosen, rejected = _sides(row, "chosen", "rejected")
+    for side, step in (("chosen", chosen), ("rejected", rejected)):
+        full = row.get(f"full_{side}")
+        if isinstance(full, str) and not full.startswith(step):
+            raise _Unusable(f"initial_reason_steps does not end where the step begins: full_{side} does not begin with {side}")
+    before = tokenizer.encode(prefix, add_special_tokens=False)
+    sides = []
+    for side, step in (("chosen", chosen), ("rejected", rejected)):
+        whole = tokenizer.encode(prefix + step, add_special_tokens=False)
+        if whole[: len(before)] != before or len(whole) == len(before):
+            raise _Unusable(f"a token reaches from initial_reason_steps into {side}")
+        sides.append(tuple(whole[len(before) :]))
+    if sides[0] == sides[1]:
+        raise _Unusable("chosen and rejected are the same tokens")
+    asked = _prompt(row, tokenizer, name)
+    begun = Prompt(asked.id, (*asked.token_ids, *before), asked.text + prefix, asked.answer, asked.source)
+    return Example(begun, (sides[0], sides[1]))
+
+
+def _answer(row: Mapping[str, Any], tokenizer: Tokenizer, name: str) -> Example:
+    key = next((key for key in ("completion", "response", "answer") if key in row), "completion")
+    text = _text(row, key, None)
+    if not text:
+        raise _Unusable(f"{key} is empty")
+    return Example(_prompt(row, tokenizer, name), (_ended(text, tokenizer),))
+
+
+def _prompt(row: Mapping[str, Any], tokenizer: Tokenizer, name: str) -> Prompt:
+    text = _text(row, "prompt" if "prompt" in row else "question", None)
+    if not text:
+        raise _Unusable("prompt is empty")
+    return Prompt(name, tuple(tokenizer.encode(text)), text, str(row.get("answer", "")), name.rpartition(":")[0])
+
+
+def _sides(row: Mapping[str, Any], chosen_key: str, rejected_key: str) -> tuple[str, str]:
+    chosen, rejected = _text(row, chosen_key, None), _text(row, rejected_key, None)
+    for key, text in ((chosen_key, chosen), (rejected_key, rejected)):
+        if not text.strip():
+            raise _Unusable(f"{key} is empty")
+    if chosen == rejected:
+        raise _Unusable(f"{chosen_key} and {rejected_key} are equal")
+    return chosen, rejected
+
+
+def _text(row: Mapping[str, Any], key: str, default: str | None) -> str:
+    value = row.get(key, default)
+    if not isinstance(value, str):
+        raise _Unusable(f"no text under {key!r}, only {sorted(row)}" if key not in row else f"{key} is no text")
+    return value
+
+
+def _ended(text: str, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """An answer's ids with the end token, once."""
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    return tuple(ids) if ids[-1] == tokenizer.eos_token_id else (*ids, tokenizer.eos_token_id)

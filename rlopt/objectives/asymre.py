@@ -1,0 +1,32 @@
+"""AsymRE: REINFORCE with a baseline a little below the mean, so that good answers outweigh bad ones."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from rlopt.objectives.advantages import group_mean
+from rlopt.objectives.core import Traits
+from rlopt.types import Average, Batch, LossOutput, Outcomes, Scores
+
+
+@dataclass(frozen=True)
+class AsymRE:
+    """The mean advantage is `-shift`, a pull towards what the behavior policy did; with shift 0 stale training collapses.
+
+    `loss_t = -A * log pi_t / (1 + tau)`, `A = R - (mean(R) + shift)`, averaged over all tokens.
+
+    Source: arXiv:2506.20520 (shift -0.1, tau 0); Trinity-RFT's default tau of 1 halves the gradient. Departs from: nothing.
+    """
+
+    traits: ClassVar[Traits] = Traits(on_policy_identity=False, equal_rewards_no_credit=False)
+    average: ClassVar[Average] = "token_mean"
+
+    shift: float
+    tau: float
+
+    def advantages(self, outcomes: Outcomes) -> Tensor:
+        return outcomes.returns - group_mean(outcomes.returns, outcomes.group) - self.shift
+
+    def loss(self, batch: Batch, scores: Scores) -> LossOutput:
+        return LossOutput(-batch.advantages / (1 + self.tau) * scores.logprobs * batch.mask, {})

@@ -1,0 +1,39 @@
+"""DAPO: GRPO with a higher upper clip and a mean over tokens; its data rules are keys that every algorithm has."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from rlopt.objectives.advantages import standardized
+from rlopt.objectives.core import Traits, clip_fraction
+from rlopt.objectives.ratios import log_ratio, one_side, ppo_clip
+from rlopt.types import Average, Batch, LossOutput, Outcomes, Scores
+
+
+@dataclass(frozen=True)
+class DAPO:
+    """Decoupled clip and dynamic sampling policy optimisation.
+
+    `loss_t = max(-A r_t, -A clamp(r_t, 1 - clip_low, 1 + clip_high))`, `A = (R - mean(R)) / (std(R) + 1e-6)`, averaged over
+    all tokens. The rest of DAPO is in its YAML: `refills` (dynamic sampling: a prompt whose samples all have one reward is
+    replaced until the batch is full), `overlong.buffer` (soft overlong punishment), `overlong.filter` (overlong filtering).
+
+    Source: arXiv:2503.14476. Departs from: nothing in the loss; batch and mini-batch sizes are the run's.
+    """
+
+    traits: ClassVar[Traits] = Traits(reads="anchor")
+    average: ClassVar[Average] = "token_mean"
+
+    clip_low: float
+    clip_high: float
+    std: Literal["population", "sample"]
+
+    def advantages(self, outcomes: Outcomes) -> Tensor:
+        return standardized(outcomes, self.std)
+
+    def loss(self, batch: Batch, scores: Scores) -> LossOutput:
+        ratio = log_ratio(batch, scores).exp()
+        keep = one_side(ratio, batch.advantages, self.clip_low, self.clip_high)
+        per_token = ppo_clip(ratio, batch.advantages, self.clip_low, self.clip_high) * batch.mask
+        return LossOutput(per_token, clip_fraction(keep, batch))

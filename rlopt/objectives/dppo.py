@@ -1,0 +1,49 @@
+"""DPPO: tokens are masked by how far their probability has moved, not by its ratio."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from rlopt.objectives.advantages import centered, standardized
+from rlopt.objectives.core import Traits, clip_fraction
+from rlopt.objectives.ratios import log_ratio
+from rlopt.types import Average, Batch, LossOutput, Outcomes, Scores
+
+
+@dataclass(frozen=True)
+class DPPO:
+    """`loss_t = -A * M_t * r_t + drift * (log r_t)^2`, averaged over all tokens; `r_t = pi_t / anchor_t`.
+
+    `M_t = 0` where the advantage pushes the token further and the divergence between the two coins "this token or another" is
+    above `bound`: `divergence=tv`, `|pi_t - anchor_t|`, or `kl`, KL(anchor, policy) of the coin.
+    `A = R - mean(R)`, divided by `std + 1e-6` where `std` names one.
+
+    Source: arXiv:2602.04879 (bounds 0.2 and 0.05). Departs from: nothing. prime-rl's default is `tv` with `std=none` and
+    `drift=0.001`.
+    """
+
+    traits: ClassVar[Traits] = Traits(reads="anchor")
+    average: ClassVar[Average] = "token_mean"
+
+    divergence: Literal["tv", "kl"]
+    bound: float
+    drift: float
+    std: Literal["none", "population", "sample"]
+
+    def advantages(self, outcomes: Outcomes) -> Tensor:
+        return centered(outcomes) if self.std == "none" else standardized(outcomes, self.std)
+
+    def loss(self, batch: Batch, scores: Scores) -> LossOutput:
+        log_r = log_ratio(batch, scores)
+        p, q = scores.logprobs.detach().exp(), batch.anchor.exp()
+        far = ((p - q).abs() if self.divergence == "tv" else _coin_kl(q, p)) > self.bound
+        keep = ~(far & (((batch.advantages > 0) & (p > q)) | ((batch.advantages < 0) & (p < q))))
+        per_token = -batch.advantages * keep * log_r.exp() + self.drift * log_r.square()
+        return LossOutput(per_token * batch.mask, clip_fraction(keep, batch))
+
+
+def _coin_kl(q: Tensor, p: Tensor) -> Tensor:
+    """KL of a coin with probability `q` from one with `p`."""
+    return torch.xlogy(q, q / p) + torch.xlogy(1 - q, (1 - q) / (1 - p))

@@ -1,0 +1,37 @@
+"""Dr. GRPO: GRPO without the two divisions that bias it, by the group's spread and by the answer's length."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from rlopt.objectives.advantages import centered
+from rlopt.objectives.core import Traits, clip_fraction
+from rlopt.objectives.ratios import log_ratio, one_side, ppo_clip
+from rlopt.types import Average, Batch, LossOutput, Outcomes, Scores
+
+
+@dataclass(frozen=True)
+class DrGRPO:
+    """`loss_t = max(-A r_t, -A clamp(r_t, 1 - clip_low, 1 + clip_high))`, `A = R - mean(R)`, divided by a constant length.
+
+    `average=constant`: the sum over a sequence divided by `rollout.max_new_tokens`, averaged over sequences.
+
+    Source: arXiv:2503.20783; TRL's `dr_grpo`. Departs from: verl and Trinity-RFT, which do not divide by the number of
+    sequences (`average=constant_sum`).
+    """
+
+    traits: ClassVar[Traits] = Traits(reads="anchor")
+
+    clip_low: float
+    clip_high: float
+    average: Average
+
+    def advantages(self, outcomes: Outcomes) -> Tensor:
+        return centered(outcomes)
+
+    def loss(self, batch: Batch, scores: Scores) -> LossOutput:
+        ratio = log_ratio(batch, scores).exp()
+        keep = one_side(ratio, batch.advantages, self.clip_low, self.clip_high)
+        per_token = ppo_clip(ratio, batch.advantages, self.clip_low, self.clip_high) * batch.mask
+        return LossOutput(per_token, clip_fraction(keep, batch))

@@ -1,0 +1,42 @@
+"""GEPO: sequence probabilities weighed against what the group's samples were expected to have."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from rlopt.objectives.advantages import group_mean, standardized
+from rlopt.objectives.core import Traits, clip_fraction
+from rlopt.objectives.ratios import one_side, ppo_clip, sequence_mean
+from rlopt.types import Average, Batch, LossOutput, Outcomes, Scores
+
+
+@dataclass(frozen=True)
+class GEPO:
+    """The denominator of the ratio is the group's, so it does not vanish where one sample was unlikely.
+
+    `loss_i = max(-A_i w_i, -A_i clamp(w_i, 1 - clip, 1 + clip))`, `w_i = p_i / (sum_j q_j^2 / sum_j q_j)`, with `p` and `q` the
+    geometric means of the token probabilities under policy and anchor, `j` over the group; averaged over sequences.
+    `A = (R - mean(R)) / (std(R) + 1e-6)`.
+
+    Source: arXiv:2508.17850 (HeteroRL). Departs from: the authors' code, which sums over the local batch in place of the group.
+    """
+
+    traits: ClassVar[Traits] = Traits(reads="anchor", unit="group", on_policy_identity=False)
+    average: ClassVar[Average] = "sequence_mean"
+
+    clip: float
+    std: Literal["population", "sample"]
+
+    def advantages(self, outcomes: Outcomes) -> Tensor:
+        return standardized(outcomes, self.std)
+
+    def loss(self, batch: Batch, scores: Scores) -> LossOutput:
+        group = torch.unique(batch.group, return_inverse=True)[1]
+        p = sequence_mean(scores.logprobs, batch.mask).exp()
+        q = sequence_mean(batch.anchor, batch.mask).exp()[:, 0]
+        expected = group_mean(q.square(), group) / group_mean(q, group)
+        weight = (p / expected[:, None]).expand_as(batch.mask)
+        keep = one_side(weight, batch.advantages, self.clip, self.clip)
+        return LossOutput(ppo_clip(weight, batch.advantages, self.clip, self.clip) * batch.mask, clip_fraction(keep, batch))

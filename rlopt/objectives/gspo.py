@@ -1,0 +1,36 @@
+"""GSPO: GRPO with one ratio for the whole sequence, the geometric mean of its tokens'."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from rlopt.objectives.advantages import standardized
+from rlopt.objectives.core import Traits, clip_fraction
+from rlopt.objectives.ratios import log_ratio, one_side, ppo_clip, sequence_mean
+from rlopt.types import Average, Batch, LossOutput, Outcomes, Scores
+
+
+@dataclass(frozen=True)
+class GSPO:
+    """`loss_i = max(-A_i s_i, -A_i clamp(s_i, 1 - clip_low, 1 + clip_high))`, `s_i = exp(mean_t log r_t)`, averaged over
+    sequences; `A = (R - mean(R)) / (std(R) + 1e-6)`.
+
+    Source: arXiv:2507.18071. Departs from: nothing; the paper makes four updates on each batch (`minibatches=4`).
+    """
+
+    traits: ClassVar[Traits] = Traits(reads="anchor")
+    average: ClassVar[Average] = "sequence_mean"
+
+    clip_low: float
+    clip_high: float
+    std: Literal["population", "sample"]
+
+    def advantages(self, outcomes: Outcomes) -> Tensor:
+        return standardized(outcomes, self.std)
+
+    def loss(self, batch: Batch, scores: Scores) -> LossOutput:
+        ratio = sequence_mean(log_ratio(batch, scores), batch.mask).exp().expand_as(batch.mask)
+        keep = one_side(ratio, batch.advantages, self.clip_low, self.clip_high)
+        per_token = ppo_clip(ratio, batch.advantages, self.clip_low, self.clip_high) * batch.mask
+        return LossOutput(per_token, clip_fraction(keep, batch))

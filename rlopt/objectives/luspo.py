@@ -1,0 +1,36 @@
+"""LUSPO: GSPO with every sequence weighed by its length."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from rlopt.objectives.advantages import standardized
+from rlopt.objectives.core import Traits, clip_fraction
+from rlopt.objectives.ratios import log_ratio, one_side, ppo_clip, sequence_mean
+from rlopt.types import Average, Batch, LossOutput, Outcomes, Scores
+
+
+@dataclass(frozen=True)
+class LUSPO:
+    """`loss_i = length_i * max(-A_i s_i, -A_i clamp(s_i, 1 - clip_low, 1 + clip_high))`, `s_i = exp(mean_t log r_t)`,
+    averaged over sequences; `A = (R - mean(R)) / (std(R) + 1e-6)`.
+
+    Source: arXiv:2602.05261. Departs from: nothing known.
+    """
+
+    traits: ClassVar[Traits] = Traits(reads="anchor")
+    average: ClassVar[Average] = "sequence_sum"  # of a loss that is the same on all tokens: length times it
+
+    clip_low: float
+    clip_high: float
+    std: Literal["population", "sample"]
+
+    def advantages(self, outcomes: Outcomes) -> Tensor:
+        return standardized(outcomes, self.std)
+
+    def loss(self, batch: Batch, scores: Scores) -> LossOutput:
+        ratio = sequence_mean(log_ratio(batch, scores), batch.mask).exp().expand_as(batch.mask)
+        keep = one_side(ratio, batch.advantages, self.clip_low, self.clip_high)
+        per_token = ppo_clip(ratio, batch.advantages, self.clip_low, self.clip_high) * batch.mask
+        return LossOutput(per_token, clip_fraction(keep, batch))

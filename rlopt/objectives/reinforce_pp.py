@@ -1,0 +1,39 @@
+"""REINFORCE++: returns whitened over the whole batch in place of the group, under PPO's clip."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from rlopt.objectives.advantages import centered, returns_to_go, whitened
+from rlopt.objectives.core import Traits, clip_fraction
+from rlopt.objectives.ratios import log_ratio, one_side, ppo_clip
+from rlopt.types import Average, Batch, LossOutput, Outcomes, Scores
+
+
+@dataclass(frozen=True)
+class REINFORCEPP:
+    """`loss_t = max(-A_t r_t, -A_t clamp(r_t, 1 - clip_low, 1 + clip_high))`, averaged over all tokens.
+
+    `A_t` is the reward less the KL penalties of this token and all after it (with `kl.place=reward`), whitened over all
+    tokens of the step. With `group_baseline` the group's mean is taken away first ("REINFORCE++-baseline").
+
+    Source: arXiv:2501.03262. Departs from: nothing; no discount, and the KL penalty is the run's choice (`kl.coef`).
+    """
+
+    traits: ClassVar[Traits] = Traits(reads="anchor", equal_rewards_no_credit=False)
+    average: ClassVar[Average] = "token_mean"
+
+    clip_low: float
+    clip_high: float
+    group_baseline: bool
+
+    def advantages(self, outcomes: Outcomes) -> Tensor:
+        returns = centered(outcomes)[:, None] * outcomes.mask if self.group_baseline else returns_to_go(outcomes)
+        return whitened(returns, outcomes.mask)
+
+    def loss(self, batch: Batch, scores: Scores) -> LossOutput:
+        ratio = log_ratio(batch, scores).exp()
+        keep = one_side(ratio, batch.advantages, self.clip_low, self.clip_high)
+        per_token = ppo_clip(ratio, batch.advantages, self.clip_low, self.clip_high) * batch.mask
+        return LossOutput(per_token, clip_fraction(keep, batch))

@@ -1,0 +1,40 @@
+"""RLOO: REINFORCE with the mean of the other samples as baseline."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from rlopt.objectives.advantages import leave_one_out
+from rlopt.objectives.core import Traits, clip_fraction
+from rlopt.objectives.ratios import log_ratio, one_side, ppo_clip
+from rlopt.types import Average, Batch, LossOutput, Outcomes, Scores
+
+
+@dataclass(frozen=True)
+class RLOO:
+    """`loss_i = -A_i * sum_t log pi_t`, `A_i = R_i - mean of the siblings' R`, averaged over sequences.
+
+    With `clip_low` and `clip_high` (null: none) the surrogate is PPO's, as frameworks train it.
+
+    Source: arXiv:2402.14740. Departs from: nothing; the paper takes KL from the reward (`kl.place=reward kl.estimator=k1`).
+    """
+
+    traits: ClassVar[Traits] = Traits(reads="anchor")
+
+    clip_low: float | None
+    clip_high: float | None
+    average: Average
+
+    def advantages(self, outcomes: Outcomes) -> Tensor:
+        return leave_one_out(outcomes)
+
+    def loss(self, batch: Batch, scores: Scores) -> LossOutput:
+        if self.clip_low is None or self.clip_high is None:
+            per_token = -batch.advantages * scores.logprobs * batch.mask
+            return LossOutput(per_token, clip_fraction(torch.ones_like(batch.mask), batch))
+        ratio = log_ratio(batch, scores).exp()
+        keep = one_side(ratio, batch.advantages, self.clip_low, self.clip_high)
+        per_token = ppo_clip(ratio, batch.advantages, self.clip_low, self.clip_high) * batch.mask
+        return LossOutput(per_token, clip_fraction(keep, batch))

@@ -1,0 +1,33 @@
+"""sPPO: the log-ratio as surrogate, within a two-side clip."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from rlopt.objectives.advantages import centered
+from rlopt.objectives.core import Traits, clip_fraction
+from rlopt.objectives.ratios import log_ratio
+from rlopt.types import Average, Batch, LossOutput, Outcomes, Scores
+
+
+@dataclass(frozen=True)
+class SPPO:
+    """`loss_t = -A * M_t * log r_t`, `M_t = 1 / (1 + clip) <= r_t <= 1 + clip`, `A = R - mean(R)`, averaged over all tokens.
+
+    Source: Trinity-RFT's `sppo`. Departs from: nothing.
+    """
+
+    traits: ClassVar[Traits] = Traits(reads="anchor")
+    average: ClassVar[Average] = "token_mean"
+
+    clip: float
+
+    def advantages(self, outcomes: Outcomes) -> Tensor:
+        return centered(outcomes)
+
+    def loss(self, batch: Batch, scores: Scores) -> LossOutput:
+        log_r = log_ratio(batch, scores)
+        ratio = log_r.detach().exp()
+        keep = (ratio >= 1 / (1 + self.clip)) & (ratio <= 1 + self.clip)
+        return LossOutput(-batch.advantages * keep * log_r * batch.mask, clip_fraction(keep, batch))

@@ -1,0 +1,279 @@
+"""Everything that can be refused before a process of a run's own is started: objective, data, lengths, the run's folder."""
+
+import importlib
+import json
+import re
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from transformers import AutoTokenizer
+
+from rlopt import checkpoint
+from rlopt.config import Config, GroupRelativeConfig
+from rlopt.data import load_prompts
+from rlopt.errors import RloptError
+from rlopt.examples import load_examples
+from rlopt.loop import Position
+from rlopt.model import context_length, find_model, parameters
+from rlopt.objectives.core import Objective, Terms, Traits, WithCredit
+from rlopt.objectives.corrections import Correction, Corrections
+from rlopt.rewards import load as load_reward
+from rlopt.schedule import Schedule
+from rlopt.settings import read
+from rlopt.types import Example, Prompt
+
+MAY_CHANGE = ("run", "trainer", "tracking", "cluster")
+"""Sections that a resumed run may set anew; the others decide its numbers."""
+
+
+@dataclass(frozen=True)
+class Recordings:
+    """Rows of files: what is learned from, what is held out, and how many rows of each were left out and why."""
+
+    train: list[Example]
+    held_out: list[Example]
+    dropped: Mapping[str, Mapping[str, list[int]]]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run before any process of its own. Either it has prompts to sample from, or recordings."""
+
+    config: Config
+    objective: Objective
+    terms: Terms
+    run: Path
+    resume: Path | None
+    state: dict[str, Any]
+    folder: Path
+    tokenizer: Any
+    data: list[Prompt] | Recordings
+    longest: int
+
+    @property
+    def schedule(self) -> Schedule:
+        return Schedule(self.config.sync.interval, self.config.sync.offset)
+
+
+def prepare(config: Config, console: Console) -> Prepared:
+    """Check what the typed config could not: files, models, lengths, and what stands in the run's folder."""
+    objective = make_objective(config)
+    terms = make_terms(config)
+    run = Path(config.run.dir).resolve()
+    resume = _find_resume(config, run)
+    folder = find_model(config.model.path, _Bar(console, f"training {config.model.path} (once on this machine)"))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    data: list[Prompt] | Recordings
+    if config.algo.group_relative:
+        load_reward(config.reward.fn)
+        data = load_prompts(config.data, config.run.seed, tokenizer, context_length(folder) - config.rollout.max_new_tokens)
+        longest = max(len(prompt.token_ids) for prompt in data) + config.rollout.max_new_tokens
+    else:
+        data = _load_recordings(config, objective, tokenizer, context_length(folder))
+        longest = max(len(e.prompt.token_ids) + len(answer) for e in data.train + data.held_out for answer in e.answers)
+    if longest > config.learner.token_budget:
+        raise RloptError(
+            f"learner.token_budget={config.learner.token_budget}: a sequence can have {longest} tokens; set it to at least that"
+        )
+    state = _prepare_run(config, run, resume)
+    return Prepared(config, objective, terms, run, resume, state, folder, tokenizer, data, longest)
+
+
+def make_objective(config: Config) -> Objective:
+    """The objective that `algo.objective` names, from its keys, with the credit of `algo.credit` if that names one.
+
+    Raises:
+        RloptError: it cannot be imported or lacks something, or it does not go with the other keys.
+    """
+    objective: Any = read(load_class(config.algo.objective), config.algo.options, "algo.")
+    shared, traits = config.algo.group_relative, objective.traits
+    if (shared is not None) != (traits.rows == "groups"):
+        raise RloptError(
+            f"algo.objective={config.algo.objective}: learns from {traits.rows}, and +algo={config.algo.name} "
+            f"{'samples groups' if shared else 'samples nothing'}; choose another +algo"
+        )
+    if shared and traits.reads == "proximal" and shared.anchor != "proximal":
+        raise RloptError(
+            f"algo.anchor={shared.anchor}: algo.objective={config.algo.objective} needs the policy as the step begins; "
+            "set algo.anchor=proximal"
+        )
+    if shared and shared.credit:
+        return WithCredit(objective, _load_function("algo.credit", shared.credit))
+    return objective  # type: ignore[no-any-return]
+
+
+def load_class(name: str) -> type[Any]:
+    """The objective class that `module:Class` names, looked through for what an objective must have."""
+    kind = _load_function("algo.objective", name)
+    missing = [member for member in ("traits", "average", "advantages", "loss") if member not in dir(kind)]
+    fields = getattr(kind, "__dataclass_fields__", None)
+    missing = [member for member in missing if member not in (fields or {})]
+    if fields is None or missing:
+        what = f"lacks {', '.join(missing)}" if missing else "is no dataclass"
+        raise RloptError(f"algo.objective={name}: {what}; an objective is as rlopt.objectives.core.Objective says")
+    if not isinstance(kind.traits, Traits):
+        raise RloptError(f"algo.objective={name}: traits is {kind.traits!r}; want a rlopt.objectives.core.Traits")
+    return kind  # type: ignore[no-any-return]
+
+
+def make_terms(config: Config) -> Terms:
+    """What composes with the objective; nothing does where rows are recorded."""
+    shared, limit = config.algo.group_relative, config.rollout.max_new_tokens
+    if shared is None:
+        off = Corrections(dual_clip=None, importance=Correction("none", None, "none", 0.0, 1.0), opsm_delta=None)
+        return Terms(0.0, "k2", "loss", 0.0, off, 0.0, False, limit, off_policy=False)
+    return Terms(
+        kl_coef=shared.kl.coef,
+        kl_estimator=shared.kl.estimator,
+        kl_place=shared.kl.place,
+        entropy_coef=shared.entropy_coef,
+        corrections=_corrections(shared),
+        overlong_buffer=shared.overlong.buffer,
+        overlong_filter=shared.overlong.filter,
+        limit=limit,
+        off_policy=True,
+    )
+
+
+def _corrections(shared: GroupRelativeConfig) -> Corrections:
+    correction = shared.correction
+    importance = Correction(correction.weight, correction.cap, correction.mask, correction.low, correction.high)
+    return Corrections(shared.dual_clip, importance, shared.opsm_delta)
+
+
+def _load_function(key: str, name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise RloptError(f"{key}={name}: cannot be imported ({error}); want module:name") from error
+
+
+def _load_recordings(config: Config, objective: Objective, tokenizer: Any, context: int) -> Recordings:
+    rows = objective.traits.rows
+    if rows == "groups":
+        raise RloptError(f"algo={config.algo.name}: learns from groups, which are sampled and not recorded")
+    budget = config.learner.token_budget // (2 if objective.traits.unit == "group" else 1)
+    limit, data = min(context, budget), config.data
+    drop, seed = data.invalid_rows == "drop", config.run.seed
+    train = load_examples("data.train", data.train, rows, tokenizer, limit, seed, data.size, drop)
+    dropped, held_out = {"data.train": train.dropped}, list[Example]()
+    if data.eval:
+        loaded = load_examples("data.eval", data.eval, rows, tokenizer, limit, seed, data.size, drop)
+        held_out, dropped["data.eval"] = loaded.examples, loaded.dropped
+    return Recordings(train.examples, held_out, dropped)
+
+
+def describe(prepared: Prepared) -> str:
+    """What follows from the config, in a few lines."""
+    config, schedule, data = prepared.config, prepared.schedule, prepared.data
+    count, size = len(data.train if isinstance(data, Recordings) else data), config.data.prompts_per_step
+    epochs = config.trainer.total_steps * size / count
+    weights, width = parameters(prepared.folder), dtype(config).itemsize
+    # Policy, gradient and Adam's two moments (and a float32 master under bfloat16); ZeRO n shares the last n of them.
+    parts = [weights * width, weights * width, weights * (8 if width == 4 else 12)]
+    stage, ranks = config.learner.zero_stage, config.learner.workers
+    learner = weights * width + sum(part / (ranks if stage >= 3 - i else 1) for i, part in enumerate(parts))
+    memory = f"{learner / 2**20:.1f} MiB of weights, gradients and optimizer before activations"
+    ranks_line = f"{ranks} learner rank(s), ZeRO {stage}, {memory}"
+    if isinstance(data, Recordings):
+        lines = [f"a step   {size} rows; longest sequence {prepared.longest}"]
+        lines += [f"data     {count} rows, {epochs:.1f} epochs; {len(data.held_out)} held out"]
+        lines += [f"left out {len(rows)} rows of {key}: {why}" for key, d in data.dropped.items() for why, rows in d.items()]
+        lines += [f"workers  {ranks_line}"]
+    else:
+        samples = config.samples_per_step
+        engine = f"{weights * width / 2**20:.1f} MiB of weights"
+        if not config.cluster.gpus_per_engine:
+            engine += f" and {config.rollout.kv_cache_gib * 1024:.0f} MiB of KV cache"
+        lines = [
+            f"a step   {size} prompts x {config.group_size} = {samples} samples, "
+            f"at most {samples * config.rollout.max_new_tokens} response tokens; longest sequence {prepared.longest}",
+            f"data     {count} prompts, {epochs:.1f} epochs",
+            f"sync     every {schedule.interval} updates by {config.sync_backend}, worst lag {schedule.worst_lag}",
+            f"workers  {config.rollout.engines} engine(s) with {engine}; {ranks_line}",
+        ]
+    head = (
+        f"{config.run.name}: {config.algo.name} on {config.model.path} ({weights:,} parameters), "
+        f"{config.trainer.total_steps} steps"
+    )
+    return "\n".join([head, *lines, f"folder   {config.run.dir}"])
+
+
+def dtype(config: Config) -> torch.dtype:
+    if config.model.dtype == "auto":
+        return torch.bfloat16 if config.cluster.gpus_per_learner else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.model.dtype]
+
+
+def _find_resume(config: Config, run: Path) -> Path | None:
+    """The checkpoint to go on from, or None to begin."""
+    resume = config.run.resume
+    found = checkpoint.find_all(run)
+    if resume == "never":
+        if (run / "config.yaml").exists():
+            raise RloptError(f"run.resume=never: {run} holds a run already; choose another run.dir, or run.resume=auto")
+        return None
+    folder = found[-1] if resume == "auto" and found else None
+    if resume != "auto":
+        folder = Path(resume).resolve()
+    if folder:
+        checkpoint.verify(folder)
+        step = checkpoint.load_state(folder)["position"]["step"]
+        if step >= config.trainer.total_steps:
+            raise RloptError(
+                f"trainer.total_steps={config.trainer.total_steps}: {folder} has made {step} steps already; "
+                "raise it, or choose another run.dir"
+            )
+    return folder
+
+
+def _prepare_run(config: Config, run: Path, resume: Path | None) -> dict[str, Any]:
+    """Make the run's folder, or check that what stands there is this run; the state to begin with."""
+    mine = json.loads(json.dumps(asdict(config)))
+    kept = run / "config.yaml"
+    if kept.exists():
+        theirs = yaml.safe_load(kept.read_text())
+        differs = [
+            f"{section}.{key}={mine[section].get(key)} (there: {theirs.get(section, {}).get(key)})"
+            for section in mine
+            if section not in MAY_CHANGE
+            for key in sorted({*mine[section], *theirs.get(section, {})})
+            if mine[section].get(key) != theirs.get(section, {}).get(key)
+        ]
+        if differs:
+            raise RloptError(
+                f"run.dir={run}: holds another run, {'; '.join(differs[:3])}; choose another run.dir, or its values"
+            )
+    run.mkdir(parents=True, exist_ok=True)
+    kept.write_text(yaml.safe_dump(mine, sort_keys=False))
+    if resume:
+        return checkpoint.load_state(resume)
+    return {
+        "position": asdict(Position()),
+        "wandb_id": f"{re.sub(r'[^A-Za-z0-9_-]', '-', config.run.name)}-{uuid.uuid4().hex[:8]}",
+    }
+
+
+class _Bar:
+    """A progress bar for the training of a base model; shown only when there is any."""
+
+    def __init__(self, console: Console, title: str) -> None:
+        self._progress = Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=console)
+        self._title = title
+        self._task: TaskID | None = None
+
+    def __call__(self, step: int, steps: int, loss: float) -> None:
+        if self._task is None:
+            self._progress.start()
+            self._task = self._progress.add_task(self._title, total=steps)
+        self._progress.update(self._task, completed=step, description=f"{self._title}, loss {loss:.3f}")
+        if step == steps:
+            self._progress.stop()

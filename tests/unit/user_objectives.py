@@ -1,0 +1,29 @@
+"""Objectives as a user might get them wrong."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from rlopt.objectives.core import Traits
+from rlopt.types import Average, Outcomes
+
+
+@dataclass(frozen=True)
+class NoLoss:
+    traits: ClassVar[Traits] = Traits()
+    average: ClassVar[Average] = "token_mean"
+
+    def advantages(self, outcomes: Outcomes) -> Tensor:
+        return outcomes.returns
+
+
+class Plain:
+    traits = Traits()
+    average = "token_mean"
+
+    def advantages(self, outcomes: Outcomes) -> Tensor:
+        return outcomes.returns
+
+    def loss(self, batch: object, scores: object) -> None:
+        return None
