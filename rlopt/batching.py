@@ -106,7 +106,7 @@ def credit(
         anchor, reference: `[B, T]` log-probabilities as in `Batch`.
     """
     outcomes = judge(sequences, anchor, reference, terms)
-    advantages = objective.advantages(outcomes).float()
+    advantages = objective.advantages(outcomes).to(sequences.mask.dtype)
     advantages = advantages if advantages.dim() == 2 else advantages[:, None]
     mask = sequences.mask
     if terms.overlong_filter:

@@ -1,6 +1,5 @@
 """Everything that can be refused before a process of a run's own is started: objective, data, lengths, the run's folder."""
 
-import importlib
 import json
 import re
 import uuid
@@ -22,11 +21,11 @@ from rlopt.errors import RloptError
 from rlopt.examples import load_examples
 from rlopt.loop import Position
 from rlopt.model import context_length, find_model, parameters
-from rlopt.objectives.core import Objective, Terms, Traits, WithCredit
+from rlopt.objectives.core import Objective, Terms, WithCredit
 from rlopt.objectives.corrections import Correction, Corrections
 from rlopt.rewards import load as load_reward
 from rlopt.schedule import Schedule
-from rlopt.settings import read
+from rlopt.settings import load_class, load_name, read
 from rlopt.types import Example, Prompt
 
 MAY_CHANGE = ("run", "trainer", "tracking", "cluster")
@@ -105,22 +104,8 @@ def make_objective(config: Config) -> Objective:
             "set algo.anchor=proximal"
         )
     if shared and shared.credit:
-        return WithCredit(objective, _load_function("algo.credit", shared.credit))
+        return WithCredit(objective, load_name("algo.credit", shared.credit))
     return objective  # type: ignore[no-any-return]
-
-
-def load_class(name: str) -> type[Any]:
-    """The objective class that `module:Class` names, looked through for what an objective must have."""
-    kind = _load_function("algo.objective", name)
-    missing = [member for member in ("traits", "average", "advantages", "loss") if member not in dir(kind)]
-    fields = getattr(kind, "__dataclass_fields__", None)
-    missing = [member for member in missing if member not in (fields or {})]
-    if fields is None or missing:
-        what = f"lacks {', '.join(missing)}" if missing else "is no dataclass"
-        raise RloptError(f"algo.objective={name}: {what}; an objective is as rlopt.objectives.core.Objective says")
-    if not isinstance(kind.traits, Traits):
-        raise RloptError(f"algo.objective={name}: traits is {kind.traits!r}; want a rlopt.objectives.core.Traits")
-    return kind  # type: ignore[no-any-return]
 
 
 def make_terms(config: Config) -> Terms:
@@ -146,14 +131,6 @@ def _corrections(shared: GroupRelativeConfig) -> Corrections:
     correction = shared.correction
     importance = Correction(correction.weight, correction.cap, correction.mask, correction.low, correction.high)
     return Corrections(shared.dual_clip, importance, shared.opsm_delta)
-
-
-def _load_function(key: str, name: str) -> Any:
-    module, _, attribute = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise RloptError(f"{key}={name}: cannot be imported ({error}); want module:name") from error
 
 
 def _load_recordings(config: Config, objective: Objective, tokenizer: Any, context: int) -> Recordings:

@@ -1,6 +1,7 @@
 """From Hydra's composed mapping to the typed `Config`, and from the libraries' errors to one line."""
 
 import difflib
+import importlib
 import json
 import re
 from dataclasses import fields
@@ -12,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlopt.config import Config, GroupRelativeConfig
 from rlopt.errors import RloptError
+from rlopt.objectives.core import Traits
 
 T = TypeVar("T")
 
@@ -89,6 +91,39 @@ def _explain(key: str, error: Any) -> str:
     if error["type"] in ("missing", "missing_argument"):
         return f"{key}: missing; give it a value"
     return f"{key}={error['input']}: {message}"
+
+
+def load_class(name: str) -> type[Any]:
+    """The objective class that `module:Class` names, looked through for what an objective must have."""
+    kind = load_name("algo.objective", name)
+    missing = [member for member in ("traits", "average", "advantages", "loss") if member not in dir(kind)]
+    fields = getattr(kind, "__dataclass_fields__", None)
+    missing = [member for member in missing if member not in (fields or {})]
+    if fields is None or missing:
+        what = f"lacks {', '.join(missing)}" if missing else "is no dataclass"
+        raise RloptError(f"algo.objective={name}: {what}; an objective is as rlopt.objectives.core.Objective says")
+    if not isinstance(kind.traits, Traits):
+        raise RloptError(f"algo.objective={name}: traits is {kind.traits!r}; want a rlopt.objectives.core.Traits")
+    return kind  # type: ignore[no-any-return]
+
+
+def load_name(key: str, name: str) -> Any:
+    """What `module:name` names, for the config key `key`."""
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise RloptError(f"{key}={name}: cannot be imported ({error}); want module:name") from error
+
+
+def objective_of(algorithm: str) -> tuple[str, dict[str, Any]]:
+    """The class (`module:Class`) and its fields as the YAML of `algorithm` has them."""
+    file = conf_dir() / "algo" / f"{algorithm}.yaml"
+    if not file.is_file():
+        raise RloptError(f"{algorithm}: no such algorithm; one of {', '.join(algorithms())}")
+    raw: Any = OmegaConf.to_container(OmegaConf.load(file))
+    algo = _sorted_out({key: value for key, value in raw.items() if key != "defaults"})
+    return algo["objective"], algo["options"]
 
 
 def translate(error: Exception) -> RloptError:

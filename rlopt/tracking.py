@@ -68,11 +68,12 @@ class Journal:
 
     def step(self, metrics: Mapping[str, float], groups: list[Group]) -> None:
         """Write one learner step."""
-        unknown = metrics.keys() - DEFINITIONS.keys()
+        own = {name for name in metrics if name.startswith("objective/")}  # an objective's of the user's own
+        unknown = metrics.keys() - DEFINITIONS.keys() - own
         if unknown:
             raise KeyError(f"metrics without a definition in rlopt.metrics: {sorted(unknown)}")
         step = int(metrics["step"])
-        ordered = {name: _plain(metrics[name]) for name in DEFINITIONS if name in metrics}
+        ordered = {name: _plain(metrics[name]) for name in [*DEFINITIONS, *sorted(own)] if name in metrics}
         self._write("metrics", ordered)
         for group in groups[: self._log_samples]:
             for sample in group.samples[:1]:

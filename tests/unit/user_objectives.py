@@ -5,8 +5,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from rlopt.objectives.advantages import centered
 from rlopt.objectives.core import Traits
-from rlopt.types import Average, Outcomes
+from rlopt.types import Average, Batch, LossOutput, Outcomes, Scores
 
 
 @dataclass(frozen=True)
@@ -27,3 +28,17 @@ class Plain:
 
     def loss(self, batch: object, scores: object) -> None:
         return None
+
+
+@dataclass(frozen=True)
+class Backwards:
+    """Teaches the opposite."""
+
+    traits: ClassVar[Traits] = Traits()
+    average: ClassVar[Average] = "token_mean"
+
+    def advantages(self, outcomes: Outcomes) -> Tensor:
+        return -centered(outcomes)
+
+    def loss(self, batch: Batch, scores: Scores) -> LossOutput:
+        return LossOutput(-batch.advantages * scores.logprobs * batch.mask, {})

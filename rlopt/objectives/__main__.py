@@ -1,0 +1,62 @@
+"""`python -m rlopt.objectives check NAME|module:Class [field=value ...]`: prove an objective right. `list` names them all."""
+
+import argparse
+import os
+import sys
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from rlopt.conformance import Finding, check
+from rlopt.errors import RloptError
+from rlopt.objectives.core import Objective
+from rlopt.settings import algorithms, load_class, objective_of, read
+
+
+def build(name: str, settings: list[str]) -> Objective:
+    """The objective that `name` (an algorithm, or `module:Class`) and `field=value` settings describe."""
+    path, options = objective_of(name) if ":" not in name else (name, {})
+    for setting in settings:
+        field, equals, value = setting.partition("=")
+        if not equals:
+            raise RloptError(f"{setting}: want field=value")
+        options[field] = yaml.safe_load(value)
+    return read(load_class(path), options, "")  # type: ignore[no-any-return]
+
+
+def table(name: str, objective: Objective, findings: list[Finding]) -> Table:
+    """What was found, for people."""
+    passed = sum(finding.passed for finding in findings)
+    rows = Table(title=f"{name}: {passed} of {len(findings)} checks passed\n{objective}", title_justify="left")
+    rows.add_column("what must hold")
+    rows.add_column("")
+    rows.add_column("evidence", overflow="fold")
+    for finding in findings:
+        rows.add_row(finding.check, "[green]ok[/]" if finding.passed else "[red]FAILED[/]", finding.evidence)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m rlopt.objectives", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="name the algorithms")
+    checking = commands.add_parser("check", help="try an objective on everything that an objective must do")
+    checking.add_argument("name", metavar="NAME|module:Class", help="an algorithm, as +algo= takes it, or a class of your own")
+    checking.add_argument("settings", nargs="*", metavar="field=value", help="fields of the objective")
+    arguments = parser.parse_args()
+    if arguments.command == "list":
+        print("\n".join(algorithms()))
+        return
+    sys.path.insert(0, os.getcwd())  # a class of the user's own stands where they are
+    try:
+        objective = build(arguments.name, arguments.settings)
+    except RloptError as error:
+        sys.exit(f"error: {error}")
+    findings = check(objective)
+    Console().print(table(arguments.name, objective, findings))
+    sys.exit(0 if all(finding.passed for finding in findings) else 1)
+
+
+if __name__ == "__main__":
+    main()
