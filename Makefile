@@ -54,6 +54,7 @@ lock:
 	rm .overrides
 	sed -i '1i # Written by make lock: torch as its CPU build; torchvision, torchaudio and torchcodec would break it.' requirements-cpu.txt
 	uv pip compile pyproject.toml --extra gpu --extra dev $(PLATFORM) --no-annotate --no-header -o requirements-gpu.txt
+	sed -i "1i # Written by make lock." requirements-gpu.txt
 
 clean:
 	rm -rf .venv build dist

@@ -90,7 +90,11 @@ class Cluster:
         if config.address == "local":
             # Ray replaces a loopback address by the machine's own and then listens on every interface; here it may not.
             ray._private.services.resolve_ip_for_localhost = lambda address: address
-            ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **common)
+            try:
+                ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **common)
+            except Exception as error:  # Ray raises a bare Exception when its processes do not come up in 30 s
+                reason = str(error).splitlines()[0]
+                raise Stalled(f"cluster.address=local: Ray did not start ({reason}); is the machine overloaded?") from error
         else:
             host, colon, port = config.address.rpartition(":")
             try:

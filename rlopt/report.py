@@ -1,7 +1,8 @@
 """`python -m rlopt.report RUN [RUN ...] --out FILE.html`: the founding 2x2 figure and a page that needs nothing else.
 
-Runs of one algorithm are its seeds. The thin line is their mean at every step and the band reaches from the smallest to the
-largest; the thick line over them is the mean of each 20 steps. Beside the page stand the figure as PNG and SVG.
+Runs of one algorithm on one model are its seeds. The thin line is their mean at every step and the band reaches from the
+smallest to the largest; the thick line over them is the mean of each 20 steps. What is measured only now and then (held-out
+rows) is a line through its points. Preference runs have panels of their own. Beside the page stand the figure as PNG and SVG.
 """
 
 import argparse
@@ -29,6 +30,20 @@ PANELS = {
     "actor/entropy": ("Entropy", "nats/token"),
     "response_length/mean": ("Response Length", "tokens"),
 }
+PREFERENCE_PANELS = {
+    "eval/preference/margin": ("Reward Margin, held out", "implicit reward, chosen less rejected"),
+    "eval/preference/accuracy": ("Preference Accuracy, held out", "share of pairs"),
+    "preference/margin": ("Reward Margin, training", "implicit reward, chosen less rejected"),
+    "actor/kl_k2": ("KL Divergence", "k2 against the initial model (nats/token)"),
+}
+IMITATION_PANELS = {
+    "eval/actor/pg_loss": ("Loss, held out", "nats/token"),
+    "actor/pg_loss": ("Loss, training", "nats/token"),
+    "actor/kl_k2": ("KL Divergence", "k2 against the initial model (nats/token)"),
+    "actor/entropy": ("Entropy", "nats/token"),
+}
+KINDS = {"reward/mean": PANELS, "preference/margin": PREFERENCE_PANELS, "actor/pg_loss": IMITATION_PANELS}
+"""What is drawn of a run, by the first of these metrics that it has."""
 COLORS = ("#4C72B0", "#DD8452", "#55A868", "#C44E52", "#8172B3", "#937860", "#DA8BC3", "#8C8C8C", "#CCB974", "#64B5CD")
 SPAN = 20
 """Steps that a point of the thick line averages, and the table at the start and the end of a run."""
@@ -36,10 +51,15 @@ SPAN = 20
 
 @dataclass(frozen=True)
 class Curve:
-    """One metric of one algorithm: `[seeds, steps]`, cut to the shortest run."""
+    """One metric of one algorithm, cut to the shortest run: `[steps]` at which every seed has it, and `[seeds, steps]`."""
 
     steps: np.ndarray
     values: np.ndarray
+
+    @property
+    def sparse(self) -> bool:
+        """Whether it is measured only now and then."""
+        return len(self.steps) > 1 and bool(np.diff(self.steps).min() > 1)
 
 
 @dataclass(frozen=True)
@@ -57,25 +77,46 @@ def load(paths: list[Path]) -> list[Family]:
     Raises:
         RloptError: a path is no run, or a run has no steps yet.
     """
-    by_label: dict[str, list[Path]] = {}
+    by_label: dict[tuple[str, str], list[Path]] = {}
     for path in paths:
         if not (path / "config.yaml").is_file() or not (path / "metrics.jsonl").is_file():
             raise RloptError(f"{path}: no run stands there (no config.yaml and metrics.jsonl); give the folders of runs")
         if not read_column(path, "step"):
             raise RloptError(f"{path}: the run has made no step yet")
-        by_label.setdefault(_config(path)["algo"]["name"], []).append(path)
-    return [Family(label, runs, {name: _curve(runs, name) for name in PANELS}) for label, runs in by_label.items()]
+        by_label.setdefault((_config(path)["algo"]["name"], _config(path)["model"]["path"]), []).append(path)
+    models = len({model for _, model in by_label})
+    panels = panels_of(paths)
+    return [
+        Family(f"{algo}, {model}" if models > 1 else algo, runs, {name: _curve(runs, name) for name in panels})
+        for (algo, model), runs in by_label.items()
+    ]
+
+
+def panels_of(paths: list[Path]) -> dict[str, tuple[str, str]]:
+    """What is drawn of these runs: metric to title and unit.
+
+    Raises:
+        RloptError: some learned from rewards and others from preferences or answers, with no curve in common.
+    """
+    kinds = {next(name for name in KINDS if np.isfinite(read_column(path, name)).any()) for path in paths}
+    if len(kinds) > 1:
+        raise RloptError(f"runs that are told by {' and '.join(sorted(kinds))} cannot share a figure; make one of each")
+    return KINDS[kinds.pop()]
 
 
 def draw(families: list[Family], stem: Path) -> list[Path]:
     """The 2x2 figure as `stem.png` and `stem.svg`."""
     figure, axes = plt.subplots(2, 2, figsize=(11, 7.5), constrained_layout=True)
-    for axis, (name, (title, unit)) in zip(axes.flat, PANELS.items(), strict=True):
+    panels = next(panels for panels in KINDS.values() if panels.keys() == families[0].curves.keys())
+    for axis, (name, (title, unit)) in zip(axes.flat, panels.items(), strict=True):
         for color, family in zip(COLORS * len(families), families, strict=False):
             curve = family.curves[name]
             label = family.label + (f" ({len(family.runs)} seeds)" if len(family.runs) > 1 else "")
-            axis.plot(curve.steps, curve.values.mean(0), color=color, linewidth=0.6, alpha=0.5)
-            axis.plot(*_blocks(curve), color=color, linewidth=2, label=label)
+            if curve.sparse:
+                axis.plot(curve.steps, curve.values.mean(0), color=color, linewidth=2, marker="o", markersize=4, label=label)
+            else:
+                axis.plot(curve.steps, curve.values.mean(0), color=color, linewidth=0.6, alpha=0.5)
+                axis.plot(*_blocks(curve), color=color, linewidth=2, label=label)
             if len(family.runs) > 1:
                 axis.fill_between(curve.steps, curve.values.min(0), curve.values.max(0), color=color, alpha=0.12, linewidth=0)
         axis.set(title=title, xlabel="training step", ylabel=unit)
@@ -100,7 +141,7 @@ def table(families: list[Family]) -> list[dict[str, Any]]:
     for family in families:
         row: dict[str, Any] = {"algorithm": family.label, "seeds": len(family.runs)}
         for name, curve in family.curves.items():
-            span = min(SPAN, curve.values.shape[1])
+            span = 1 if curve.sparse else min(SPAN, curve.values.shape[1])
             first, last = curve.values[:, :span].mean(1), curve.values[:, -span:].mean(1)
             row[name] = {"first": first.mean(), "last": last.mean(), "spread": last.std()}
         rows.append(row)
@@ -115,7 +156,7 @@ def write_page(families: list[Family], figure: Path, page: Path) -> None:
         template.render(
             image=base64.b64encode(figure.read_bytes()).decode(),
             rows=table(families),
-            panels={name: title for name, (title, _) in PANELS.items()},
+            panels={name: (PANELS | IMITATION_PANELS | PREFERENCE_PANELS)[name][0] for name in families[0].curves},
             span=SPAN,
             runs=runs,
         )
@@ -144,8 +185,12 @@ def _config(run: Path) -> dict[str, Any]:
 def _curve(runs: list[Path], name: str) -> Curve:
     columns = [read_column(run, name) for run in runs]
     length = min(map(len, columns))
+    values = np.array([column[:length] for column in columns])
+    there = np.isfinite(values).all(0)
+    if not there.any():  # nothing was held out
+        there[:] = True
     steps = np.array(read_column(runs[0], "step")[:length])
-    return Curve(steps, np.array([column[:length] for column in columns]))
+    return Curve(steps[there], values[:, there])
 
 
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>rlopt report</title>
