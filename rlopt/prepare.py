@@ -225,6 +225,9 @@ def _prepare_run(config: Config, run: Path, resume: Path | None) -> dict[str, An
             for key in sorted({*mine[section], *theirs.get(section, {})})
             if mine[section].get(key) != theirs.get(section, {}).get(key)
         ]
+        steps = (mine["trainer"]["total_steps"], theirs["trainer"]["total_steps"])
+        if config.learner.lr_schedule != "constant" and steps[0] != steps[1]:
+            differs.append(f"trainer.total_steps={steps[0]} (there: {steps[1]}), on which learner.lr_schedule depends")
         if differs:
             raise RloptError(
                 f"run.dir={run}: holds another run, {'; '.join(differs[:3])}; choose another run.dir, or its values"

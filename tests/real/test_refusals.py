@@ -23,7 +23,7 @@ def refuse(*overrides: str) -> str:
 
 
 def test_no_algorithm() -> None:
-    assert "append one with +algo=NAME, where NAME is one of grpo, rec_oneside_nois, red_weight" in refuse()
+    assert "append one with +algo=NAME, where NAME is one of a3po, aspo, asymre, " in refuse()
 
 
 def test_a_misspelt_key() -> None:

@@ -1,0 +1,130 @@
+"""Recorded rows: what becomes of them, and which are refused by number."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlopt.errors import RloptError
+from rlopt.examples import Loaded, load_examples
+
+STEP = {
+    "prompt": "1+2*3=",
+    "initial_reason_steps": "2*3=6\n",
+    "chosen": "1+6=7\n",
+    "rejected": "1+6=8\n",
+    "full_chosen": "1+6=7\nAnswer: 7",
+    "full_rejected": "1+6=8\nAnswer: 8",
+    "answer": "7",
+}
+
+
+class Letters:
+    """A token a letter; the end token is 0."""
+
+    eos_token_id = 0
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        return [ord(letter) for letter in text]
+
+
+class Pairs(Letters):
+    """Merges a newline with a 1 that follows it, as a real tokenizer may."""
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        return [ord(letter) for letter in text.replace("\n1", "§")]
+
+
+def load(folder: Path, rows: str, *content: dict[str, Any], drop: bool = False, tokenizer: Letters | None = None) -> Loaded:
+    file = folder / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in content))
+    chosen = tokenizer or Letters()
+    return load_examples("data.train", str(file), rows, chosen, 60, seed=1, size=5, drop=drop)  # type: ignore[arg-type]
+
+
+def text(ids: tuple[int, ...]) -> str:
+    return "".join(chr(i) if i else "<end>" for i in ids)
+
+
+def test_a_step_is_scored_alone_after_prompt_and_prefix_and_without_an_end(tmp_path: Path) -> None:
+    (example,) = load(tmp_path, "step_pairs", STEP).examples
+    assert text(example.prompt.token_ids) == example.prompt.text == "1+2*3=2*3=6\n"
+    assert [text(answer) for answer in example.answers] == ["1+6=7\n", "1+6=8\n"]
+
+
+def test_dpo_scores_the_whole_answers_of_the_same_rows_with_their_end(tmp_path: Path) -> None:
+    (example,) = load(tmp_path, "pairs", STEP).examples
+    assert text(example.prompt.token_ids) == "1+2*3="
+    assert [text(answer) for answer in example.answers] == ["2*3=6\n1+6=7\nAnswer: 7<end>", "2*3=6\n1+6=8\nAnswer: 8<end>"]
+
+
+def test_rows_as_in_trl_are_taken_as_they_are(tmp_path: Path) -> None:
+    (example,) = load(tmp_path, "pairs", {"prompt": "a", "chosen": "b", "rejected": "c"}).examples
+    assert [text(answer) for answer in example.answers] == ["b<end>", "c<end>"]
+
+
+def test_an_answer_to_imitate_may_have_any_of_three_names_and_ends_once(tmp_path: Path) -> None:
+    loaded = load(
+        tmp_path,
+        "answers",
+        {"prompt": "a", "completion": "b\0"},
+        {"question": "a", "answer": "c"},
+        {"prompt": "a", "response": "d"},
+    )
+    assert [text(example.answers[0]) for example in loaded.examples] == ["b<end>", "c<end>", "d<end>"]
+
+
+def test_the_embedded_task_has_worked_answers_to_imitate() -> None:
+    loaded = load_examples("data.train", "arithmetic", "answers", Letters(), 200, seed=1, size=5, drop=False)
+    assert len(loaded.examples) == 5
+    assert "Answer: " in text(loaded.examples[0].answers[0])
+
+
+BAD = {
+    "rejected is empty": {"rejected": " "},
+    "chosen and rejected are equal": {"rejected": STEP["chosen"], "full_rejected": STEP["full_chosen"]},
+    "initial_reason_steps does not end where the step begins: full_chosen does not begin with chosen": {"full_chosen": "9"},
+    "prompt is empty": {"prompt": ""},
+    "chosen is no text": {"chosen": 7},
+    "more than 60 tokens": {"prompt": "1" * 60},
+}
+
+
+@pytest.mark.parametrize("reason", BAD)
+def test_a_row_that_cannot_be_used_is_refused_by_its_number(tmp_path: Path, reason: str) -> None:
+    with pytest.raises(RloptError) as refusal:
+        load(tmp_path, "step_pairs", STEP, STEP | BAD[reason])
+    assert f"1 of 2 rows are unusable (row 2: {reason}); mend them, or data.invalid_rows=drop" in str(refusal.value)
+
+
+def test_a_missing_column_is_named_with_those_that_are_there(tmp_path: Path) -> None:
+    with pytest.raises(
+        RloptError, match=r"row 1: no text under 'initial_reason_steps', only \['chosen', 'prompt', 'rejected'\]"
+    ):
+        load(tmp_path, "step_pairs", {"prompt": "a", "chosen": "b", "rejected": "c"})
+
+
+def test_a_token_that_reaches_across_the_boundary_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RloptError, match="row 1: a token reaches from initial_reason_steps into chosen"):
+        load(tmp_path, "step_pairs", STEP, tokenizer=Pairs())
+
+
+def test_rows_to_be_dropped_are_counted_by_reason(tmp_path: Path) -> None:
+    loaded = load(tmp_path, "step_pairs", STEP, *[STEP | row for row in BAD.values()], STEP | {"rejected": ""}, drop=True)
+    assert len(loaded.examples) == 1
+    assert sum(map(len, loaded.dropped.values())) == 7
+    assert loaded.dropped["rejected is empty"] == [2, 8]
+
+
+def test_when_no_row_is_left_the_reasons_are_given(tmp_path: Path) -> None:
+    with pytest.raises(RloptError, match=r"none of 1 rows can be used \(rejected is empty\)"):
+        load(tmp_path, "step_pairs", STEP | {"rejected": ""}, drop=True)
+
+
+def test_what_is_no_json_object_is_refused_by_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    for line, message in (("[1]", "row 1 is no JSON object"), ("{", "row 1 is not JSON")):
+        file.write_text(line + "\n")
+        with pytest.raises(RloptError, match=message):
+            load_examples("data.train", str(file), "pairs", Letters(), 60, seed=1, size=5, drop=True)
