@@ -58,7 +58,7 @@ def rank(outcomes: Outcomes) -> Tensor:
 
 
 def short_and_right(prompt: str, completion: str, answer: str, **extra: object) -> dict[str, float]:
-    """1 for the right answer, less a hundredth for every character: `score` is the reward, the rest goes to the samples' log."""
+    """1 for the right answer, less a hundredth for every character. `score` is the reward, the rest goes to `samples.jsonl`."""
     right = arithmetic.reward(prompt, completion, answer)
     return {"score": right - len(completion) / 100, "right": right}
 
