@@ -100,6 +100,17 @@ def first_wrong_step(prompt: str, completion: str) -> int | None:
     return None if right else len(claimed) + 1
 
 
+def split_steps(completion: str) -> list[str]:
+    """The lines of `completion`, each with its line break: every step, and the answer. Joined they are `completion`."""
+    return re.findall(r"[^\n]*\n|[^\n]+", completion)
+
+
+def locate(prompt: str, steps: list[str], answer: str) -> int | None:
+    """The 0-based place of the first of `steps` (as `split_steps` gives them) that is wrong; None when none is."""
+    wrong = first_wrong_step(prompt, "".join(steps))
+    return None if wrong is None else wrong - 1
+
+
 def reward(prompt: str, completion: str, answer: str, **extra: object) -> float:
     """1.0 when the last line is `Answer: N` with the right N, else 0.0. Steps are not looked at."""
     found = _ANSWER.fullmatch(completion.rstrip("\n").split("\n")[-1])

@@ -122,6 +122,19 @@ class Cluster:
         ray.shutdown()
 
 
+def environment(config: ClusterConfig) -> dict[str, str]:
+    """What every worker's environment has: no telemetry, threads, and on a cluster of our own nothing beyond loopback."""
+    env = {
+        "VLLM_NO_USAGE_STATS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "OMP_NUM_THREADS": str(config.cpu_threads),
+    }
+    if config.address == "local":
+        env |= {"GLOO_SOCKET_IFNAME": "lo", "VLLM_HOST_IP": "127.0.0.1"}
+    return env
+
+
 class EngineClient:
     """`weights.Client` for a learner: every verb goes to all engines and returns when all have done it."""
 

@@ -287,3 +287,52 @@ class Config:
         if not self.cluster.gpus_per_engine:
             return "shm"
         return "ipc" if self.cluster.gpus_per_engine < 1 else "nccl"
+
+
+@dataclass(frozen=True)
+class SeedConfig:
+    """The section `run` of a command that makes no run."""
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    seed: int
+
+
+@dataclass(frozen=True)
+class PairsConfig:
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    out: str
+    count: int
+    attempts: int
+    continuations: int
+    right: float
+    split: str
+    locate: str
+    chunk: int
+    eval_share: float
+
+    def __post_init__(self) -> None:
+        _need(self.out.endswith(".jsonl"), "pairs.out", self.out, "must end with .jsonl; the eval rows go to .eval.jsonl")
+        _need(self.count >= 1, "pairs.count", self.count, "must be at least 1 row")
+        _need(self.attempts >= 1, "pairs.attempts", self.attempts, "must be at least 1 answer per prompt")
+        _need(self.continuations >= 1, "pairs.continuations", self.continuations, "must be at least 1 per wrong answer")
+        _need(self.chunk >= 1, "pairs.chunk", self.chunk, "must be at least 1 prompt")
+        _need(0 <= self.eval_share < 1, "pairs.eval_share", self.eval_share, "must be at least 0 and below 1")
+
+
+@dataclass(frozen=True)
+class PairsJob:
+    """Everything that `rlopt.pairs` depends on: its own section, and those of `Config` that it shares."""
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    pairs: PairsConfig
+    run: SeedConfig
+    model: ModelConfig
+    data: DataConfig
+    reward: RewardConfig
+    rollout: RolloutConfig
+    cluster: ClusterConfig
+
+    def __post_init__(self) -> None:
+        steps, ranks = self.data.prompts_per_step, self.cluster.gpus_per_learner
+        _need(steps == self.pairs.chunk, "data.prompts_per_step", steps, "there are no learner steps here; set pairs.chunk")
+        _need(ranks == 0, "cluster.gpus_per_learner", ranks, "there is no learner here; leave it out")

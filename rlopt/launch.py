@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from rlopt import checkpoint
-from rlopt.cluster import Cluster, Workers
+from rlopt.cluster import Cluster, Workers, environment
 from rlopt.config import Config
 from rlopt.data import Dealer
 from rlopt.learner import Learners, LearnerSetup, LearnerWorker
@@ -201,19 +201,6 @@ def _outcome(prepared: Prepared, wandb_run: Any) -> Outcome:
     )
 
 
-def _environment(config: Config) -> dict[str, str]:
-    """What every worker's environment has: no telemetry, threads, and on a cluster of our own nothing beyond loopback."""
-    env = {
-        "VLLM_NO_USAGE_STATS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "OMP_NUM_THREADS": str(config.cluster.cpu_threads),
-    }
-    if config.cluster.address == "local":
-        env |= {"GLOO_SOCKET_IFNAME": "lo", "VLLM_HOST_IP": "127.0.0.1"}
-    return env
-
-
 def _start_rollouts(prepared: Prepared, cluster: Cluster) -> Workers:
     config = prepared.config
     engine = EngineConfig(
@@ -227,7 +214,7 @@ def _start_rollouts(prepared: Prepared, cluster: Cluster) -> Workers:
     )
     arguments = [engine, config.rollout, config.reward, config.group_size]
     gpus = config.cluster.gpus_per_engine * config.rollout.tensor_parallel
-    env = _environment(config)
+    env = environment(config.cluster)
     return cluster.workers("engine", RolloutWorker, gpus, env, *[arguments] * config.rollout.engines)
 
 
@@ -249,7 +236,7 @@ def _start_learners(prepared: Prepared, cluster: Cluster) -> Workers:
     )
     world = config.learner.workers
     arguments = [[setup, config.learner, rank, world] for rank in range(world)]
-    env = _environment(config)
+    env = environment(config.cluster)
     if not config.cluster.gpus_per_learner:
         env["DS_ACCELERATOR"] = "cpu"
     return cluster.workers("learner", LearnerWorker, config.cluster.gpus_per_learner, env, *arguments)

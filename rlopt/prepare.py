@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import yaml
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from transformers import AutoTokenizer
 
 from rlopt import checkpoint
@@ -26,6 +25,7 @@ from rlopt.objectives.corrections import Correction, Corrections
 from rlopt.rewards import load as load_reward
 from rlopt.schedule import Schedule
 from rlopt.settings import load_class, load_name, read
+from rlopt.tracking import TrainingBar
 from rlopt.types import Example, Prompt
 
 MAY_CHANGE = ("run", "trainer", "tracking", "cluster")
@@ -67,7 +67,7 @@ def prepare(config: Config, console: Console) -> Prepared:
     terms = make_terms(config)
     run = Path(config.run.dir).resolve()
     resume = _find_resume(config, run)
-    folder = find_model(config.model.path, _Bar(console, f"training {config.model.path} (once on this machine)"))
+    folder = find_model(config.model.path, TrainingBar(console, f"training {config.model.path} (once on this machine)"))
     tokenizer = AutoTokenizer.from_pretrained(folder)
     data: list[Prompt] | Recordings
     if config.algo.group_relative:
@@ -240,20 +240,3 @@ def _prepare_run(config: Config, run: Path, resume: Path | None) -> dict[str, An
         "position": asdict(Position()),
         "wandb_id": f"{re.sub(r'[^A-Za-z0-9_-]', '-', config.run.name)}-{uuid.uuid4().hex[:8]}",
     }
-
-
-class _Bar:
-    """A progress bar for the training of a base model; shown only when there is any."""
-
-    def __init__(self, console: Console, title: str) -> None:
-        self._progress = Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=console)
-        self._title = title
-        self._task: TaskID | None = None
-
-    def __call__(self, step: int, steps: int, loss: float) -> None:
-        if self._task is None:
-            self._progress.start()
-            self._task = self._progress.add_task(self._title, total=steps)
-        self._progress.update(self._task, completed=step, description=f"{self._title}, loss {loss:.3f}")
-        if step == steps:
-            self._progress.stop()

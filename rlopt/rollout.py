@@ -9,7 +9,7 @@ import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,8 +17,11 @@ from rlopt.cluster import Pending, Workers
 from rlopt.config import RewardConfig, RolloutConfig
 from rlopt.data import Deal, sample_seed
 from rlopt.rewards import Question, RewardPool, Scored
+from rlopt.steps import Answer, Opening
 from rlopt.types import Group, Prompt, Sample
 from rlopt.weights import SHM_BACKEND, write_shared
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,15 @@ class RolloutWorker:
         outputs = await asyncio.gather(*(self._generate(p.token_ids, i, top_p=1.0, limit=16) for i, p in enumerate(prompts)))
         return [self._sample(output, "", Scored(0.0, {})) for output in outputs]
 
+    async def complete(self, openings: list[Opening], count: int) -> list[list[Answer]]:
+        """`count` answers that go on from each opening, no longer as a whole than any other answer. No reward."""
+        return list(await asyncio.gather(*(self._answers(opening, count) for opening in openings)))
+
+    async def grade(self, questions: list[Question]) -> list[Scored | None]:
+        """What the reward function says; the deadline is for each."""
+        scored = await asyncio.gather(*(asyncio.to_thread(self._rewards.score, [question]) for question in questions))
+        return [one for (one,) in scored]
+
     async def busy_s(self) -> float:
         """Seconds since the start with at least one request in flight."""
         return self._busy_s + (time.monotonic() - self._busy_since if self._in_flight else 0.0)
@@ -129,6 +141,16 @@ class RolloutWorker:
         scored = await asyncio.to_thread(self._rewards.score, questions)
         kept = [(output, text, score) for output, text, score in zip(outputs, texts, scored, strict=True) if score]
         return Group(deal.prompt, tuple(self._sample(*one) for one in kept))
+
+    async def _answers(self, opening: Opening, count: int) -> list[Answer]:
+        start, limit = opening.prompt + opening.begun, self._config.max_new_tokens - len(opening.begun)
+        seeds = [sample_seed(self._engine_config.seed, opening.id, "0", i) for i in range(count)]
+        outputs = await asyncio.gather(*(self._generate(start, seed, self._config.top_p, limit) for seed in seeds))
+        wholes = [opening.begun + tuple(output.token_ids) for output in outputs]
+        return [
+            Answer(whole, self._tokenizer.decode(whole, skip_special_tokens=True), output.finish_reason)
+            for whole, output in zip(wholes, outputs, strict=True)
+        ]
 
     def _sample(self, output: Any, text: str, score: Scored) -> Sample:
         spans = output.weight_versions
@@ -206,8 +228,7 @@ class Rollouts:
 
     def request(self, batch: int, deals: list[Deal]) -> None:
         """Start sampling `batch`; returns at once."""
-        shares = [deals[i :: len(self._workers)] for i in range(len(self._workers))]
-        self._pending[batch] = self._workers.start("sample", *([share] for share in shares))
+        self._pending[batch] = self._workers.start("sample", *([share] for share in _deal(deals, len(self._workers))))
 
     def take(self, batch: int) -> list[Group]:
         """The groups of `batch` in the order of its prompts; waits until they are sampled."""
@@ -234,7 +255,32 @@ class Rollouts:
         return self._workers.call("canary", *([prompts] for _ in range(len(self._workers))))
 
     def _collect(self, batch: int) -> list[Group]:
-        shares: list[list[Group]] = self._pending.pop(batch).result(f"sampling batch {batch}")
-        width = len(shares)
-        groups: list[Group] = [shares[i % width][i // width] for i in range(sum(map(len, shares)))]
-        return groups
+        return _gather(self._pending.pop(batch).result(f"sampling batch {batch}"))
+
+
+class Sampler:
+    """All engines, as a command that samples without learning sees them."""
+
+    def __init__(self, workers: Workers) -> None:
+        self._workers = workers
+
+    def complete(self, openings: list[Opening], count: int) -> list[list[Answer]]:
+        """`count` answers that go on from each opening; the same ones whichever engine speaks them."""
+        shares = _deal(openings, len(self._workers))
+        return _gather(self._workers.start("complete", *([share, count] for share in shares)).result("sampling answers"))
+
+    def grade(self, questions: list[Question]) -> list[Scored | None]:
+        """What the reward function, beside the engines, says of each; None where it leaves an answer out."""
+        shares = _deal(questions, len(self._workers))
+        return _gather(self._workers.start("grade", *([share] for share in shares)).result("grading answers"))
+
+
+def _deal(items: list[T], count: int) -> list[list[T]]:
+    """The shares of `count` workers, dealt in turn."""
+    return [items[i::count] for i in range(count)]
+
+
+def _gather(shares: list[list[T]]) -> list[T]:
+    """What `_deal` dealt, in its first order."""
+    width = len(shares)
+    return [shares[i % width][i // width] for i in range(sum(map(len, shares)))]

@@ -87,7 +87,7 @@ def read(kind: type[T], raw: Any, prefix: str) -> T:
 def _explain(key: str, error: Any) -> str:
     message = error["msg"][0].lower() + error["msg"][1:]
     if error["type"] == "unexpected_keyword_argument":
-        return f"{key}={error['input']}: no such key; see conf/config.yaml, or --cfg job"
+        return f"{key}={error['input']}: no such key; --cfg job prints those that there are"
     if error["type"] in ("missing", "missing_argument"):
         return f"{key}: missing; give it a value"
     return f"{key}={error['input']}: {message}"
@@ -126,8 +126,8 @@ def objective_of(algorithm: str) -> tuple[str, dict[str, Any]]:
     return algo["objective"], algo["options"]
 
 
-def translate(error: Exception) -> RloptError:
-    """What Hydra or OmegaConf refused, as one line with a way out."""
+def translate(error: Exception, primary: str = "config") -> RloptError:
+    """What Hydra or OmegaConf refused of `conf/<primary>.yaml`, as one line with a way out."""
     text = str(error)
     if found := re.search(r"Could not find 'algo/([^']*)'", text):
         return RloptError(f"algo={found[1]}: no such algorithm; one of {', '.join(algorithms())}")
@@ -137,13 +137,14 @@ def translate(error: Exception) -> RloptError:
             return RloptError(f"{key}: append it with a plus, +algo=NAME, where NAME is one of {', '.join(algorithms())}")
         if key.startswith("algo."):
             return RloptError(f"{key}: the chosen algorithm has no such key; its keys are in conf/algo/, see --cfg job")
-        return RloptError(f"{key}: no such key{_suggest(key)}; see conf/config.yaml, or --cfg job")
+        return RloptError(f"{key}: no such key{_suggest(key, primary)}; see conf/{primary}.yaml, or --cfg job")
     first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
     return RloptError(f"{first} (see --help for the syntax of overrides)")
 
 
-def _suggest(key: str) -> str:
-    known: Any = OmegaConf.load(conf_dir() / "config.yaml")
-    names = [f"{section}.{name}" for section in known for name in known[section]]
+def _suggest(key: str, primary: str) -> str:
+    layers = [OmegaConf.load(conf_dir() / f"{name}.yaml") for name in dict.fromkeys(("config", primary))]
+    known: Any = OmegaConf.merge(*layers)  # a command that has no use for a section sets it to null
+    names = [f"{section}.{name}" for section in known if known[section] is not None for name in known[section]]
     close = difflib.get_close_matches(key, names, n=1)
     return f", did you mean {close[0]}" if close else ""

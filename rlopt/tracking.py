@@ -14,6 +14,7 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     SpinnerColumn,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -110,6 +111,23 @@ class Journal:
 
     def _write(self, name: str, row: Mapping[str, object]) -> None:
         self._files[name].write(json.dumps(row) + "\n")
+
+
+class TrainingBar:
+    """A progress bar for the training of a base model; shown only when there is any."""
+
+    def __init__(self, console: Console, title: str) -> None:
+        self._progress = Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=console)
+        self._title = title
+        self._task: TaskID | None = None
+
+    def __call__(self, step: int, steps: int, loss: float) -> None:
+        if self._task is None:
+            self._progress.start()
+            self._task = self._progress.add_task(self._title, total=steps)
+        self._progress.update(self._task, completed=step, description=f"{self._title}, loss {loss:.3f}")
+        if step == steps:
+            self._progress.stop()
 
 
 def start_wandb(config: TrackingConfig, run: Path, run_id: str, name: str, group: str, settings: dict[str, Any]) -> Any:

@@ -11,13 +11,13 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "rlopt"
 FLOORS = (
     {"errors"},
-    {"types", "config"},
-    {"objectives", "rewards", "schedule", "batching", "metrics", "arithmetic"},
+    {"types", "config", "processes"},
+    {"objectives", "rewards", "schedule", "batching", "metrics", "arithmetic", "steps"},
     {"conformance", "data", "examples", "tiny", "model", "weights", "checkpoint", "cluster", "tracking", "settings"},
     {"rollout", "shm_engine", "learner"},
     {"loop", "live", "recorded"},
-    {"prepare", "launch"},
-    {"train", "report", "objectives.__main__"},
+    {"prepare", "launch", "harvest", "command"},
+    {"train", "pairs", "report", "objectives.__main__"},
 )
 BELOW = {f"objectives.{name}" for name in ("core", "advantages", "ratios", "corrections", "divergence", "preferences")}
 """The shared files of the objectives; the leaves may use them."""
@@ -29,7 +29,7 @@ DOORS = {
     "deepspeed": {"learner"},
     "vllm": {"rollout", "shm_engine", "weights"},
     "wandb": {"tracking"},
-    "hydra": {"train"},
+    "hydra": {"command"},
 }
 LIGHT = {"torch", "numpy", "rlopt"} | set(sys.stdlib_module_names)
 

@@ -23,3 +23,7 @@ def moody(prompt: str, completion: str, answer: str, **extra: object) -> float |
 
 
 not_a_function = 3
+
+
+def asleep(**call: object) -> None:
+    time.sleep(60)

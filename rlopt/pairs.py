@@ -1,0 +1,53 @@
+"""`python -m rlopt.pairs [key=value ...]`: make preference rows at the first wrong step, for Step-DPO."""
+
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from rlopt import command
+from rlopt.config import PairsJob
+from rlopt.processes import load
+from rlopt.settings import read
+
+
+def typed(composed: DictConfig) -> PairsJob:
+    """The typed config; every wrong key or value is refused with its full name."""
+    raw: Any = OmegaConf.to_container(composed, resolve=True)
+    raw["run"] = {key: value for key, value in raw["run"].items() if value is not None}
+    return read(PairsJob, {name: section for name, section in raw.items() if section is not None}, "")
+
+
+def make(job: PairsJob) -> None:
+    """Make the rows that one config asks for, and say what was dropped."""
+    for key, name in (("reward.fn", job.reward.fn), ("pairs.split", job.pairs.split), ("pairs.locate", job.pairs.locate)):
+        load(key, name)
+    from rlopt import harvest  # heavy: only once the config and its functions are known to be good
+
+    console = Console()
+    outcome = harvest.harvest(job, console)
+    table = Table(box=None, show_header=False, padding=(0, 1))
+    table.add_column(justify="right")
+    table.add_column()
+    for count, meaning in outcome.table:
+        table.add_row(f"{count:,}", meaning)
+    console.print(table)
+    lines = [*map(str, outcome.files)]
+    if outcome.made:
+        rate = outcome.made / outcome.seconds
+        lines.append(f"{outcome.made} rows made in {outcome.seconds:.1f} s, {rate:.1f} rows/s, engines' start not counted")
+    if outcome.rows < job.pairs.count:
+        lines.append(
+            f"pairs.count={job.pairs.count}: the data gave {outcome.rows} rows; for more raise data.size (or give more data), "
+            "pairs.attempts or pairs.continuations"
+        )
+    console.print("\n".join(lines), highlight=False, soft_wrap=True)
+
+
+def main() -> None:
+    command.run("pairs", typed, make, "finished chunks stand, and the same command goes on after them")
+
+
+if __name__ == "__main__":
+    main()
