@@ -333,6 +333,8 @@ class PairsJob:
     cluster: ClusterConfig
 
     def __post_init__(self) -> None:
-        steps, ranks = self.data.prompts_per_step, self.cluster.gpus_per_learner
+        data, steps, ranks = self.data, self.data.prompts_per_step, self.cluster.gpus_per_learner
         _need(steps == self.pairs.chunk, "data.prompts_per_step", steps, "there are no learner steps here; set pairs.chunk")
+        _need(data.eval is None, "data.eval", data.eval, "nothing is scored here; pairs.eval_share holds rows out")
+        _need(data.invalid_rows == "refuse", "data.invalid_rows", data.invalid_rows, "is of recorded rows; leave it out")
         _need(ranks == 0, "cluster.gpus_per_learner", ranks, "there is no learner here; leave it out")

@@ -164,7 +164,7 @@ def _source(prepared: Prepared, crew: Crew, journal: Journal) -> Source:
             examples=data.train,
             held_out=data.held_out,
             dealer=dealer,
-            references=References(crew.learners),
+            references=References(crew.learners, lambda n, of: journal.say(f"initial model scores row {n} of {of}")),
             learners=crew.learners,
             objective=prepared.objective,
             terms=prepared.terms,

@@ -1,6 +1,6 @@
 """Recorded rows as a `loop.Source`: dealt by a pure function of seed and step, scored by the reference once and never again."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -12,6 +12,9 @@ from rlopt.data import Dealer
 from rlopt.loop import Drawn
 from rlopt.objectives.core import Objective, Terms
 from rlopt.types import Batch, Example, Group, Sequences
+
+CHUNK = 512
+"""Rows that the reference scores in one call."""
 
 MEASURED = ("preference/", "actor/pg_loss")
 """What is reported of held-out rows, as `eval/...`."""
@@ -25,21 +28,30 @@ class Learners(Protocol):
 
 
 class References:
-    """The reference's log-probabilities of recorded rows, kept by row: `[n]` of the answer's tokens."""
+    """The reference's log-probabilities of recorded rows, `[n]` for the tokens of each answer.
 
-    def __init__(self, learners: Learners) -> None:
-        self._learners = learners
+    They are made for all rows at once, in the order of the files: a row's numbers then do not depend on the batch it first
+    came in, and a resumed run has the same.
+    """
+
+    def __init__(self, learners: Learners, progress: Callable[[int, int], None]) -> None:
+        """`progress(rows, of rows)` is called as they are scored."""
+        self._learners, self._progress = learners, progress
         self._kept: dict[str, list[Tensor]] = {}
+
+    def score(self, examples: list[Example]) -> None:
+        """Score every row of `examples`."""
+        once = list({example.prompt.id: example for example in examples}.values())  # a file may be held out against itself
+        for start in range(0, len(once), CHUNK):
+            chunk = once[start : start + CHUNK]
+            sequences = pad_examples(chunk)
+            scores = self._learners.score(sequences, "reference")
+            for row, (group, mask) in enumerate(zip(sequences.group.tolist(), sequences.mask, strict=True)):
+                self._kept.setdefault(chunk[group].prompt.id, []).append(scores[row][mask > 0])
+            self._progress(start + len(chunk), len(once))
 
     def of(self, examples: list[Example], sequences: Sequences) -> Tensor:
         """`[B, T]` for the padded answers of `examples`."""
-        unknown = list({e.prompt.id: e for e in examples if e.prompt.id not in self._kept}.values())
-        if unknown:
-            asked = pad_examples(unknown)
-            scores = self._learners.score(asked, "reference")
-            for number, example in enumerate(unknown):
-                rows = (asked.group == number).nonzero()[:, 0].tolist()
-                self._kept[example.prompt.id] = [scores[row][asked.mask[row] > 0] for row in rows]
         filled = torch.zeros_like(sequences.mask)
         filled[sequences.mask > 0] = torch.cat([values for e in examples for values in self._kept[e.prompt.id]])
         return filled
@@ -60,7 +72,7 @@ class Recorded:
     total_steps: int
 
     def open(self, step: int) -> None:
-        pass
+        self.references.score(self.examples + self.held_out)
 
     def take(self, step: int) -> Drawn:
         places = self.dealer.rows(step)

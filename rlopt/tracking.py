@@ -98,6 +98,10 @@ class Journal:
         if not self._console.is_terminal and (step % 20 == 0 or step == 1):
             self._console.print(f"step {step}  {line}", highlight=False)
 
+    def say(self, line: str) -> None:
+        """Show what goes on before the first step, where the bar is."""
+        self._progress.update(self._task, description=line)
+
     def event(self, kind: str, **facts: object) -> None:
         """Write down something that happened: a sync, a checkpoint, a fault."""
         self._write("events", {"time": round(time.time(), 3), "event": kind, **{k: _plain(v) for k, v in facts.items()}})

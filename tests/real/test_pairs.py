@@ -56,19 +56,18 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         until((halved / "pairs.jsonl.partial" / "chunk_000001.json").exists, first)
         family = psutil.Process(first.pid).children(recursive=True)
         first.send_signal(signal.SIGINT)
-        with start(f"pairs.out={whole / 'pairs.jsonl'}") as through:  # beside the others, to save time
-            _, errors = first.communicate(timeout=60)
-            assert first.returncode == 130
-            assert errors == "interrupted: finished chunks stand, and the same command goes on after them\n"
-            _, alive = psutil.wait_procs(family, timeout=10)
-            assert not alive, [member.cmdline() for member in alive]
-            assert [path.name for path in halved.iterdir()] == ["pairs.jsonl.partial"]
-            shutil.copytree(halved, left)
-            with start(f"pairs.out={halved / 'pairs.jsonl'}") as again:
-                for process in (again, through):
-                    printed, errors = process.communicate(timeout=300)
-                    assert process.returncode == 0, printed + errors
-                    assert ("going on after chunk" in printed) == (process is again)
+        _, errors = first.communicate(timeout=60)
+    assert first.returncode == 130
+    assert errors == "interrupted: finished chunks stand, and the same command goes on after them\n"
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert not alive, [member.cmdline() for member in alive]
+    assert [path.name for path in halved.iterdir()] == ["pairs.jsonl.partial"]
+    shutil.copytree(halved, left)
+    for out in (halved, whole):
+        with start(f"pairs.out={out / 'pairs.jsonl'}") as process:
+            printed, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, printed + errors
+        assert ("going on after chunk" in printed) == (out is halved)
     return whole, halved, left
 
 

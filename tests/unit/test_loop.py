@@ -207,11 +207,11 @@ def test_recorded_rows_are_scored_by_the_reference_once_and_held_out_ones_measur
     objective = DPO(beta=0.1, label_smoothing=0.0)
     source = Recorded(
         examples=rows, held_out=[Example(prompt("held out"), ((1,), (2,)))], dealer=Dealer(3, 2, seed=1),
-        references=References(trainer), learners=trainer, objective=objective, terms=terms(off_policy=False),
+        references=References(trainer, lambda *_: None), learners=trainer, objective=objective, terms=terms(off_policy=False),
         eval_every=4, total_steps=7,
     )  # fmt: skip
     Loop(Plan(7, 0, "behavior", 1), objective, terms(off_policy=False), source, trainer, diary, lambda *_: None).run(Position())
-    assert sum(count for _, count in trainer.scored) == 2 * 4  # two answers each of three rows and the held-out one
+    assert trainer.scored == [("reference", 2 * 4)]  # two answers each of three rows and the held-out one
     assert [row["step"] for row in diary.rows if "eval/preference/margin" in row] == [4, 7]
     assert [row["data/epoch"] for row in diary.rows] == [0, 1, 1, 2, 3, 3, 4]
     assert "eval/actor/entropy" not in diary.rows[-1]
@@ -229,8 +229,8 @@ def test_a_row_keeps_its_own_reference_whatever_the_batch_it_comes_in() -> None:
             return {}
 
     rows = [Example(prompt("a", 1), ((7, 8), (9,))), Example(prompt("b", 3), ((1,), (2, 3, 4)))]
-    references = References(Counter())
-    references.of(rows, pad_examples(rows))
+    references = References(Counter(), lambda *_: None)
+    references.score(rows)
     turned = [rows[1], rows[0]]
     sequences = pad_examples(turned)
     torch.testing.assert_close(references.of(turned, sequences), sequences.token_ids * sequences.mask)

@@ -1,0 +1,93 @@
+"""Training from recorded rows, by the command: no samplers, exact over ranks, resumed to the same numbers."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import command, rows, train
+from test_family import ROWS
+
+EXACT = ("actor/pg_loss", "preference/margin", "preference/chosen", "actor/kl_k2", "eval/preference/margin")
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return file
+
+
+def overrides(pairs: Path, *more: str) -> list[str]:
+    small = ["data.prompts_per_step=4", "trainer.total_steps=6", "trainer.eval_every=3", "trainer.save_every=3"]
+    return ["+algo=step_dpo", f"data.train={pairs}", f"data.eval={pairs}", *small, *more]
+
+
+@pytest.fixture(scope="module")
+def whole(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    done = train(folder, *overrides(pairs))
+    assert "preference margin" in done.stdout
+    return folder
+
+
+def test_the_margin_grows_and_is_measured_on_held_out_rows_when_it_is_time(whole: Path) -> None:
+    steps = rows(whole / "metrics.jsonl")
+    assert steps[0]["preference/margin"] == pytest.approx(0, abs=1e-5)
+    assert steps[-1]["preference/margin"] > 0.05
+    assert [row["step"] for row in steps if "eval/preference/margin" in row] == [3, 6]
+    assert not any(name.startswith(("reward/", "sync/", "offpolicy/")) for row in steps for name in row)
+
+
+def test_two_ranks_report_what_one_does(whole: Path, pairs: Path, tmp_path: Path) -> None:
+    train(tmp_path / "run", *overrides(pairs, "learner.workers=2"))
+    one, two = rows(whole / "metrics.jsonl"), rows(tmp_path / "run" / "metrics.jsonl")
+    for name in EXACT:
+        for mine, theirs in zip(one, two, strict=True):
+            assert theirs.get(name, 0.0) == pytest.approx(mine.get(name, 0.0), rel=1e-2, abs=1e-4), (
+                name
+            )  # Adam magnifies rounding
+
+
+def test_a_run_that_goes_on_from_a_checkpoint_ends_with_the_same_numbers(whole: Path, pairs: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    train(folder, *overrides(pairs, "trainer.total_steps=3"))
+    train(folder, *overrides(pairs))
+    one, two = rows(whole / "metrics.jsonl"), rows(folder / "metrics.jsonl")
+    assert [[row.get(name) for name in EXACT] for row in two] == [[row.get(name) for name in EXACT] for row in one]
+
+
+def test_rows_that_cannot_be_used_are_refused_by_number_or_dropped_and_listed(pairs: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text(pairs.read_text() + json.dumps(ROWS[0] | {"rejected": "", "full_rejected": ""}) + "\n")
+    refused = subprocess.run(
+        command(*overrides(broken), f"run.dir={tmp_path / 'no'}"), capture_output=True, text=True, timeout=120
+    )
+    assert refused.returncode == 1
+    assert (
+        f"data.train={broken}: 1 of {len(ROWS) + 1} rows are unusable (row {len(ROWS) + 1}: rejected is empty)"
+        in refused.stderr
+    )
+    assert refused.stderr.count("\n") == 1
+    folder = tmp_path / "run"
+    done = train(folder, *overrides(broken, "data.invalid_rows=drop", "data.eval=null", "trainer.total_steps=1"))
+    assert "left out 1 rows of data.train: rejected is empty" in done.stdout
+    events = rows(folder / "events.jsonl")
+    assert [e["data.train"] for e in events if e["event"] == "rows_left_out"] == [{"rejected is empty": [len(ROWS) + 1]}]
+
+
+def test_an_objective_a_credit_and_a_reward_of_ones_own_need_no_fork(tmp_path: Path) -> None:
+    own = ["+algo=reinforce", "algo.objective=own_objective:Capped", "+algo.cap=2.0", "algo.credit=own_objective:rank"]
+    more = [
+        "reward.fn=own_objective:short_and_right",
+        "data.prompts_per_step=2",
+        "trainer.total_steps=2",
+        f"run.dir={tmp_path}",
+    ]
+    examples = Path(__file__).parents[2] / "examples"
+    done = subprocess.run(
+        command(*own, *more, f"run.dir={tmp_path}"), capture_output=True, text=True, timeout=300, cwd=examples
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "actor/pg_clipfrac" in rows(tmp_path / "metrics.jsonl")[0]
+    assert all(set(sample["parts"]) == {"right"} for sample in rows(tmp_path / "samples.jsonl"))
