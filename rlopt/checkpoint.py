@@ -82,6 +82,7 @@ def load_buffer(folder: Path) -> dict[int, list[Group]]:
 def _group_to_json(group: Group) -> dict[str, Any]:
     samples = [
         {
+            "prompt_id": s.prompt_id,
             "token_ids": s.token_ids.tolist(),
             "spoken": s.spoken.tolist(),
             "logprobs": s.logprobs.tolist(),  # a float32 survives JSON unchanged

@@ -13,7 +13,7 @@ import yaml
 from rich.console import Console
 from transformers import AutoTokenizer
 
-from rlopt import checkpoint
+from rlopt import checkpoint, processes
 from rlopt.config import Config, GroupRelativeConfig
 from rlopt.data import load_prompts
 from rlopt.errors import RloptError
@@ -24,7 +24,7 @@ from rlopt.objectives.core import Objective, Terms, WithCredit
 from rlopt.objectives.corrections import Correction, Corrections
 from rlopt.rewards import load as load_reward
 from rlopt.schedule import Schedule
-from rlopt.settings import load_class, load_name, read
+from rlopt.settings import load_class, read
 from rlopt.tracking import TrainingBar
 from rlopt.types import Example, Prompt
 
@@ -104,7 +104,7 @@ def make_objective(config: Config) -> Objective:
             "set algo.anchor=proximal"
         )
     if shared and shared.credit:
-        return WithCredit(objective, load_name("algo.credit", shared.credit))
+        return WithCredit(objective, processes.load("algo.credit", shared.credit))  # type: ignore[arg-type]
     return objective  # type: ignore[no-any-return]
 
 

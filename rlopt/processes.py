@@ -15,19 +15,19 @@ from typing import Any
 from rlopt.errors import RloptError
 
 
-def load(key: str, name: str) -> Callable[..., object]:
-    """The function that `name` (module:function), the value of the setting `key`, stands for.
+def load(key: str, name: str, kind: str = "function") -> Callable[..., object]:
+    """The function (or class, as `kind` says) that `name`, the value of the setting `key`, stands for: `module:function`.
 
     Raises:
-        RloptError: it cannot be imported, or is no function.
+        RloptError: it cannot be imported, or is none.
     """
     module, colon, attribute = name.partition(":")
     try:
         function = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        raise RloptError(f"{key}={name}: cannot be imported ({error}); want module:function") from error
+        raise RloptError(f"{key}={name}: cannot be imported ({error}); want module:{kind}") from error
     if not colon or not callable(function):
-        raise RloptError(f"{key}={name}: not a function; want module:function")
+        raise RloptError(f"{key}={name}: no {kind}; want module:{kind}")
     return function  # type: ignore[no-any-return]
 
 

@@ -108,7 +108,7 @@ class RolloutWorker:
     async def canary(self, prompts: list[Prompt]) -> list[Sample]:
         """One short sample of each prompt, from the whole distribution, for comparing engine and learner. No reward."""
         outputs = await asyncio.gather(*(self._generate(p.token_ids, i, top_p=1.0, limit=16) for i, p in enumerate(prompts)))
-        return [self._sample(output, "", Scored(0.0, {})) for output in outputs]
+        return [self._sample(p, output, "", Scored(0.0, {})) for p, output in zip(prompts, outputs, strict=True)]
 
     async def complete(self, openings: list[Opening], count: int) -> list[list[Answer]]:
         """`count` answers that go on from each opening, no longer as a whole than any other answer. No reward."""
@@ -140,7 +140,7 @@ class RolloutWorker:
         questions = [Question(deal.prompt.text, text, deal.prompt.answer) for text in texts]
         scored = await asyncio.to_thread(self._rewards.score, questions)
         kept = [(output, text, score) for output, text, score in zip(outputs, texts, scored, strict=True) if score]
-        return Group(deal.prompt, tuple(self._sample(*one) for one in kept))
+        return Group(deal.prompt, tuple(self._sample(deal.prompt, *one) for one in kept))
 
     async def _answers(self, opening: Opening, count: int) -> list[Answer]:
         start, limit = opening.prompt + opening.begun, self._config.max_new_tokens - len(opening.begun)
@@ -152,9 +152,10 @@ class RolloutWorker:
             for whole, output in zip(wholes, outputs, strict=True)
         ]
 
-    def _sample(self, output: Any, text: str, score: Scored) -> Sample:
+    def _sample(self, prompt: Prompt, output: Any, text: str, score: Scored) -> Sample:
         spans = output.weight_versions
         return Sample(
+            prompt_id=prompt.id,
             token_ids=np.array(output.token_ids, np.int32),
             spoken=np.ones(len(output.token_ids), bool),
             logprobs=np.array(output.logprobs.logprobs, np.float32),

@@ -1,7 +1,6 @@
 """From Hydra's composed mapping to the typed `Config`, and from the libraries' errors to one line."""
 
 import difflib
-import importlib
 import json
 import re
 from dataclasses import fields
@@ -11,6 +10,7 @@ from typing import Any, TypeVar
 import pydantic
 from omegaconf import DictConfig, OmegaConf
 
+from rlopt import processes
 from rlopt.config import Config, GroupRelativeConfig
 from rlopt.errors import RloptError
 from rlopt.objectives.core import Traits
@@ -95,7 +95,7 @@ def _explain(key: str, error: Any) -> str:
 
 def load_class(name: str) -> type[Any]:
     """The objective class that `module:Class` names, looked through for what an objective must have."""
-    kind = load_name("algo.objective", name)
+    kind: Any = processes.load("algo.objective", name, "Class")
     missing = [member for member in ("traits", "average", "advantages", "loss") if member not in dir(kind)]
     fields = getattr(kind, "__dataclass_fields__", None)
     missing = [member for member in missing if member not in (fields or {})]
@@ -105,15 +105,6 @@ def load_class(name: str) -> type[Any]:
     if not isinstance(kind.traits, Traits):
         raise RloptError(f"algo.objective={name}: traits is {kind.traits!r}; want a rlopt.objectives.core.Traits")
     return kind  # type: ignore[no-any-return]
-
-
-def load_name(key: str, name: str) -> Any:
-    """What `module:name` names, for the config key `key`."""
-    module, _, attribute = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise RloptError(f"{key}={name}: cannot be imported ({error}); want module:name") from error
 
 
 def objective_of(algorithm: str) -> tuple[str, dict[str, Any]]:

@@ -38,6 +38,7 @@ class Sample:
     """One response of the behavior policy.
 
     Attributes:
+        prompt_id: of the prompt that it answers.
         token_ids: `[n]` int32, the ids that the engine returned.
         spoken: `[n]` bool, False on tokens that the policy did not choose (tool or environment text).
         logprobs: `[n]` float32, nats, of the distribution each token was really drawn from; 0 where not spoken.
@@ -48,6 +49,7 @@ class Sample:
         parts: what the reward function reported beside the score, by name.
     """
 
+    prompt_id: str
     token_ids: np.ndarray
     spoken: np.ndarray
     logprobs: np.ndarray
@@ -82,6 +84,14 @@ class Group:
     prompt: Prompt
     samples: tuple[Sample, ...]
     refills: int = 0
+
+    def __post_init__(self) -> None:
+        for number, sample in enumerate(self.samples):
+            if sample.prompt_id != self.prompt.id:
+                raise RloptError(
+                    f"Group.samples: sample {number} answers prompt {sample.prompt_id}, the group's is {self.prompt.id}; "
+                    "credit is relative to siblings, which have one prompt"
+                )
 
 
 @dataclass(frozen=True, eq=False)

@@ -122,7 +122,7 @@ def test_finished_rows_and_rows_of_another_config_are_not_written_over(made: Mad
         ("pairs.cont=3", "pairs.cont: no such key, did you mean pairs.count; see conf/pairs.yaml"),
         ("pairs.eval_share=1.0", "pairs.eval_share=1.0: must be at least 0 and below 1"),
         ("pairs.locate=nowhere:locate", "pairs.locate=nowhere:locate: cannot be imported"),
-        ("pairs.split=rlopt.arithmetic:CHARACTERS", "pairs.split=rlopt.arithmetic:CHARACTERS: not a function"),
+        ("pairs.split=rlopt.arithmetic:CHARACTERS", "pairs.split=rlopt.arithmetic:CHARACTERS: no function"),
         ("model.path=/nowhere", "model.path=/nowhere: no such folder"),
     ],
 )

@@ -31,8 +31,9 @@ def prompt(name: str = "p", length: int = 3) -> Prompt:
     return Prompt(name, tuple(range(5, 5 + length)), "1+1=", "2", "test")
 
 
-def sample(length: int = 2, reward: float = 1.0, version: int = 0, finish: str = "stop") -> Sample:
+def sample(length: int = 2, reward: float = 1.0, version: int = 0, finish: str = "stop", prompt_id: str = "p") -> Sample:
     return Sample(
+        prompt_id=prompt_id,
         token_ids=np.arange(20, 20 + length, dtype=np.int32),
         spoken=np.ones(length, bool),
         logprobs=np.full(length, -0.5, np.float32),
@@ -45,4 +46,4 @@ def sample(length: int = 2, reward: float = 1.0, version: int = 0, finish: str =
 
 
 def group(name: str = "p", rewards: tuple[float, ...] = (1.0, 0.0), version: int = 0) -> Group:
-    return Group(prompt(name), tuple(sample(2 + i, reward, version) for i, reward in enumerate(rewards)))
+    return Group(prompt(name), tuple(sample(2 + i, reward, version, prompt_id=name) for i, reward in enumerate(rewards)))

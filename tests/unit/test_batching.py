@@ -87,7 +87,7 @@ def test_siblings_stay_in_one_micro_batch_where_the_objective_needs_them() -> No
 
 
 def test_the_gradient_is_the_same_for_every_split() -> None:
-    batch = batch_of([Group(prompt(f"p{i}"), (sample(2 + i, 1.0), sample(7 - i, 0.0))) for i in range(5)])
+    batch = batch_of([Group(prompt(), (sample(2 + i, 1.0), sample(7 - i, 0.0))) for i in range(5)])
 
     def gradient(pieces: list[Batch]) -> torch.Tensor:
         table = torch.linspace(-2, -1, 64, dtype=torch.float64).requires_grad_()  # one log-probability per token id
@@ -171,3 +171,8 @@ def test_the_lottery_depends_on_what_was_said_and_not_on_order() -> None:
     same = pad([Group(prompt(), (sample(2), sample(2)))], 1).lottery
     assert same[0] != same[1]
     assert all(0 <= number < 1 for number in there)
+
+
+def test_samples_of_another_prompt_are_refused_in_a_group() -> None:
+    with pytest.raises(RloptError, match="Group.samples: sample 1 answers prompt q, the group's is p"):
+        Group(prompt("p"), (sample(), sample(prompt_id="q")))

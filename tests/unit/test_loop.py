@@ -44,7 +44,7 @@ class Engines:
         return dict(self.batches)
 
     def canary(self, prompts: list[Prompt]) -> list[list[Sample]]:
-        return [[sample(2, 0.0, self.version) for _ in prompts]]
+        return [[sample(2, 0.0, self.version, prompt_id=p.id) for p in prompts]]
 
     def busy_s(self) -> float:
         return 0.0
