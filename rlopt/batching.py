@@ -7,6 +7,7 @@ holds and the gradient is the same for every split over ranks and micro-batches.
 import hashlib
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ def pad(groups: list[Group], step: int) -> Sequences:
     ]
     if not rows:
         raise RloptError(f"step {step}: no sample is left to learn from; did the reward return None for all of them?")
-    sequences = _pad((number, prompt.token_ids, sample.token_ids) for number, prompt, sample in rows)
+    sequences = _pad(((number, prompt.token_ids, sample.token_ids) for number, prompt, sample in rows), step)
     mask, behavior = sequences.mask, sequences.behavior
     for row, (_, prompt, sample) in enumerate(rows):
         start, end = len(prompt.token_ids), int(sequences.lengths[row])
@@ -61,7 +62,7 @@ def pad_samples(rows: list[tuple[Prompt, Sample]]) -> Sequences:
     return pad([Group(prompt, (sample,)) for prompt, sample in rows], step=max(sample.version for _, sample in rows) + 1)
 
 
-def _pad(rows: Iterable[tuple[int, Iterable[int], Iterable[int]]]) -> Sequences:
+def _pad(rows: Iterable[tuple[int, Iterable[int], Iterable[int]]], step: int = 0) -> Sequences:
     """(group, prompt ids, response ids) of every row, padded; the mask is 1 on all of the response, the rest is 0."""
     both = [(group, [*prompt], [*response]) for group, prompt, response in rows]
     lengths = torch.tensor([len(prompt) + len(response) for _, prompt, response in both])
@@ -78,17 +79,17 @@ def _pad(rows: Iterable[tuple[int, Iterable[int], Iterable[int]]]) -> Sequences:
         rewards=torch.zeros(len(both), dtype=torch.float64),
         group=torch.tensor([group for group, _, _ in both]),
         truncated=torch.zeros(len(both), dtype=torch.bool),
-        lottery=_lottery(both),
+        lottery=_lottery(both, step),
         lag=torch.zeros_like(lengths),
     )
 
 
-def _lottery(rows: list[tuple[int, list[int], list[int]]]) -> Tensor:
-    """`[B]` in [0, 1): a hash of each sequence; copies within a group are told apart by counting them."""
+def _lottery(rows: list[tuple[int, list[int], list[int]]], step: int) -> Tensor:
+    """`[B]` in [0, 1): a hash of each sequence and the step; copies within a group are told apart by counting them."""
     seen: dict[tuple[int, bytes], int] = {}
     drawn = []
     for group, prompt, response in rows:
-        key = np.array([*prompt, -1, *response], np.int64).tobytes()
+        key = np.array([step, *prompt, -1, *response], np.int64).tobytes()
         copy = seen[group, key] = seen.get((group, key), -1) + 1
         drawn.append(int.from_bytes(hashlib.blake2b(key + bytes([copy % 256]), digest_size=6).digest()) / 2**48)
     return torch.tensor(drawn, dtype=torch.float64)
@@ -184,6 +185,8 @@ def weights(mask: Tensor, average: Average, group: Tensor, limit: int) -> Tensor
         return mask / (count * limit)
     if average == "constant_sum":
         return mask / limit
+    if average != "pair_mean":
+        raise RloptError(f"average={average}: no such average; one of {', '.join(get_args(Average))}")
     first = torch.ones_like(group, dtype=torch.bool)
     first[1:] = group[1:] != group[:-1]
     opening = (mask.cumsum(1) == 1) * mask * first[:, None]

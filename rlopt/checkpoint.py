@@ -82,7 +82,6 @@ def load_buffer(folder: Path) -> dict[int, list[Group]]:
 def _group_to_json(group: Group) -> dict[str, Any]:
     samples = [
         {
-            "prompt_id": s.prompt_id,
             "token_ids": s.token_ids.tolist(),
             "spoken": s.spoken.tolist(),
             "logprobs": s.logprobs.tolist(),  # a float32 survives JSON unchanged
@@ -96,7 +95,7 @@ def _group_to_json(group: Group) -> dict[str, Any]:
     ]
     prompt = group.prompt
     about = {"id": prompt.id, "text": prompt.text, "answer": prompt.answer, "source": prompt.source}
-    return {"prompt": about | {"token_ids": list(prompt.token_ids)}, "samples": samples}
+    return {"prompt": about | {"token_ids": list(prompt.token_ids)}, "samples": samples, "refills": group.refills}
 
 
 def _group_from_json(row: dict[str, Any]) -> Group:
@@ -107,4 +106,4 @@ def _group_from_json(row: dict[str, Any]) -> Group:
         sample["spoken"] = np.array(sample["spoken"], bool)
         sample["logprobs"] = np.array(sample["logprobs"], np.float32)
         sample["versions"] = np.array(sample["versions"], np.int32)
-    return Group(Prompt(**prompt), tuple(Sample(**sample) for sample in row["samples"]))
+    return Group(Prompt(**prompt), tuple(Sample(prompt_id=prompt["id"], **sample) for sample in row["samples"]), row["refills"])

@@ -7,15 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from rlopt.errors import RloptError
+from rlopt.errors import need
 
 _STRICT = {"extra": "forbid", "strict": True}
 """For the reader in `settings`: no unknown key, no silent conversion."""
-
-
-def _need(condition: bool, key: str, value: object, way_out: str) -> None:
-    if not condition:
-        raise RloptError(f"{key}={value}: {way_out}")
 
 
 @dataclass(frozen=True)
@@ -46,8 +41,8 @@ class DataConfig:
     invalid_rows: Literal["refuse", "drop"]
 
     def __post_init__(self) -> None:
-        _need(self.prompts_per_step >= 1, "data.prompts_per_step", self.prompts_per_step, "must be at least 1")
-        _need(self.size >= 1, "data.size", self.size, "must be at least 1")
+        need(self.prompts_per_step >= 1, "data.prompts_per_step", self.prompts_per_step, "must be at least 1")
+        need(self.size >= 1, "data.size", self.size, "must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -58,8 +53,8 @@ class RewardConfig:
     workers: int
 
     def __post_init__(self) -> None:
-        _need(self.workers >= 1, "reward.workers", self.workers, "must be at least 1")
-        _need(self.timeout_s > 0, "reward.timeout_s", self.timeout_s, "must be above 0 seconds")
+        need(self.workers >= 1, "reward.workers", self.workers, "must be at least 1")
+        need(self.timeout_s > 0, "reward.timeout_s", self.timeout_s, "must be above 0 seconds")
 
 
 @dataclass(frozen=True)
@@ -70,7 +65,7 @@ class KLConfig:
     place: Literal["loss", "reward"]
 
     def __post_init__(self) -> None:
-        _need(self.coef >= 0, "algo.kl.coef", self.coef, "must be 0 (measure only) or above")
+        need(self.coef >= 0, "algo.kl.coef", self.coef, "must be 0 (measure only) or above")
 
 
 @dataclass(frozen=True)
@@ -90,7 +85,7 @@ class OverlongConfig:
     filter: bool
 
     def __post_init__(self) -> None:
-        _need(0 <= self.buffer <= 1, "algo.overlong.buffer", self.buffer, "is a share of rollout.max_new_tokens: 0 to 1")
+        need(0 <= self.buffer <= 1, "algo.overlong.buffer", self.buffer, "is a share of rollout.max_new_tokens: 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -111,11 +106,11 @@ class GroupRelativeConfig:
     overlong: OverlongConfig
 
     def __post_init__(self) -> None:
-        _need(self.group_size >= 2, "algo.group_size", self.group_size, "credit is relative to siblings: at least 2")
-        _need(self.minibatches >= 1, "algo.minibatches", self.minibatches, "must be at least 1")
-        _need(self.refills >= 0, "algo.refills", self.refills, "must be 0 (off) or more")
+        need(self.group_size >= 2, "algo.group_size", self.group_size, "credit is relative to siblings: at least 2")
+        need(self.minibatches >= 1, "algo.minibatches", self.minibatches, "must be at least 1")
+        need(self.refills >= 0, "algo.refills", self.refills, "must be 0 (off) or more")
         corrected = self.correction.weight != "none" or self.correction.mask != "none"
-        _need(
+        need(
             self.anchor == "proximal" or not corrected,
             "algo.anchor",
             self.anchor,
@@ -148,12 +143,12 @@ class RolloutConfig:
     gpu_memory_share: float
 
     def __post_init__(self) -> None:
-        _need(self.engines >= 1, "rollout.engines", self.engines, "must be at least 1")
-        _need(self.tensor_parallel >= 1, "rollout.tensor_parallel", self.tensor_parallel, "must be at least 1")
-        _need(self.temperature > 0, "rollout.temperature", self.temperature, "must be above 0: training needs chance")
-        _need(0 < self.top_p <= 1, "rollout.top_p", self.top_p, "must be above 0 and at most 1")
-        _need(self.max_new_tokens >= 1, "rollout.max_new_tokens", self.max_new_tokens, "must be at least 1")
-        _need(self.max_num_seqs >= 1, "rollout.max_num_seqs", self.max_num_seqs, "must be at least 1")
+        need(self.engines >= 1, "rollout.engines", self.engines, "must be at least 1")
+        need(self.tensor_parallel >= 1, "rollout.tensor_parallel", self.tensor_parallel, "must be at least 1")
+        need(self.temperature > 0, "rollout.temperature", self.temperature, "must be above 0: training needs chance")
+        need(0 < self.top_p <= 1, "rollout.top_p", self.top_p, "must be above 0 and at most 1")
+        need(self.max_new_tokens >= 1, "rollout.max_new_tokens", self.max_new_tokens, "must be at least 1")
+        need(self.max_num_seqs >= 1, "rollout.max_num_seqs", self.max_num_seqs, "must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -172,11 +167,11 @@ class LearnerConfig:
     gradient_checkpointing: bool
 
     def __post_init__(self) -> None:
-        _need(self.workers >= 1, "learner.workers", self.workers, "must be at least 1")
-        _need(self.lr > 0, "learner.lr", self.lr, "must be above 0")
-        _need(self.max_grad_norm > 0, "learner.max_grad_norm", self.max_grad_norm, "must be above 0")
-        _need(self.logit_chunk >= 1, "learner.logit_chunk", self.logit_chunk, "must be at least 1 token")
-        _need(len(self.betas) == 2, "learner.betas", self.betas, "AdamW has two, e.g. [0.9, 0.999]")
+        need(self.workers >= 1, "learner.workers", self.workers, "must be at least 1")
+        need(self.lr > 0, "learner.lr", self.lr, "must be above 0")
+        need(self.max_grad_norm > 0, "learner.max_grad_norm", self.max_grad_norm, "must be above 0")
+        need(self.logit_chunk >= 1, "learner.logit_chunk", self.logit_chunk, "must be at least 1 token")
+        need(len(self.betas) == 2, "learner.betas", self.betas, "AdamW has two, e.g. [0.9, 0.999]")
 
 
 @dataclass(frozen=True)
@@ -190,9 +185,9 @@ class SyncConfig:
     tolerance: float
 
     def __post_init__(self) -> None:
-        _need(self.interval >= 1, "sync.interval", self.interval, "must be at least 1 learner step")
-        _need(self.offset >= 0, "sync.offset", self.offset, "must be 0 or more batches")
-        _need(self.bucket_mib >= 1, "sync.bucket_mib", self.bucket_mib, "must be at least 1 MiB")
+        need(self.interval >= 1, "sync.interval", self.interval, "must be at least 1 learner step")
+        need(self.offset >= 0, "sync.offset", self.offset, "must be 0 or more batches")
+        need(self.bucket_mib >= 1, "sync.bucket_mib", self.bucket_mib, "must be at least 1 MiB")
 
 
 @dataclass(frozen=True)
@@ -205,10 +200,10 @@ class TrainerConfig:
     log_samples: int
 
     def __post_init__(self) -> None:
-        _need(self.total_steps >= 1, "trainer.total_steps", self.total_steps, "must be at least 1")
-        _need(self.eval_every >= 1, "trainer.eval_every", self.eval_every, "must be at least 1 step")
-        _need(self.save_every >= 0, "trainer.save_every", self.save_every, "must be 0 (only at the end) or more steps")
-        _need(self.keep_checkpoints >= 1, "trainer.keep_checkpoints", self.keep_checkpoints, "must be at least 1")
+        need(self.total_steps >= 1, "trainer.total_steps", self.total_steps, "must be at least 1")
+        need(self.eval_every >= 1, "trainer.eval_every", self.eval_every, "must be at least 1 step")
+        need(self.save_every >= 0, "trainer.save_every", self.save_every, "must be 0 (only at the end) or more steps")
+        need(self.keep_checkpoints >= 1, "trainer.keep_checkpoints", self.keep_checkpoints, "must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -248,22 +243,22 @@ class Config:
     cluster: ClusterConfig
 
     def __post_init__(self) -> None:
-        samples = self.samples_per_step
-        _need(
-            samples >= self.learner.workers,
+        updates = self.algo.group_relative.minibatches if self.algo.group_relative else 1
+        samples = self.data.prompts_per_step // updates * self.group_size
+        need(
+            samples >= self.learner.workers or updates > self.data.prompts_per_step,
             "learner.workers",
             self.learner.workers,
-            f"a step's {samples} samples (data.prompts_per_step={self.data.prompts_per_step} x {self.group_size}) cannot be "
-            f"split over the ranks; use at most {samples}",
+            f"an update's {samples} samples (data.prompts_per_step={self.data.prompts_per_step} x {self.group_size}"
+            f"{f' / algo.minibatches={updates}' if updates > 1 else ''}) cannot be split over the ranks; use at most {samples}",
         )
-        updates = self.algo.group_relative.minibatches if self.algo.group_relative else 1
-        _need(
+        need(
             updates <= self.data.prompts_per_step,
             "algo.minibatches",
             updates,
             f"a step has data.prompts_per_step={self.data.prompts_per_step} groups to share out; use at most that",
         )
-        _need(
+        need(
             self.sync.backend in ("auto", "shm") or self.cluster.gpus_per_engine > 0,
             "sync.backend",
             self.sync.backend,
@@ -311,12 +306,12 @@ class PairsConfig:
     eval_share: float
 
     def __post_init__(self) -> None:
-        _need(self.out.endswith(".jsonl"), "pairs.out", self.out, "must end with .jsonl; the eval rows go to .eval.jsonl")
-        _need(self.count >= 1, "pairs.count", self.count, "must be at least 1 row")
-        _need(self.attempts >= 1, "pairs.attempts", self.attempts, "must be at least 1 answer per prompt")
-        _need(self.continuations >= 1, "pairs.continuations", self.continuations, "must be at least 1 per wrong answer")
-        _need(self.chunk >= 1, "pairs.chunk", self.chunk, "must be at least 1 prompt")
-        _need(0 <= self.eval_share < 1, "pairs.eval_share", self.eval_share, "must be at least 0 and below 1")
+        need(self.out.endswith(".jsonl"), "pairs.out", self.out, "must end with .jsonl; the eval rows go to .eval.jsonl")
+        need(self.count >= 1, "pairs.count", self.count, "must be at least 1 row")
+        need(self.attempts >= 1, "pairs.attempts", self.attempts, "must be at least 1 answer per prompt")
+        need(self.continuations >= 1, "pairs.continuations", self.continuations, "must be at least 1 per wrong answer")
+        need(self.chunk >= 1, "pairs.chunk", self.chunk, "must be at least 1 prompt")
+        need(0 <= self.eval_share < 1, "pairs.eval_share", self.eval_share, "must be at least 0 and below 1")
 
 
 @dataclass(frozen=True)
@@ -334,7 +329,7 @@ class PairsJob:
 
     def __post_init__(self) -> None:
         data, steps, ranks = self.data, self.data.prompts_per_step, self.cluster.gpus_per_learner
-        _need(steps == self.pairs.chunk, "data.prompts_per_step", steps, "there are no learner steps here; set pairs.chunk")
-        _need(data.eval is None, "data.eval", data.eval, "nothing is scored here; pairs.eval_share holds rows out")
-        _need(data.invalid_rows == "refuse", "data.invalid_rows", data.invalid_rows, "is of recorded rows; leave it out")
-        _need(ranks == 0, "cluster.gpus_per_learner", ranks, "there is no learner here; leave it out")
+        need(steps == self.pairs.chunk, "data.prompts_per_step", steps, "there are no learner steps here; set pairs.chunk")
+        need(data.eval is None, "data.eval", data.eval, "nothing is scored here; pairs.eval_share holds rows out")
+        need(data.invalid_rows == "refuse", "data.invalid_rows", data.invalid_rows, "is of recorded rows; leave it out")
+        need(ranks == 0, "cluster.gpus_per_learner", ranks, "there is no learner here; leave it out")

@@ -121,7 +121,8 @@ def read_jsonl(key: str, name: str) -> list[tuple[int, dict[str, Any]]]:
     if not path.is_file():
         raise RloptError(f"{key}={name}: no such file; give a JSONL file, or arithmetic for the embedded task")
     rows = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines, which cuts inside a text at U+2028
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:

@@ -3,3 +3,9 @@
 
 class RloptError(Exception):
     """A refusal that a user can act on: one line with the key, the value and the way out."""
+
+
+def need(condition: bool, key: str, value: object, way_out: str) -> None:
+    """Refuse `key=value` unless `condition` holds."""
+    if not condition:
+        raise RloptError(f"{key}={value}: {way_out}")

@@ -43,16 +43,15 @@ def load_examples(
         RloptError: no such file, no JSON, rows that cannot be used and are not to be dropped, or none left.
     """
     if name == "arithmetic" and rows == "answers":
-        read = [
-            (i, {"prompt": p.text, "completion": arithmetic.worked(p)}) for i, p in enumerate(arithmetic.problems(seed, size))
-        ]
+        problems = arithmetic.problems(seed, size, held_out=key == "data.eval")
+        read = [(i, {"prompt": p.text, "completion": arithmetic.worked(p)}) for i, p in enumerate(problems, 1)]
     else:
         read = read_jsonl(key, name)
     parse: Callable[[Any, Tokenizer, str], Example] = {"pairs": _pair, "step_pairs": _step_pair, "answers": _answer}[rows]
     examples, dropped = [], dict[str, list[int]]()
     for number, row in read:
         try:
-            example = parse(row, tokenizer, f"{name}:{number}")
+            example = parse(row, tokenizer, f"{key}:{name}:{number}")
             longest = len(example.prompt.token_ids) + max(map(len, example.answers))
             if longest > max_tokens:
                 raise _Unusable(f"more than {max_tokens} tokens")
@@ -79,7 +78,10 @@ def _pair(row: Mapping[str, Any], tokenizer: Tokenizer, name: str) -> Example:
     before = _text(row, "initial_reason_steps", "") if "full_chosen" in row else ""
     keys = ("full_chosen", "full_rejected") if "full_chosen" in row else ("chosen", "rejected")
     chosen, rejected = _sides(row, *keys)
-    return Example(_prompt(row, tokenizer, name), (_ended(before + chosen, tokenizer), _ended(before + rejected, tokenizer)))
+    sides = _ended(before + chosen, tokenizer), _ended(before + rejected, tokenizer)
+    if sides[0] == sides[1]:
+        raise _Unusable("chosen and rejected are the same tokens")
+    return Example(_prompt(row, tokenizer, name), sides)
 
 
 def _step_pair(row: Mapping[str, Any], tokenizer: Tokenizer, name: str) -> Example:
@@ -116,7 +118,10 @@ def _prompt(row: Mapping[str, Any], tokenizer: Tokenizer, name: str) -> Prompt:
     text = _text(row, "prompt" if "prompt" in row else "question", None)
     if not text:
         raise _Unusable("prompt is empty")
-    return Prompt(name, tuple(tokenizer.encode(text)), text, str(row.get("answer", "")), name.rpartition(":")[0])
+    ids = tuple(tokenizer.encode(text))
+    if not ids:
+        raise _Unusable("prompt has no token that the tokenizer knows")
+    return Prompt(name, ids, text, str(row.get("answer", "")), name.rpartition(":")[0])
 
 
 def _sides(row: Mapping[str, Any], chosen_key: str, rejected_key: str) -> tuple[str, str]:
@@ -139,4 +144,6 @@ def _text(row: Mapping[str, Any], key: str, default: str | None) -> str:
 def _ended(text: str, tokenizer: Tokenizer) -> tuple[int, ...]:
     """An answer's ids with the end token, once."""
     ids = tokenizer.encode(text, add_special_tokens=False)
+    if not ids:
+        raise _Unusable("an answer has no token that the tokenizer knows")
     return tuple(ids) if ids[-1] == tokenizer.eos_token_id else (*ids, tokenizer.eos_token_id)

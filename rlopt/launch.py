@@ -72,11 +72,13 @@ def train(config: Config, console: Console) -> Outcome:
         finished = True
         return _outcome(prepared, wandb_run)
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):  # a second Ctrl-C must not leave workers behind
-            signal.signal(number, signal.SIG_IGN)
+        # A second Ctrl-C must not leave workers behind.
+        handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
         if journal:
             journal.close(exit_code=0 if finished else 1)
         crew.close()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 class Crew:

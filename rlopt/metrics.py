@@ -60,7 +60,7 @@ DEFINITIONS: Mapping[str, tuple[str, str]] = {
     "idle/rollout_frac": ("share", "of the time since the last sync in which engines had no request; on steps that sync"),
     "idle/learner_frac": ("share", "of the step's wall time that is not update"),
 }
-"""Name to (unit, definition). A step logs these and no others; the README's table is this one."""
+"""Name to (unit, definition). A step logs these, and objective/... of an objective's own; the README's table is this one."""
 
 
 def batch_metrics(groups: list[Group], step: int, asked: int) -> dict[str, float]:

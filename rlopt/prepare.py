@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import yaml
@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 from rlopt import checkpoint, processes
 from rlopt.config import Config, GroupRelativeConfig
 from rlopt.data import load_prompts
-from rlopt.errors import RloptError
+from rlopt.errors import RloptError, need
 from rlopt.examples import load_examples
 from rlopt.loop import Position
 from rlopt.model import context_length, find_model, parameters
@@ -26,7 +26,7 @@ from rlopt.rewards import load as load_reward
 from rlopt.schedule import Schedule
 from rlopt.settings import load_class, read
 from rlopt.tracking import TrainingBar
-from rlopt.types import Example, Prompt
+from rlopt.types import Average, Example, Prompt
 
 MAY_CHANGE = ("run", "trainer", "tracking", "cluster")
 """Sections that a resumed run may set anew; the others decide its numbers."""
@@ -77,10 +77,7 @@ def prepare(config: Config, console: Console) -> Prepared:
     else:
         data = _load_recordings(config, objective, tokenizer, context_length(folder))
         longest = max(len(e.prompt.token_ids) + len(answer) for e in data.train + data.held_out for answer in e.answers)
-    if longest > config.learner.token_budget:
-        raise RloptError(
-            f"learner.token_budget={config.learner.token_budget}: a sequence can have {longest} tokens; set it to at least that"
-        )
+    check_sizes(config, objective, longest, len(data.held_out) if isinstance(data, Recordings) else 0)
     state = _prepare_run(config, run, resume)
     return Prepared(config, objective, terms, run, resume, state, folder, tokenizer, data, longest)
 
@@ -92,20 +89,54 @@ def make_objective(config: Config) -> Objective:
         RloptError: it cannot be imported or lacks something, or it does not go with the other keys.
     """
     objective: Any = read(load_class(config.algo.objective), config.algo.options, "algo.")
-    shared, traits = config.algo.group_relative, objective.traits
+    shared, traits, name = config.algo.group_relative, objective.traits, f"algo.objective={config.algo.objective}"
     if (shared is not None) != (traits.rows == "groups"):
-        raise RloptError(
-            f"algo.objective={config.algo.objective}: learns from {traits.rows}, and +algo={config.algo.name} "
-            f"{'samples groups' if shared else 'samples nothing'}; choose another +algo"
-        )
-    if shared and traits.reads == "proximal" and shared.anchor != "proximal":
-        raise RloptError(
-            f"algo.anchor={shared.anchor}: algo.objective={config.algo.objective} needs the policy as the step begins; "
-            "set algo.anchor=proximal"
-        )
-    if shared and shared.credit:
+        does = "samples groups" if shared else "samples nothing"
+        raise RloptError(f"{name}: learns from {traits.rows}, and +algo={config.algo.name} {does}; choose another +algo")
+    average, pairs = objective.average, traits.rows in ("pairs", "step_pairs")
+    need(average in get_args(Average), "algo.average", average, f"no such average; one of {', '.join(get_args(Average))}")
+    need((average == "pair_mean") == pairs, "algo.average", average, "pair_mean is for objectives that learn from pairs alone")
+    if not shared:
+        return objective  # type: ignore[no-any-return]
+    proximal = shared.anchor == "proximal"
+    need(proximal or traits.reads != "proximal", "algo.anchor", shared.anchor, f"{name} needs algo.anchor=proximal")
+    corrections = make_terms(config).corrections
+    need(
+        not proximal or traits.reads in ("anchor", "proximal") or corrections.importance.active,
+        "algo.anchor",
+        shared.anchor,
+        f"{name} does not read the anchor, so it would be scored in vain; set algo.anchor=behavior",
+    )
+    need(
+        not corrections.importance.active or traits.reads in ("nothing", "anchor"),
+        "algo.correction.weight",
+        shared.correction.weight,
+        f"{name} weighs by the behavior policy itself; leave algo.correction alone",
+    )
+    if traits.clips_in_credit:
+        why = f"{name} clips once a step, in its advantages"
+        need(shared.minibatches == 1, "algo.minibatches", shared.minibatches, f"{why}; set it to 1")
+        need(shared.credit is None, "algo.credit", shared.credit, f"{why}; leave it out")
+    if shared.credit:
         return WithCredit(objective, processes.load("algo.credit", shared.credit))  # type: ignore[arg-type]
     return objective  # type: ignore[no-any-return]
+
+
+def check_sizes(config: Config, objective: Objective, longest: int, held_out: int) -> None:
+    """Refuse what could not be split over ranks and micro-batches later. `longest` sequence in tokens; `held_out` rows."""
+    together, ranks, budget = objective.traits.unit == "group", config.learner.workers, config.learner.token_budget
+    size = {"pairs": 2, "step_pairs": 2}.get(objective.traits.rows, config.group_size) if together else 1
+    need(
+        size * longest <= budget,
+        "learner.token_budget",
+        budget,
+        f"{size} sequence(s) of up to {longest} tokens must go into one micro-batch; set it to {size * longest} at least",
+    )
+    shared = config.algo.group_relative
+    units = config.data.prompts_per_step // (shared.minibatches if shared else 1)
+    if together:
+        need(units >= ranks, "learner.workers", ranks, f"an update has {units} groups that stay together; use at most {units}")
+    need(not held_out or held_out >= ranks, "learner.workers", ranks, f"data.eval has {held_out} rows; use at most {held_out}")
 
 
 def make_terms(config: Config) -> Terms:
@@ -228,6 +259,8 @@ def _prepare_run(config: Config, run: Path, resume: Path | None) -> dict[str, An
         steps = (mine["trainer"]["total_steps"], theirs["trainer"]["total_steps"])
         if config.learner.lr_schedule != "constant" and steps[0] != steps[1]:
             differs.append(f"trainer.total_steps={steps[0]} (there: {steps[1]}), on which learner.lr_schedule depends")
+        if mine["run"]["seed"] != theirs["run"]["seed"]:
+            differs.append(f"run.seed={mine['run']['seed']} (there: {theirs['run']['seed']})")
         if differs:
             raise RloptError(
                 f"run.dir={run}: holds another run, {'; '.join(differs[:3])}; choose another run.dir, or its values"

@@ -24,8 +24,8 @@ def load(key: str, name: str, kind: str = "function") -> Callable[..., object]:
     module, colon, attribute = name.partition(":")
     try:
         function = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise RloptError(f"{key}={name}: cannot be imported ({error}); want module:{kind}") from error
+    except Exception as error:  # importing runs the user's module, which may raise anything
+        raise RloptError(f"{key}={name}: cannot be imported ({type(error).__name__}: {error}); want module:{kind}") from error
     if not colon or not callable(function):
         raise RloptError(f"{key}={name}: no {kind}; want module:{kind}")
     return function  # type: ignore[no-any-return]

@@ -125,7 +125,7 @@ def draw(families: list[Family], stem: Path) -> list[Path]:
             axis.set_yscale("log")
             axis.set_ylim(bottom=1e-3)
             axis.set_ylabel(f"{unit}, log")
-        else:
+        elif all(family.curves[name].values.min() >= 0 for family in families):
             axis.set_ylim(bottom=0)
     axes[0, 0].legend(frameon=False, loc="lower right")
     files = [stem.with_suffix(".png"), stem.with_suffix(".svg")]

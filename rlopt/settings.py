@@ -40,21 +40,23 @@ def typed(composed: DictConfig) -> Config:
     return config
 
 
+SAMPLING = ["reward.*", "rollout.*", "sync.*", "data.prompt_key", "data.answer_key"]
+SAMPLING += ["trainer.log_samples", "cluster.gpus_per_engine"]
+"""What means nothing to a run on recorded rows; a star is every key of a section."""
+RECORDED = ["data.eval", "data.invalid_rows", "trainer.eval_every"]
+"""What means nothing to a run that samples."""
+
+
 def _refuse_ignored(config: Config, raw: dict[str, Any]) -> None:
-    """Keys that would be set in vain: a run on recorded rows has no samplers, and one that samples holds out no rows."""
-    if config.algo.group_relative:
-        if config.data.eval is not None:
-            raise RloptError(
-                f"data.eval={config.data.eval}: +algo={config.algo.name} samples its data; held-out rows are for recorded ones"
-            )
-        return
+    """Refuse keys that would be set in vain."""
+    vain, why = (RECORDED, "it samples its data") if config.algo.group_relative else (SAMPLING, "it has no samplers")
     default: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / "config.yaml"))
-    for section in ("reward", "rollout", "sync"):
-        for key, value in raw[section].items():
-            if value != default[section][key]:
-                raise RloptError(
-                    f"{section}.{key}={value}: +algo={config.algo.name} has no samplers, so it means nothing; drop it"
-                )
+    for name in vain:
+        section, _, key = name.partition(".")
+        for each in raw[section] if key == "*" else [key]:
+            if raw[section][each] != default[section][each]:
+                setting = f"{section}.{each}={raw[section][each]}"
+                raise RloptError(f"{setting}: means nothing to +algo={config.algo.name}, {why}; drop it")
 
 
 def _sorted_out(algo: dict[str, Any]) -> dict[str, Any]:
@@ -102,8 +104,11 @@ def load_class(name: str) -> type[Any]:
     if fields is None or missing:
         what = f"lacks {', '.join(missing)}" if missing else "is no dataclass"
         raise RloptError(f"algo.objective={name}: {what}; an objective is as rlopt.objectives.core.Objective says")
-    if not isinstance(kind.traits, Traits):
-        raise RloptError(f"algo.objective={name}: traits is {kind.traits!r}; want a rlopt.objectives.core.Traits")
+    if not isinstance(getattr(kind, "traits", None), Traits):
+        raise RloptError(f"algo.objective={name}: traits must be a class variable that holds a rlopt.objectives.core.Traits")
+    useless = [member for member in ("advantages", "loss") if not callable(getattr(kind, member, None))]
+    if useless:
+        raise RloptError(f"algo.objective={name}: {', '.join(useless)} must be a method")
     return kind  # type: ignore[no-any-return]
 
 

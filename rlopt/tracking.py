@@ -21,6 +21,7 @@ from rich.progress import (
 )
 
 from rlopt.config import TrackingConfig
+from rlopt.errors import RloptError
 from rlopt.metrics import DEFINITIONS
 from rlopt.types import Group
 
@@ -72,7 +73,7 @@ class Journal:
         own = {name for name in metrics if name.startswith("objective/")}  # an objective's of the user's own
         unknown = metrics.keys() - DEFINITIONS.keys() - own
         if unknown:
-            raise KeyError(f"metrics without a definition in rlopt.metrics: {sorted(unknown)}")
+            raise RloptError(f"metrics without a definition: {sorted(unknown)}; an objective's own begin with objective/")
         step = int(metrics["step"])
         ordered = {name: _plain(metrics[name]) for name in [*DEFINITIONS, *sorted(own)] if name in metrics}
         self._write("metrics", ordered)

@@ -129,7 +129,7 @@ class Sequences(_Rows):
         rewards: `[B]` float64, of the samples; in recorded rows 1 for the best answer and 0 for the other.
         group: `[B]` int64, which sequences are siblings: 0, 0, 1, 1, 1, ...
         truncated: `[B]` bool, ended by the length limit.
-        lottery: `[B]` float64 in [0, 1), a number drawn by hashing the sequence: chance that order cannot change.
+        lottery: `[B]` float64 in [0, 1), drawn by hashing sequence and step: chance that order cannot change.
         lag: `[B]` int64, learner updates made between the sampling of a sequence and this step.
     """
 

@@ -5,6 +5,8 @@ import os
 import sys
 
 import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
@@ -21,7 +23,10 @@ def build(name: str, settings: list[str]) -> Objective:
         field, equals, value = setting.partition("=")
         if not equals:
             raise RloptError(f"{setting}: want field=value")
-        options[field] = yaml.safe_load(value)
+        try:
+            options[field] = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))["value"]  # type: ignore[index,call-overload]
+        except (OmegaConfBaseException, yaml.YAMLError) as error:
+            raise RloptError(f"{setting}: not a value ({str(error).splitlines()[0]})") from None
     return read(load_class(path), options, "")  # type: ignore[no-any-return]
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rlopt.objectives.advantages import standardized
 from rlopt.objectives.core import Traits, clip_fraction
-from rlopt.objectives.ratios import one_side, ppo_clip
+from rlopt.objectives.ratios import check_clip, one_side, ppo_clip
 from rlopt.types import Average, Batch, LossOutput, Outcomes, Scores
 
 
@@ -22,12 +22,15 @@ class A3PO:
     Source: arXiv:2512.06547. Departs from: nothing known.
     """
 
-    traits: ClassVar[Traits] = Traits(reads="anchor")
+    traits: ClassVar[Traits] = Traits(reads="behavior", surrogate="ratio")
     average: ClassVar[Average] = "token_mean"
 
     clip_low: float
     clip_high: float
     std: Literal["population", "sample"]
+
+    def __post_init__(self) -> None:
+        check_clip(self.clip_low, self.clip_high)
 
     def advantages(self, outcomes: Outcomes) -> Tensor:
         return standardized(outcomes, self.std)

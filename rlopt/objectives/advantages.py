@@ -18,6 +18,12 @@ def group_mean(values: Tensor, group: Tensor) -> Tensor:
     return (total / group.bincount(minlength=groups))[group]
 
 
+def group_max(values: Tensor, group: Tensor) -> Tensor:
+    """`[B]`: for every sample the largest of `values` `[B]` in its group."""
+    start = values.new_full((int(group.max()) + 1,), -torch.inf)
+    return start.scatter_reduce(0, group, values, "amax")[group]
+
+
 def group_size(group: Tensor) -> Tensor:
     """`[B]` float64: for every sample the number of its siblings, itself included."""
     return group.bincount()[group].double()
@@ -27,7 +33,7 @@ def centered(outcomes: Outcomes) -> Tensor:
     """`A_i = R_i - mean(R)`, the mean over its group. 0 where all rewards are one, exactly."""
     returns = outcomes.returns
     away = returns - group_mean(returns, outcomes.group)
-    return torch.where(_spread(outcomes) == 0, 0.0, away)
+    return torch.where(spread(outcomes) == 0, 0.0, away)
 
 
 def standardized(outcomes: Outcomes, std: Literal["population", "sample"]) -> Tensor:
@@ -48,9 +54,9 @@ def leave_one_out(outcomes: Outcomes) -> Tensor:
 def above_log_mean_exp(outcomes: Outcomes, tau: float) -> Tensor:
     """`A_i = R_i - tau * log(mean(exp(R / tau)))`, the mean over its group. 0 where all rewards are one, exactly."""
     returns = outcomes.returns
-    top = returns.max()
+    top = group_max(returns, outcomes.group)
     soft = top + tau * group_mean(((returns - top) / tau).exp(), outcomes.group).log()
-    return torch.where(_spread(outcomes) == 0, 0.0, returns - soft)
+    return torch.where(spread(outcomes) == 0, 0.0, returns - soft)
 
 
 def returns_to_go(outcomes: Outcomes) -> Tensor:
@@ -73,9 +79,6 @@ def overlong_penalty(lengths: Tensor, limit: int, buffer: int) -> Tensor:
     return ((limit - buffer - lengths.double()) / buffer).clamp(-1, 0)
 
 
-def _spread(outcomes: Outcomes) -> Tensor:
+def spread(outcomes: Outcomes) -> Tensor:
     """`[B]`: largest less smallest return of the group; rounding cannot make equal rewards differ."""
-    returns, groups = outcomes.returns, int(outcomes.group.max()) + 1
-    top = returns.new_full((groups,), -torch.inf).scatter_reduce(0, outcomes.group, returns, "amax")
-    low = returns.new_full((groups,), torch.inf).scatter_reduce(0, outcomes.group, returns, "amin")
-    return (top - low)[outcomes.group]
+    return group_max(outcomes.returns, outcomes.group) + group_max(-outcomes.returns, outcomes.group)

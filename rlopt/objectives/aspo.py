@@ -6,9 +6,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from rlopt.errors import need
 from rlopt.objectives.advantages import standardized
 from rlopt.objectives.core import Traits, clip_fraction
-from rlopt.objectives.ratios import log_ratio, one_side
+from rlopt.objectives.ratios import check_clip, log_ratio
 from rlopt.types import Average, Batch, LossOutput, Outcomes, Scores
 
 
@@ -20,7 +21,7 @@ class ASPO:
     dual clip. Averaged over all tokens; `A = (R - mean(R)) / (std(R) + 1e-6)`.
 
     Source: arXiv:2510.06062 (Archer 2.0). Departs from: the paper, which clips the fifth of the tokens with the highest entropy
-    at 0.4 and the others at 0.2; this has one clip for all.
+    at 0.4 and the others at 0.2, and adds KL with weight 0.001; this has one clip for all, and no KL of its own.
     """
 
     traits: ClassVar[Traits] = Traits(reads="anchor")
@@ -31,15 +32,19 @@ class ASPO:
     cap: float
     std: Literal["population", "sample"]
 
+    def __post_init__(self) -> None:
+        check_clip(self.clip_low, self.clip_high)
+        need(self.cap > 0, "algo.cap", self.cap, "must be above 0")
+
     def advantages(self, outcomes: Outcomes) -> Tensor:
         return standardized(outcomes, self.std)
 
     def loss(self, batch: Batch, scores: Scores) -> LossOutput:
         log_r, advantages = log_ratio(batch, scores).detach(), batch.advantages
-        keep = one_side(log_r.exp(), advantages, self.clip_low, self.clip_high)
         turned = torch.where(advantages > 0, -log_r, log_r).exp()
         bound = torch.where(advantages > 0, 1 / (1 + self.clip_high), 1 - self.clip_low)
-        alive = turned * torch.exp(scores.logprobs - scores.logprobs.detach())
+        alive = turned.clamp(max=self.cap) * torch.exp(scores.logprobs - scores.logprobs.detach())
         per_token = torch.where(turned > self.cap, self.cap * scores.logprobs, alive)
-        per_token = torch.where(keep, per_token, bound)
-        return LossOutput(-advantages * per_token * batch.mask, clip_fraction(keep, batch))
+        past = ((advantages > 0) & (log_r.exp() > 1 + self.clip_high)) | ((advantages < 0) & (log_r.exp() < 1 - self.clip_low))
+        per_token = torch.where(past, bound, per_token)
+        return LossOutput(-advantages * per_token * batch.mask, clip_fraction(~past, batch))

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from rlopt.errors import need
 from rlopt.objectives.advantages import group_mean
 from rlopt.objectives.core import Traits
 from rlopt.types import Average, Batch, LossOutput, Outcomes, Scores
@@ -24,6 +25,9 @@ class AsymRE:
 
     shift: float
     tau: float
+
+    def __post_init__(self) -> None:
+        need(self.tau >= 0, "algo.tau", self.tau, "must be 0 or more")
 
     def advantages(self, outcomes: Outcomes) -> Tensor:
         return outcomes.returns - group_mean(outcomes.returns, outcomes.group) - self.shift

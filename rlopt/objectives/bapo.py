@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from rlopt.errors import need
 from rlopt.objectives.advantages import standardized
 from rlopt.objectives.core import Traits, masked_mean
 from rlopt.types import Average, Batch, LossOutput, Outcomes, Scores
@@ -23,7 +24,7 @@ class BAPO:
     lower bound, as the authors' code does first, only enlarges the negative share, so it never helps; kept as it is.
     """
 
-    traits: ClassVar[Traits] = Traits(reads="proximal")
+    traits: ClassVar[Traits] = Traits(reads="proximal", surrogate="ratio", clips_in_credit=True)
     average: ClassVar[Average] = "token_mean"
 
     low: float
@@ -34,6 +35,12 @@ class BAPO:
     target: float
     cap: float
     std: Literal["population", "sample"]
+
+    def __post_init__(self) -> None:
+        need(self.step > 0, "algo.step", self.step, "must be above 0")
+        need(self.cap > 0, "algo.cap", self.cap, "must be above 0")
+        need(0 <= self.low <= self.low_limit <= 1, "algo.low", self.low, "want 0 <= algo.low <= algo.low_limit <= 1")
+        need(1 <= self.high <= self.high_limit, "algo.high", self.high, "want 1 <= algo.high <= algo.high_limit")
 
     def advantages(self, outcomes: Outcomes) -> Tensor:
         advantages = standardized(outcomes, self.std)[:, None] * outcomes.mask

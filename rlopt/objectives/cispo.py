@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rlopt.objectives.advantages import standardized
 from rlopt.objectives.core import Traits, clip_fraction
-from rlopt.objectives.ratios import log_ratio, two_side
+from rlopt.objectives.ratios import check_clip, log_ratio, two_side
 from rlopt.types import Average, Batch, LossOutput, Outcomes, Scores
 
 
@@ -27,6 +27,9 @@ class CISPO:
     clip_low: float
     clip_high: float
     std: Literal["population", "sample"]
+
+    def __post_init__(self) -> None:
+        check_clip(self.clip_low, self.clip_high)
 
     def advantages(self, outcomes: Outcomes) -> Tensor:
         return standardized(outcomes, self.std)

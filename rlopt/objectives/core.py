@@ -20,14 +20,19 @@ class Traits:
     Attributes:
         rows: what it learns from: groups of samples, preference pairs (of whole answers or of steps), or answers to imitate.
         reads: the log-probabilities of the past that it needs: none, the anchor's (the behavior policy's, unless
-            `algo.anchor=proximal`), or both the proximal policy's and the behavior policy's.
+            `algo.anchor=proximal`), the behavior policy's whatever the anchor, or both the proximal policy's and the behavior
+            policy's. Those that read the behavior policy's weigh by it themselves: importance corrections are refused.
+        surrogate: its loss is `-A` times a ratio, or something else.
+        clips_in_credit: it clips by setting advantages to 0, once a step; several updates and `algo.credit` are refused.
         unit: what must stay in one micro-batch: a sequence, or a group with all its siblings.
         on_policy_identity: where policy, anchor and behavior agree, the gradient is `-advantages * weights`.
         equal_rewards_no_credit: samples of one prompt that all have one reward get advantage 0.
     """
 
     rows: Literal["groups", "pairs", "step_pairs", "answers"] = "groups"
-    reads: Literal["nothing", "anchor", "proximal"] = "nothing"
+    reads: Literal["nothing", "anchor", "behavior", "proximal"] = "nothing"
+    surrogate: Literal["ratio", "other"] = "other"
+    clips_in_credit: bool = False
     unit: Literal["sequence", "group"] = "sequence"
     on_policy_identity: bool = True
     equal_rewards_no_credit: bool = True
@@ -113,10 +118,10 @@ def total_loss(objective: Objective, terms: Terms, batch: Batch, scores: Scores)
     """
     _refuse_infinite(batch, scores)
     policy = objective.loss(batch, scores)
-    corrected = terms.corrections.apply(policy, batch, scores)
+    corrected = terms.corrections.apply(policy, objective.traits.surrogate == "ratio", batch, scores)
     per_token = corrected.per_token
     if terms.kl_coef and terms.kl_place == "loss":
-        log_ratio = (scores.logprobs - batch.anchor) * batch.mask
+        log_ratio = (scores.logprobs - batch.behavior) * batch.mask
         per_token = per_token + terms.kl_coef * kl(terms.kl_estimator, scores.logprobs, batch.reference, log_ratio)
     if terms.entropy_coef:
         per_token = per_token - terms.entropy_coef * scores.entropy

@@ -49,10 +49,10 @@ class Corrections:
     """All of them, in the order in which they are applied.
 
     Attributes:
-        dual_clip: where `A < 0`, bound the loss of a token at `-A * dual_clip` (arXiv:1912.09729); None: no bound. For
-            objectives that do not multiply by the ratio the gradient ends there just the same.
+        dual_clip: where `A < 0`, bound the loss at `-A * dual_clip` (arXiv:1912.09729); None: no bound. A surrogate that is no
+            ratio is replaced by that constant where the token's ratio is above it: its gradient ends there just the same.
         importance: truncated or masked importance sampling.
-        opsm_delta: off-policy sequence masking: zero a sequence with `A < 0` whose mean of `anchor - policy` is above this
+        opsm_delta: off-policy sequence masking: zero a sequence with `A < 0` whose mean of `behavior - policy` is above this
             (DeepSeek-V3.2, arXiv:2512.02556, section 3.1); None: off.
     """
 
@@ -66,10 +66,13 @@ class Corrections:
         if self.opsm_delta is not None and self.opsm_delta <= 0:
             raise RloptError(f"algo.opsm_delta={self.opsm_delta}: must be above 0 nats; null turns it off")
 
-    def apply(self, policy: LossOutput, batch: Batch, scores: Scores) -> LossOutput:
-        """`policy` with its per-token loss corrected and a metric for what each correction did."""
+    def apply(self, policy: LossOutput, ratio_surrogate: bool, batch: Batch, scores: Scores) -> LossOutput:
+        """`policy` with its per-token loss corrected and a metric for what each correction did.
+
+        `ratio_surrogate` says that the loss is `-A` times a ratio (`Traits.surrogate`).
+        """
         if self.dual_clip is not None:
-            policy = bound_negative(policy, batch, scores, self.dual_clip)
+            policy = bound_negative(policy, ratio_surrogate, batch, scores, self.dual_clip)
         if self.importance.active:
             policy = reweight(policy, batch, self.importance)
         if self.opsm_delta is not None:
@@ -77,10 +80,12 @@ class Corrections:
         return policy
 
 
-def bound_negative(policy: LossOutput, batch: Batch, scores: Scores, bound: float) -> LossOutput:
+def bound_negative(policy: LossOutput, ratio_surrogate: bool, batch: Batch, scores: Scores, bound: float) -> LossOutput:
     """Dual clip: `-A * bound` in place of the loss where `A < 0` and the ratio is above `bound`."""
-    beyond = (batch.advantages < 0) & (log_ratio(batch, scores).detach().exp() > bound)
-    per_token = torch.where(beyond, -batch.advantages * bound, policy.per_token)
+    limit = -batch.advantages * bound
+    above = policy.per_token.detach() > limit if ratio_surrogate else log_ratio(batch, scores).detach().exp() > bound
+    beyond = (batch.advantages < 0) & above
+    per_token = torch.where(beyond, limit, policy.per_token)
     return _with(policy, per_token, "actor/pg_clipfrac_lower", beyond, batch)
 
 
@@ -107,7 +112,7 @@ def importance_weight(batch: Batch, correction: Correction) -> Tensor:
 
 def mask_off_policy(policy: LossOutput, batch: Batch, scores: Scores, delta: float) -> LossOutput:
     """OPSM: sequences that the policy has left behind are not pushed further down."""
-    drift = sequence_mean(-log_ratio(batch, scores).detach(), batch.mask)
+    drift = sequence_mean(batch.behavior - scores.logprobs.detach(), batch.mask)
     gone = (batch.advantages < 0) & (drift > delta)
     return _with(policy, torch.where(gone, 0.0, policy.per_token), "offpolicy/opsm_frac", gone, batch)
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rlopt.objectives.advantages import standardized
 from rlopt.objectives.core import Traits, clip_fraction
-from rlopt.objectives.ratios import log_ratio, one_side, ppo_clip
+from rlopt.objectives.ratios import check_clip, log_ratio, one_side, ppo_clip
 from rlopt.types import Average, Batch, LossOutput, Outcomes, Scores
 
 
@@ -22,12 +22,15 @@ class DAPO:
     Source: arXiv:2503.14476. Departs from: nothing in the loss; batch and mini-batch sizes are the run's.
     """
 
-    traits: ClassVar[Traits] = Traits(reads="anchor")
+    traits: ClassVar[Traits] = Traits(reads="anchor", surrogate="ratio")
     average: ClassVar[Average] = "token_mean"
 
     clip_low: float
     clip_high: float
     std: Literal["population", "sample"]
+
+    def __post_init__(self) -> None:
+        check_clip(self.clip_low, self.clip_high)
 
     def advantages(self, outcomes: Outcomes) -> Tensor:
         return standardized(outcomes, self.std)

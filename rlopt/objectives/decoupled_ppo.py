@@ -6,9 +6,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from rlopt.errors import need
 from rlopt.objectives.advantages import standardized
 from rlopt.objectives.core import Traits, clip_fraction
-from rlopt.objectives.ratios import log_ratio, one_side, ppo_clip
+from rlopt.objectives.ratios import check_clip, log_ratio, one_side, ppo_clip
 from rlopt.types import Average, Batch, LossOutput, Outcomes, Scores
 
 
@@ -23,13 +24,17 @@ class DecoupledPPO:
     Source: AReaL, arXiv:2505.24298. Departs from: nothing; advantages are the group's, there is no critic.
     """
 
-    traits: ClassVar[Traits] = Traits(reads="proximal")
+    traits: ClassVar[Traits] = Traits(reads="proximal", surrogate="ratio")
     average: ClassVar[Average] = "token_mean"
 
     clip_low: float
     clip_high: float
     cap: float
     std: Literal["population", "sample"]
+
+    def __post_init__(self) -> None:
+        check_clip(self.clip_low, self.clip_high)
+        need(self.cap > 0, "algo.cap", self.cap, "must be above 0")
 
     def advantages(self, outcomes: Outcomes) -> Tensor:
         return standardized(outcomes, self.std)

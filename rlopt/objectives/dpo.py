@@ -6,6 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from rlopt.errors import need
 from rlopt.objectives.core import Traits
 from rlopt.objectives.preferences import implicit_rewards, pair_signs, preference_metrics
 from rlopt.types import Average, Batch, LossOutput, Outcomes, Scores
@@ -26,6 +27,10 @@ class DPO:
 
     beta: float
     label_smoothing: float
+
+    def __post_init__(self) -> None:
+        need(self.beta > 0, "algo.beta", self.beta, "must be above 0")
+        need(0 <= self.label_smoothing < 0.5, "algo.label_smoothing", self.label_smoothing, "must be at least 0 and below 0.5")
 
     def advantages(self, outcomes: Outcomes) -> Tensor:
         return pair_signs(outcomes)

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from rlopt.errors import need
 from rlopt.objectives.advantages import centered, standardized
 from rlopt.objectives.core import Traits, clip_fraction
 from rlopt.objectives.ratios import log_ratio
@@ -24,13 +25,17 @@ class DPPO:
     `drift=0.001`.
     """
 
-    traits: ClassVar[Traits] = Traits(reads="anchor")
+    traits: ClassVar[Traits] = Traits(reads="anchor", surrogate="ratio")
     average: ClassVar[Average] = "token_mean"
 
     divergence: Literal["tv", "kl"]
     bound: float
     drift: float
     std: Literal["none", "population", "sample"]
+
+    def __post_init__(self) -> None:
+        need(self.bound >= 0, "algo.bound", self.bound, "must be 0 or more")
+        need(self.drift >= 0, "algo.drift", self.drift, "must be 0 or more")
 
     def advantages(self, outcomes: Outcomes) -> Tensor:
         return centered(outcomes) if self.std == "none" else standardized(outcomes, self.std)

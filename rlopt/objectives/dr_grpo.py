@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rlopt.objectives.advantages import centered
 from rlopt.objectives.core import Traits, clip_fraction
-from rlopt.objectives.ratios import log_ratio, one_side, ppo_clip
+from rlopt.objectives.ratios import check_clip, log_ratio, one_side, ppo_clip
 from rlopt.types import Average, Batch, LossOutput, Outcomes, Scores
 
 
@@ -21,11 +21,14 @@ class DrGRPO:
     sequences (`average=constant_sum`).
     """
 
-    traits: ClassVar[Traits] = Traits(reads="anchor")
+    traits: ClassVar[Traits] = Traits(reads="anchor", surrogate="ratio")
 
     clip_low: float
     clip_high: float
     average: Average
+
+    def __post_init__(self) -> None:
+        check_clip(self.clip_low, self.clip_high)
 
     def advantages(self, outcomes: Outcomes) -> Tensor:
         return centered(outcomes)

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from rlopt.errors import need
 from rlopt.objectives.advantages import group_mean, standardized
 from rlopt.objectives.core import Traits, clip_fraction
 from rlopt.objectives.ratios import one_side, ppo_clip, sequence_mean
@@ -23,11 +24,14 @@ class GEPO:
     Source: arXiv:2508.17850 (HeteroRL). Departs from: the authors' code, which sums over the local batch in place of the group.
     """
 
-    traits: ClassVar[Traits] = Traits(reads="anchor", unit="group", on_policy_identity=False)
+    traits: ClassVar[Traits] = Traits(reads="anchor", surrogate="ratio", unit="group", on_policy_identity=False)
     average: ClassVar[Average] = "sequence_mean"
 
     clip: float
     std: Literal["population", "sample"]
+
+    def __post_init__(self) -> None:
+        need(self.clip >= 0, "algo.clip", self.clip, "must be 0 or more")
 
     def advantages(self, outcomes: Outcomes) -> Tensor:
         return standardized(outcomes, self.std)
@@ -35,8 +39,8 @@ class GEPO:
     def loss(self, batch: Batch, scores: Scores) -> LossOutput:
         group = torch.unique(batch.group, return_inverse=True)[1]
         p = sequence_mean(scores.logprobs, batch.mask).exp()
-        q = sequence_mean(batch.anchor, batch.mask).exp()[:, 0]
-        expected = group_mean(q.square(), group) / group_mean(q, group)
+        q = sequence_mean(batch.anchor, batch.mask).exp()[:, 0] * (batch.mask.sum(1) > 0)  # a mute sibling says nothing
+        expected = (group_mean(q.square(), group) / group_mean(q, group)).nan_to_num(1.0)  # a group of mutes has no loss
         weight = (p / expected[:, None]).expand_as(batch.mask)
         keep = one_side(weight, batch.advantages, self.clip, self.clip)
         return LossOutput(ppo_clip(weight, batch.advantages, self.clip, self.clip) * batch.mask, clip_fraction(keep, batch))

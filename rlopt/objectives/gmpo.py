@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from rlopt.errors import need
 from rlopt.objectives.advantages import standardized
 from rlopt.objectives.core import Traits, clip_fraction
 from rlopt.objectives.ratios import log_ratio, sequence_mean
@@ -21,11 +22,14 @@ class GMPO:
     [1 - e, 1 + e], a mistake.
     """
 
-    traits: ClassVar[Traits] = Traits(reads="anchor")
+    traits: ClassVar[Traits] = Traits(reads="anchor", surrogate="ratio")
     average: ClassVar[Average] = "sequence_mean"
 
     clip_log: float
     std: Literal["population", "sample"]
+
+    def __post_init__(self) -> None:
+        need(self.clip_log > 0, "algo.clip_log", self.clip_log, "must be above 0")
 
     def advantages(self, outcomes: Outcomes) -> Tensor:
         return standardized(outcomes, self.std)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rlopt.objectives.advantages import standardized
 from rlopt.objectives.core import Traits, clip_fraction
-from rlopt.objectives.ratios import log_ratio, one_side, ppo_clip
+from rlopt.objectives.ratios import check_clip, log_ratio, one_side, ppo_clip
 from rlopt.types import Average, Batch, LossOutput, Outcomes, Scores
 
 
@@ -24,12 +24,15 @@ class GRPO:
     standard deviation is 1e-4.
     """
 
-    traits: ClassVar[Traits] = Traits(reads="anchor")
+    traits: ClassVar[Traits] = Traits(reads="anchor", surrogate="ratio")
 
     clip_low: float
     clip_high: float
     std: Literal["population", "sample"]
     average: Average
+
+    def __post_init__(self) -> None:
+        check_clip(self.clip_low, self.clip_high)
 
     def advantages(self, outcomes: Outcomes) -> Tensor:
         return standardized(outcomes, self.std)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rlopt.objectives.advantages import standardized
 from rlopt.objectives.core import Traits, clip_fraction
-from rlopt.objectives.ratios import log_ratio, one_side, ppo_clip, sequence_mean
+from rlopt.objectives.ratios import check_clip, log_ratio, one_side, ppo_clip, sequence_mean
 from rlopt.types import Average, Batch, LossOutput, Outcomes, Scores
 
 
@@ -19,12 +19,15 @@ class GSPO:
     Source: arXiv:2507.18071. Departs from: nothing; the paper makes four updates on each batch (`minibatches=4`).
     """
 
-    traits: ClassVar[Traits] = Traits(reads="anchor")
+    traits: ClassVar[Traits] = Traits(reads="anchor", surrogate="ratio")
     average: ClassVar[Average] = "sequence_mean"
 
     clip_low: float
     clip_high: float
     std: Literal["population", "sample"]
+
+    def __post_init__(self) -> None:
+        check_clip(self.clip_low, self.clip_high)
 
     def advantages(self, outcomes: Outcomes) -> Tensor:
         return standardized(outcomes, self.std)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rlopt.objectives.advantages import standardized
 from rlopt.objectives.core import Traits, clip_fraction
-from rlopt.objectives.ratios import log_ratio, one_side, ppo_clip, sequence_mean
+from rlopt.objectives.ratios import check_clip, log_ratio, one_side, ppo_clip, sequence_mean
 from rlopt.types import Average, Batch, LossOutput, Outcomes, Scores
 
 
@@ -19,12 +19,15 @@ class LUSPO:
     Source: arXiv:2602.05261. Departs from: nothing known.
     """
 
-    traits: ClassVar[Traits] = Traits(reads="anchor")
+    traits: ClassVar[Traits] = Traits(reads="anchor", surrogate="ratio")
     average: ClassVar[Average] = "sequence_sum"  # of a loss that is the same on all tokens: length times it
 
     clip_low: float
     clip_high: float
     std: Literal["population", "sample"]
+
+    def __post_init__(self) -> None:
+        check_clip(self.clip_low, self.clip_high)
 
     def advantages(self, outcomes: Outcomes) -> Tensor:
         return standardized(outcomes, self.std)

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from rlopt.errors import need
 from rlopt.objectives.advantages import standardized
 from rlopt.objectives.core import Traits, masked_mean
 from rlopt.types import Average, Batch, LossOutput, Outcomes, Scores
@@ -24,11 +25,14 @@ class M2PO:
     range, and AReaL, which drops tokens whatever their sign.
     """
 
-    traits: ClassVar[Traits] = Traits(reads="proximal")
+    traits: ClassVar[Traits] = Traits(reads="proximal", surrogate="ratio", clips_in_credit=True)
     average: ClassVar[Average] = "token_mean"
 
     threshold: float
     std: Literal["population", "sample"]
+
+    def __post_init__(self) -> None:
+        need(self.threshold > 0, "algo.threshold", self.threshold, "must be above 0")
 
     def advantages(self, outcomes: Outcomes) -> Tensor:
         advantages = standardized(outcomes, self.std)[:, None] * outcomes.mask

@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from rlopt.errors import need
 from rlopt.objectives.advantages import above_log_mean_exp, centered
 from rlopt.objectives.core import Traits
 from rlopt.objectives.ratios import log_ratio, sequence_sum
@@ -26,6 +27,9 @@ class OPMD:
     average: ClassVar[Average] = "sequence_sum"
 
     tau: float
+
+    def __post_init__(self) -> None:
+        need(self.tau >= 0, "algo.tau", self.tau, "must be 0 or more")
 
     def advantages(self, outcomes: Outcomes) -> Tensor:
         return centered(outcomes)
@@ -50,6 +54,9 @@ class OPMDToken:
 
     coef: float
 
+    def __post_init__(self) -> None:
+        need(self.coef >= 0, "algo.coef", self.coef, "must be 0 or more")
+
     def advantages(self, outcomes: Outcomes) -> Tensor:
         return centered(outcomes)
 
@@ -73,6 +80,9 @@ class OPMDScaled:
 
     tau: float
     baseline: Literal["mean", "log_mean_exp"]
+
+    def __post_init__(self) -> None:
+        need(self.tau > 0, "algo.tau", self.tau, "must be above 0")
 
     def advantages(self, outcomes: Outcomes) -> Tensor:
         return centered(outcomes) if self.baseline == "mean" else above_log_mean_exp(outcomes, self.tau)

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from rlopt.errors import need
 from rlopt.objectives.advantages import centered
 from rlopt.objectives.core import Traits
 from rlopt.objectives.ratios import log_ratio, sequence_sum
@@ -24,6 +25,9 @@ class PMD:
     average: ClassVar[Average] = "sequence_mean"
 
     tau: float
+
+    def __post_init__(self) -> None:
+        need(self.tau > 0, "algo.tau", self.tau, "must be above 0")
 
     def advantages(self, outcomes: Outcomes) -> Tensor:
         return centered(outcomes)

@@ -3,7 +3,14 @@
 import torch
 from torch import Tensor
 
+from rlopt.errors import need
 from rlopt.types import Batch, Scores
+
+
+def check_clip(low: float, high: float) -> None:
+    """Refuse clips that are no distances from a ratio of 1."""
+    need(low >= 0, "algo.clip_low", low, "is how far below 1 a ratio may fall: 0 or more")
+    need(high >= 0, "algo.clip_high", high, "is how far above 1 a ratio may rise: 0 or more")
 
 
 def log_ratio(batch: Batch, scores: Scores) -> Tensor:

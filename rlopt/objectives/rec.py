@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rlopt.objectives.advantages import centered, standardized
 from rlopt.objectives.core import Traits, clip_fraction
-from rlopt.objectives.ratios import log_ratio, one_side, ring, sequence_mean, two_side
+from rlopt.objectives.ratios import check_clip, log_ratio, one_side, ring, sequence_mean, two_side
 from rlopt.types import Average, Batch, LossOutput, Outcomes, Scores
 
 
@@ -33,6 +33,9 @@ class OneSide:
     clip_high: float
     importance_sampling: bool
     std: Literal["none", "population", "sample"]
+
+    def __post_init__(self) -> None:
+        check_clip(self.clip_low, self.clip_high)
 
     def advantages(self, outcomes: Outcomes) -> Tensor:
         return centered(outcomes) if self.std == "none" else standardized(outcomes, self.std)
@@ -53,6 +56,9 @@ class TwoSide:
     clip_low: float
     clip_high: float
     importance_sampling: bool
+
+    def __post_init__(self) -> None:
+        check_clip(self.clip_low, self.clip_high)
 
     def advantages(self, outcomes: Outcomes) -> Tensor:
         return centered(outcomes)
@@ -76,6 +82,9 @@ class Ring:
     outer_high: float
     importance_sampling: bool
 
+    def __post_init__(self) -> None:
+        check_clip(self.clip_low, self.clip_high)
+
     def advantages(self, outcomes: Outcomes) -> Tensor:
         return centered(outcomes)
 
@@ -98,6 +107,9 @@ class SequenceOneSide:
     clip_low: float
     clip_high: float
     importance_sampling: bool
+
+    def __post_init__(self) -> None:
+        check_clip(self.clip_low, self.clip_high)
 
     def advantages(self, outcomes: Outcomes) -> Tensor:
         return centered(outcomes)

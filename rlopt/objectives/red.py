@@ -6,7 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rlopt.objectives.advantages import centered, group_mean
+from rlopt.errors import need
+from rlopt.objectives.advantages import centered, group_mean, spread
 from rlopt.objectives.core import Traits
 from rlopt.types import Average, Batch, LossOutput, Outcomes, Scores
 
@@ -35,7 +36,7 @@ class REDDrop:
             kept[losers[outcomes.lottery[losers].argsort()[:surplus]]] = False
         share = group_mean(kept.double(), outcomes.group)
         mean_kept = group_mean(outcomes.returns * kept, outcomes.group) / share
-        return torch.where(kept, outcomes.returns - mean_kept, 0.0) * (centered(outcomes) != 0)
+        return torch.where(kept, outcomes.returns - mean_kept, 0.0) * (spread(outcomes) > 0)
 
     def loss(self, batch: Batch, scores: Scores) -> LossOutput:
         return LossOutput(-batch.advantages * scores.logprobs * batch.mask, {})
@@ -55,6 +56,9 @@ class REDWeight:
     average: ClassVar[Average] = "token_mean"
 
     temperature: float
+
+    def __post_init__(self) -> None:
+        need(self.temperature > 0, "algo.temperature", self.temperature, "must be above 0")
 
     def advantages(self, outcomes: Outcomes) -> Tensor:
         return centered(outcomes)

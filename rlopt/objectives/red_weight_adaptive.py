@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rlopt.objectives.advantages import centered
 from rlopt.objectives.core import Traits, clip_fraction
-from rlopt.objectives.ratios import log_ratio, one_side
+from rlopt.objectives.ratios import check_clip, log_ratio, one_side
 from rlopt.types import Average, Batch, LossOutput, Outcomes, Scores
 
 
@@ -29,6 +29,9 @@ class REDWeightAdaptive:
 
     clip_low: float
     clip_high: float
+
+    def __post_init__(self) -> None:
+        check_clip(self.clip_low, self.clip_high)
 
     def advantages(self, outcomes: Outcomes) -> Tensor:
         away = centered(outcomes)

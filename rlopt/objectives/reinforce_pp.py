@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rlopt.objectives.advantages import centered, returns_to_go, whitened
 from rlopt.objectives.core import Traits, clip_fraction
-from rlopt.objectives.ratios import log_ratio, one_side, ppo_clip
+from rlopt.objectives.ratios import check_clip, log_ratio, one_side, ppo_clip
 from rlopt.types import Average, Batch, LossOutput, Outcomes, Scores
 
 
@@ -21,12 +21,15 @@ class REINFORCEPP:
     Source: arXiv:2501.03262. Departs from: nothing; no discount, and the KL penalty is the run's choice (`kl.coef`).
     """
 
-    traits: ClassVar[Traits] = Traits(reads="anchor", equal_rewards_no_credit=False)
+    traits: ClassVar[Traits] = Traits(reads="anchor", surrogate="ratio", equal_rewards_no_credit=False)
     average: ClassVar[Average] = "token_mean"
 
     clip_low: float
     clip_high: float
     group_baseline: bool
+
+    def __post_init__(self) -> None:
+        check_clip(self.clip_low, self.clip_high)
 
     def advantages(self, outcomes: Outcomes) -> Tensor:
         returns = centered(outcomes)[:, None] * outcomes.mask if self.group_baseline else returns_to_go(outcomes)

@@ -6,9 +6,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from rlopt.errors import need
 from rlopt.objectives.advantages import leave_one_out
 from rlopt.objectives.core import Traits, clip_fraction
-from rlopt.objectives.ratios import log_ratio, one_side, ppo_clip
+from rlopt.objectives.ratios import check_clip, log_ratio, one_side, ppo_clip
 from rlopt.types import Average, Batch, LossOutput, Outcomes, Scores
 
 
@@ -26,6 +27,11 @@ class RLOO:
     clip_low: float | None
     clip_high: float | None
     average: Average
+
+    def __post_init__(self) -> None:
+        both = (self.clip_low is None) == (self.clip_high is None)
+        need(both, "algo.clip_low", self.clip_low, "set both algo.clip_low and algo.clip_high, or neither")
+        check_clip(self.clip_low or 0.0, self.clip_high or 0.0)
 
     def advantages(self, outcomes: Outcomes) -> Tensor:
         return leave_one_out(outcomes)

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from rlopt.errors import need
 from rlopt.objectives.advantages import standardized
 from rlopt.objectives.core import Traits
 from rlopt.objectives.ratios import log_ratio
@@ -29,6 +30,10 @@ class SAPO:
     tau_negative: float
     std: Literal["population", "sample"]
     gate_only: bool
+
+    def __post_init__(self) -> None:
+        need(self.tau_positive > 0, "algo.tau_positive", self.tau_positive, "must be above 0")
+        need(self.tau_negative > 0, "algo.tau_negative", self.tau_negative, "must be above 0")
 
     @property
     def average(self) -> Average:

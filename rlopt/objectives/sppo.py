@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from rlopt.errors import need
 from rlopt.objectives.advantages import centered
 from rlopt.objectives.core import Traits, clip_fraction
 from rlopt.objectives.ratios import log_ratio
@@ -22,6 +23,9 @@ class SPPO:
     average: ClassVar[Average] = "token_mean"
 
     clip: float
+
+    def __post_init__(self) -> None:
+        need(self.clip >= 0, "algo.clip", self.clip, "must be 0 or more")
 
     def advantages(self, outcomes: Outcomes) -> Tensor:
         return centered(outcomes)

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -107,6 +107,22 @@ MISTAKES = {
         Broken(per_token=lambda b, p: -b.advantages * ((p - b.anchor) * b.mask).sum(1, keepdim=True).exp() * b.mask),
         "Ratios of e^30",
     ),
+    "a NaN made a number": (
+        Broken(per_token=lambda b, p: -b.advantages * p.nan_to_num(-1.0) * b.mask),
+        "NaN and infinity",
+    ),
+    "an anchor that it does not say it reads": (
+        Broken(per_token=lambda b, p: -b.advantages * (p - b.anchor).exp() * b.mask),
+        "Log-probabilities of the past",
+    ),
+    "good samples that learn nothing": (
+        Broken(traits=replace(SOUND, on_policy_identity=False), per_token=lambda b, p: -b.advantages.clamp(max=0) * p * b.mask),
+        "On policy a positive advantage",
+    ),
+    "credit for a lone sample": (
+        Broken(credit=lambda o: REINFORCE().advantages(o) + (o.group.bincount()[o.group] == 1).double()),
+        "A group of one, equal rewards",
+    ),
     "a metric without a definition": (Broken(metric="my/metric"), "Metrics have names"),
 }
 
@@ -139,6 +155,27 @@ def test_a_stopped_gradient_is_not_mistaken_for_a_wrong_one() -> None:
     assert findings["The gradient is the slope of the loss, what it holds constant held constant"].passed
 
 
+class RightBackward(torch.autograd.Function):
+    """The exponential, with the backward pass that it has."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        ctx.save_for_backward(values.exp())
+        return values.exp()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return ctx.saved_tensors[0] * gradient
+
+
+def test_a_right_backward_pass_of_ones_own_is_not_mistaken_for_a_wrong_one() -> None:
+    objective = Broken(
+        traits=replace(SOUND, reads="anchor"),
+        per_token=lambda b, p: -b.advantages * RightBackward.apply((p - b.anchor) * b.mask) * b.mask,  # type: ignore[no-untyped-call]
+    )
+    assert [f for f in check(objective) if not f.passed] == []
+
+
 def test_an_objective_that_raises_fails_by_what_it_said() -> None:
     def refuses(outcomes: Outcomes) -> Tensor:
         raise ValueError("not today")
@@ -155,7 +192,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_the_command_prints_a_table_and_exits_with_1_on_failure() -> None:
     good = command("check", "rec_oneside_nois", "clip_high=2.0")
     assert good.returncode == 0, good.stderr
-    assert "12 of 12 checks passed" in good.stdout
+    assert "13 of 13 checks passed" in good.stdout
     assert "clip_high=2.0" in good.stdout
     bad = subprocess.run(
         [sys.executable, "-m", "rlopt.objectives", "check", "user_objectives:Backwards"],

@@ -38,7 +38,7 @@ class Pairs(Letters):
 
 def load(folder: Path, rows: str, *content: dict[str, Any], drop: bool = False, tokenizer: Letters | None = None) -> Loaded:
     file = folder / "rows.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in content))
+    file.write_text(encoding="utf-8", data="".join(json.dumps(row, ensure_ascii=False) + "\n" for row in content))
     chosen = tokenizer or Letters()
     return load_examples("data.train", str(file), rows, chosen, 60, seed=1, size=5, drop=drop)  # type: ignore[arg-type]
 
@@ -128,3 +128,34 @@ def test_what_is_no_json_object_is_refused_by_its_line(tmp_path: Path) -> None:
         file.write_text(line + "\n")
         with pytest.raises(RloptError, match=message):
             load_examples("data.train", str(file), "pairs", Letters(), 60, seed=1, size=5, drop=True)
+
+
+@pytest.mark.parametrize(("rows", "row", "message"), [
+    ("answers", {"prompt": "a", "completion": "~"}, "an answer has no token that the tokenizer knows"),
+    ("answers", {"prompt": "~", "completion": "a"}, "prompt has no token that the tokenizer knows"),
+    ("pairs", {"prompt": "a", "chosen": "b", "rejected": "b\0"}, "chosen and rejected are the same tokens"),
+])  # fmt: skip
+def test_text_that_is_nothing_or_nothing_else_to_the_tokenizer_is_refused(
+    tmp_path: Path, rows: str, row: dict[str, str], message: str
+) -> None:
+    class Blind(Letters):
+        """Does not know the tilde."""
+
+        def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+            return super().encode(text.replace("~", ""))
+
+    with pytest.raises(RloptError, match=message):
+        load(tmp_path, rows, row, tokenizer=Blind())
+
+
+def test_a_text_may_hold_any_line_separator_but_the_files_own(tmp_path: Path) -> None:
+    (example,) = load(tmp_path, "answers", {"prompt": "a\u2028b", "completion": "c"}).examples
+    assert example.prompt.text == "a\u2028b"
+
+
+def test_embedded_problems_that_are_held_out_are_others() -> None:
+    def problems(key: str) -> set[str]:
+        loaded = load_examples(key, "arithmetic", "answers", Letters(), 200, seed=1, size=50, drop=False)
+        return {example.prompt.text for example in loaded.examples}
+
+    assert not problems("data.train") & problems("data.eval")

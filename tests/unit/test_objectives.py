@@ -498,3 +498,66 @@ def test_corrections_refuse_bounds_that_mean_nothing() -> None:
         replace(OFF.importance, cap=2.0)
     with pytest.raises(RloptError, match="algo.correction.low=3.0"):
         replace(OFF.importance, mask="token", low=3.0)
+
+
+def test_red_drop_keeps_the_credit_of_a_sample_at_the_groups_mean() -> None:
+    """Mean 1; three bad and two good, so one bad sample, the first in the lottery, is dropped; the others have mean 1.125."""
+    found = REDDrop().advantages(outcomes_of([2.5, 1.0, 0.5, 0.5, 0.5], lottery=double([0.0, 0.0, 0.1, 0.8, 0.9])))
+    torch.testing.assert_close(found, double([1.375, -0.125, 0.0, -0.625, -0.625]))
+
+
+def test_far_apart_groups_do_not_spoil_each_others_log_mean_exp() -> None:
+    outcomes = outcomes_of([-1000.0, -999.0, 0.0, 1.0], group=torch.tensor([0, 0, 1, 1]))
+    far, near = above_log_mean_exp(outcomes, 1.0).split(2)
+    torch.testing.assert_close(far, near)
+
+
+def test_dual_clip_bounds_the_ratio_that_the_objective_multiplies_by() -> None:
+    """GSPO's ratio is the sequence's: one wild token in a sequence at 1 is not bounded, and never raised."""
+    gspo = GSPO(clip_low=0.2, clip_high=0.2, std="sample")
+    anchor = double([[-1.0, -1.0], [-1.0, -1.0]])
+    policy = double([[-1.0, -1.0], [0.5, -2.5]])
+    batch = batch_of(Case(gspo), {"mask": [[1, 1], [1, 1]], "old": anchor.tolist(), "rewards": [1.0, 0.0]})
+    plain, bounded = (loss_and_gradient(gspo, batch, policy, terms(corrections=c)) for c in (OFF, dual(3.0)))
+    torch.testing.assert_close(plain, bounded)
+
+
+def test_kl_and_opsm_ask_how_far_the_policy_is_from_the_one_that_sampled_whatever_the_anchor() -> None:
+    policy, behavior = double([[-1.0, -1.0], [-2.0, -2.0]]), double([[-1.0, -1.0], [-1.0, -1.0]])
+    fixture = {"mask": [[1, 1], [1, 1]], "old": behavior.tolist(), "new": policy.tolist(), "rewards": [1.0, 0.0]}
+    for anchor in ("old", "new"):
+        batch = batch_of(Case(REINFORCE(), anchor=anchor), fixture)
+        masked = terms(corrections=replace(OFF, opsm_delta=0.5))
+        _, gradient = loss_and_gradient(REINFORCE(), batch, policy, masked)
+        assert (gradient != 0).any(1).tolist() == [True, False]
+
+
+def test_a_mute_sibling_does_not_count_in_what_a_group_expects() -> None:
+    mask = [[1, 1], [1, 1], [0, 0]]
+    fixture = {"mask": mask, "old": [[-1.0, -1.0], [-1.0, -1.0], [0.0, 0.0]], "rewards": [1.0, 0.0, 0.0]}
+    gepo = GEPO(clip=0.2, std="sample")
+    output = gepo.loss(batch_of(Case(gepo), fixture), Scores(double(fixture["old"]), double(fixture["old"])))
+    assert output.metrics["actor/pg_clipfrac"].value == 0  # on policy every weight is 1
+
+
+def test_aspo_has_a_gradient_where_the_policy_has_all_but_given_up_a_good_token() -> None:
+    aspo = ASPO(clip_low=0.2, clip_high=0.2, cap=3.0, std="sample")
+    batch = batch_of(Case(aspo), {"mask": [[1.0], [1.0]], "old": [[-1.0], [-1.0]], "rewards": [1.0, 0.0]})
+    policy = torch.tensor([[-95.0], [-1.0]], requires_grad=True)
+    small = replace(batch, **{n: getattr(batch, n).float() for n in ("mask", "behavior", "anchor", "advantages", "weights")})
+    (gradient,) = torch.autograd.grad(aspo.loss(small, Scores(policy, policy)).per_token.sum(), policy)
+    assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda: replace(BAPO_DEFAULT, step=0.0), "algo.step=0.0: must be above 0"),
+    (lambda: REDWeight(temperature=0.0), "algo.temperature=0.0: must be above 0"),
+    (lambda: grpo(clip_low=-5.0), "algo.clip_low=-5.0: is how far below 1"),
+    (lambda: DPO(beta=-1.0, label_smoothing=0.0), "algo.beta=-1.0: must be above 0"),
+    (lambda: DPO(beta=0.1, label_smoothing=2.0), "algo.label_smoothing=2.0: must be at least 0 and below 0.5"),
+    (lambda: PMD(tau=0.0), "algo.tau=0.0: must be above 0"),
+    (lambda: RLOO(clip_low=0.2, clip_high=None, average="token_mean"), "algo.clip_low=0.2: set both"),
+])  # fmt: skip
+def test_a_field_out_of_its_range_is_refused(make: object, message: str) -> None:
+    with pytest.raises(RloptError, match=message):
+        make()  # type: ignore[operator]

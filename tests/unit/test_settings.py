@@ -64,14 +64,38 @@ def test_the_defaults_are_the_founding_setting() -> None:
             ["+algo=m2po", "algo.anchor=behavior"],
             "algo.anchor=behavior: algo.objective=rlopt.objectives.m2po:M2PO needs",
         ),
+        (
+            ["+algo=m2po", "algo.correction.weight=token"],
+            "algo.correction.weight=token: algo.objective=rlopt.objectives.m2po",
+        ),
+        (
+            ["+algo=bapo", "algo.minibatches=2"],
+            "algo.minibatches=2: algo.objective=rlopt.objectives.bapo:BAPO clips",
+        ),
+        (["+algo=m2po", "algo.credit=user_rewards:score"], "algo.credit=user_rewards:score: algo.objective="),
+        (
+            ["+algo=reinforce", "algo.anchor=proximal"],
+            "algo.anchor=proximal: algo.objective=rlopt.objectives.reinforce",
+        ),
+        (["+algo=grpo", "algo.average=pair_mean"], "algo.average=pair_mean: pair_mean is for objectives that learn from pairs"),
+        (["+algo=grpo", "algo.average=tokenmean"], "algo.average=tokenmean: input should be"),
+        (["+algo=dpo", "data.prompt_key=question"], "data.prompt_key=question: means nothing to +algo=dpo"),
+        (["+algo=grpo", "trainer.eval_every=5"], "trainer.eval_every=5: means nothing to +algo=grpo"),
+        (
+            ["+algo=grpo", "algo.minibatches=4", "data.prompts_per_step=4", "algo.group_size=2", "learner.workers=4"],
+            "learner.workers=4: an update's 2 samples (data.prompts_per_step=4 x 2 / algo.minibatches=4) cannot be split",
+        ),
         (["+algo=grpo", "algo.kl.place=somewhere"], "algo.kl.place=somewhere: input should be 'loss' or 'reward'"),
         (["+algo=grpo", "algo.minibatches=17"], "algo.minibatches=17: a step has data.prompts_per_step=16 groups"),
         (["+algo=grpo", "algo.overlong.buffer=2.0"], "algo.overlong.buffer=2.0: is a share of rollout.max_new_tokens"),
         (["+algo=grpo", "algo.credit=nowhere:f"], "algo.credit=nowhere:f: cannot be imported"),
         (["+algo=grpo", "algo.objective=user_objectives:NoLoss"], "algo.objective=user_objectives:NoLoss: lacks loss;"),
         (["+algo=grpo", "algo.objective=user_objectives:Plain"], "algo.objective=user_objectives:Plain: is no dataclass"),
-        (["+algo=grpo", "data.eval=rows.jsonl"], "data.eval=rows.jsonl: +algo=grpo samples its data"),
-        (["+algo=dpo", "rollout.top_p=0.9"], "rollout.top_p=0.9: +algo=dpo has no samplers, so it means nothing; drop it"),
+        (
+            ["+algo=grpo", "data.eval=rows.jsonl"],
+            "data.eval=rows.jsonl: means nothing to +algo=grpo, it samples its data",
+        ),
+        (["+algo=dpo", "rollout.top_p=0.9"], "rollout.top_p=0.9: means nothing to +algo=dpo, it has no samplers; drop it"),
         (["+algo=dpo", "+algo.group_size=8"], "algo.minibatches: missing"),
         (
             [
@@ -89,7 +113,7 @@ def test_the_defaults_are_the_founding_setting() -> None:
         (["+algo=grpo", "sync.backend=nccl"], "sync.backend=nccl: needs engines on GPUs"),
         (
             ["+algo=grpo", "data.prompts_per_step=1", "learner.workers=9"],
-            "learner.workers=9: a step's 8 samples (data.prompts_per_step=1 x 8) cannot be split",
+            "learner.workers=9: an update's 8 samples (data.prompts_per_step=1 x 8) cannot be split",
         ),
     ],
 )

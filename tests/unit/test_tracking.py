@@ -8,6 +8,7 @@ import pytest
 from builders import group
 from rich.console import Console
 
+from rlopt.errors import RloptError
 from rlopt.metrics import DEFINITIONS, batch_metrics
 from rlopt.tracking import Journal, read_column
 
@@ -48,6 +49,8 @@ def test_a_resumed_journal_drops_the_steps_that_are_made_again_and_a_torn_line(t
 
 def test_a_metric_without_a_definition_is_an_error(tmp_path: Path) -> None:
     diary = journal(tmp_path)
-    with pytest.raises(KeyError, match="reward/median"):
+    with pytest.raises(
+        RloptError, match="metrics without a definition: .'reward/median'.; an objective's own begin with objective/"
+    ):
         diary.step(metrics(1) | {"reward/median": 0.5}, [group()])
     diary.close(1)
