@@ -51,7 +51,7 @@ for row, (name, unit) in enumerate((("margin", "reward margin, held out"), ("acc
     for axis, title in zip(axes[row], ("rlopt, three seeds", "published (arXiv:2406.18629, figure 2)"), strict=True):
         axis.set(title=title, xlabel="training step", ylabel=unit)
         axis.grid(alpha=0.3)
-        axis.legend(frameon=False, loc="lower right")
+        axis.legend(frameon=False, loc="lower right" if title.startswith("rlopt") else "best")
     if name == "margin":
         axes[row, 0].set_ylim(bottom=0)
         axes[row, 1].set_ylim(bottom=0)
