@@ -5,7 +5,8 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,17 @@ from ray.util import get_node_ip_address
 
 from rlopt.config import ClusterConfig
 from rlopt.errors import RloptError
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """In here Ctrl-C and SIGTERM are not heard: a second one must not leave workers behind."""
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 class Stalled(RloptError):

@@ -28,6 +28,12 @@ class ModelConfig:
     path: str
     dtype: Literal["auto", "float32", "bfloat16"]
 
+    def resolved_dtype(self, gpus: float) -> Literal["float32", "bfloat16"]:
+        """`auto` decided, for a worker with `gpus` of them."""
+        if self.dtype == "auto":
+            return "bfloat16" if gpus else "float32"
+        return self.dtype
+
 
 @dataclass(frozen=True)
 class DataConfig:

@@ -10,7 +10,6 @@ import json
 import os
 import random
 import shutil
-import signal
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -22,14 +21,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import AutoTokenizer
 
-from rlopt.cluster import Cluster, Workers, environment
+from rlopt.cluster import Cluster, Workers, undisturbed
 from rlopt.config import PairsJob
 from rlopt.data import load_prompts
 from rlopt.errors import RloptError
 from rlopt.model import context_length, find_model
 from rlopt.processes import Pool
 from rlopt.rewards import Question
-from rlopt.rollout import EngineConfig, RolloutWorker, Sampler
+from rlopt.rollout import EngineConfig, Sampler, make_engines
 from rlopt.steps import MEANING, Answer, Chunk, Ledger, Opening, Recipe, Row, check_place, check_steps, make_chunk
 from rlopt.tracking import TrainingBar
 from rlopt.types import Prompt
@@ -152,11 +151,8 @@ def _make_chunks(
                     break
         return time.monotonic() - began
     finally:
-        # A second Ctrl-C must not leave workers behind.
-        handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-        workshop.close()
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        with undisturbed():
+            workshop.close()
 
 
 class Workshop:
@@ -172,17 +168,14 @@ class Workshop:
         job = self._job
         engine = EngineConfig(
             folder=self._source.folder,
-            dtype=_dtype(job),
+            dtype=job.model.resolved_dtype(job.cluster.gpus_per_engine),
             device="cuda" if job.cluster.gpus_per_engine else "cpu",
             backend="nccl" if job.cluster.gpus_per_engine else "shm",  # named because vLLM wants one; no weights are sent
             max_model_len=self._source.longest,
             threads=job.cluster.cpu_threads,
             seed=job.run.seed,
         )
-        arguments = [engine, job.rollout, job.reward, job.pairs.attempts]
-        gpus = job.cluster.gpus_per_engine * job.rollout.tensor_parallel
-        env = environment(job.cluster)
-        engines = self._cluster.workers("engine", RolloutWorker, gpus, env, *[arguments] * job.rollout.engines)
+        engines = make_engines(self._cluster, job.cluster, engine, job.rollout, job.reward, job.pairs.attempts)
         self._open.append(engines)
         self._sampler = Sampler(engines)
         starting = engines.start("start", deadline_s=job.cluster.start_deadline_s)
@@ -289,9 +282,3 @@ def _identity(job: PairsJob, source: Source) -> dict[str, Any]:
     for prompt in source.prompts:
         prompts.update(repr(prompt).encode())
     return {key: value for key, value in keys.items() if key not in SPEED} | {"digest of the prompts": prompts.hexdigest()}
-
-
-def _dtype(job: PairsJob) -> str:
-    if job.model.dtype == "auto":
-        return "bfloat16" if job.cluster.gpus_per_engine else "float32"
-    return job.model.dtype

@@ -1,6 +1,6 @@
 """Starts what `prepare` found good, runs the loop, and takes everything down again."""
 
-import signal
+import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from rlopt import checkpoint
-from rlopt.cluster import Cluster, Workers, environment
+from rlopt.cluster import Cluster, Workers, environment, undisturbed
 from rlopt.config import Config
 from rlopt.data import Dealer
 from rlopt.learner import Learners, LearnerSetup, LearnerWorker
@@ -18,7 +18,7 @@ from rlopt.live import Live, LivePlan
 from rlopt.loop import Loop, Plan, Position, Source
 from rlopt.prepare import Prepared, Recordings, describe, dtype, prepare
 from rlopt.recorded import Recorded, References
-from rlopt.rollout import EngineConfig, Rollouts, RolloutWorker
+from rlopt.rollout import EngineConfig, Rollouts, make_engines
 from rlopt.tracking import Journal, read_column, start_wandb
 from rlopt.types import Group, Prompt
 
@@ -72,13 +72,10 @@ def train(config: Config, console: Console) -> Outcome:
         finished = True
         return _outcome(prepared, wandb_run)
     finally:
-        # A second Ctrl-C must not leave workers behind.
-        handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-        if journal:
-            journal.close(exit_code=0 if finished else 1)
-        crew.close()
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        with undisturbed():
+            if journal:
+                journal.close(exit_code=0 if finished else 1)
+            crew.close()
 
 
 class Crew:
@@ -189,8 +186,8 @@ def _source(prepared: Prepared, crew: Crew, journal: Journal) -> Source:
 
 
 def _outcome(prepared: Prepared, wandb_run: Any) -> Outcome:
-    name = next(name for name in HEADLINES if read_column(prepared.run, name)[0] == read_column(prepared.run, name)[0])
-    values = read_column(prepared.run, name)
+    columns = ((name, read_column(prepared.run, name)) for name in HEADLINES)
+    name, values = next((name, values) for name, values in columns if not math.isnan(values[0]))
     span = min(20, len(values))
     return Outcome(
         folder=prepared.run,
@@ -214,10 +211,7 @@ def _start_rollouts(prepared: Prepared, cluster: Cluster) -> Workers:
         threads=config.cluster.cpu_threads,
         seed=config.run.seed,
     )
-    arguments = [engine, config.rollout, config.reward, config.group_size]
-    gpus = config.cluster.gpus_per_engine * config.rollout.tensor_parallel
-    env = environment(config.cluster)
-    return cluster.workers("engine", RolloutWorker, gpus, env, *[arguments] * config.rollout.engines)
+    return make_engines(cluster, config.cluster, engine, config.rollout, config.reward, config.group_size)
 
 
 def _start_learners(prepared: Prepared, cluster: Cluster) -> Workers:

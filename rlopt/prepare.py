@@ -20,7 +20,7 @@ from rlopt.errors import RloptError, need
 from rlopt.examples import load_examples
 from rlopt.loop import Position
 from rlopt.model import context_length, find_model, parameters
-from rlopt.objectives.core import Objective, Terms, WithCredit
+from rlopt.objectives.core import Objective, Terms, WithCredit, no_terms
 from rlopt.objectives.corrections import Correction, Corrections
 from rlopt.rewards import load as load_reward
 from rlopt.schedule import Schedule
@@ -143,8 +143,7 @@ def make_terms(config: Config) -> Terms:
     """What composes with the objective; nothing does where rows are recorded."""
     shared, limit = config.algo.group_relative, config.rollout.max_new_tokens
     if shared is None:
-        off = Corrections(dual_clip=None, importance=Correction("none", None, "none", 0.0, 1.0), opsm_delta=None)
-        return Terms(0.0, "k2", "loss", 0.0, off, 0.0, False, limit, off_policy=False)
+        return no_terms(limit)
     return Terms(
         kl_coef=shared.kl.coef,
         kl_estimator=shared.kl.estimator,
@@ -216,9 +215,9 @@ def describe(prepared: Prepared) -> str:
 
 
 def dtype(config: Config) -> torch.dtype:
-    if config.model.dtype == "auto":
-        return torch.bfloat16 if config.cluster.gpus_per_learner else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.model.dtype]
+    """Of learner and engine."""
+    resolved: torch.dtype = getattr(torch, config.model.resolved_dtype(config.cluster.gpus_per_learner))
+    return resolved
 
 
 def _find_resume(config: Config, run: Path) -> Path | None:

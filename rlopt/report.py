@@ -83,7 +83,8 @@ def load(paths: list[Path]) -> list[Family]:
             raise RloptError(f"{path}: no run stands there (no config.yaml and metrics.jsonl); give the folders of runs")
         if not read_column(path, "step"):
             raise RloptError(f"{path}: the run has made no step yet")
-        by_label.setdefault((_config(path)["algo"]["name"], _config(path)["model"]["path"]), []).append(path)
+        config = _config(path)
+        by_label.setdefault((config["algo"]["name"], config["model"]["path"]), []).append(path)
     models = len({model for _, model in by_label})
     panels = panels_of(paths)
     return [

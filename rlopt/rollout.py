@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from rlopt.cluster import Pending, Workers
-from rlopt.config import RewardConfig, RolloutConfig
+from rlopt.cluster import Cluster, Pending, Workers, environment
+from rlopt.config import ClusterConfig, RewardConfig, RolloutConfig
 from rlopt.data import Deal, sample_seed
 from rlopt.rewards import Question, RewardPool, Scored
 from rlopt.steps import Answer, Opening
@@ -217,6 +217,15 @@ class RolloutWorker:
     async def close(self) -> None:
         self._rewards.close()
         self._llm.shutdown()
+
+
+def make_engines(
+    cluster: Cluster, config: ClusterConfig, engine: EngineConfig, rollout: RolloutConfig, reward: RewardConfig, group_size: int
+) -> Workers:
+    """The actors of `rollout.engines` engines, not started yet."""
+    gpus = config.gpus_per_engine * rollout.tensor_parallel
+    arguments = [[engine, rollout, reward, group_size]] * rollout.engines
+    return cluster.workers("engine", RolloutWorker, gpus, environment(config), *arguments)
 
 
 class Rollouts:

@@ -3,7 +3,7 @@
 import difflib
 import json
 import re
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -98,11 +98,13 @@ def _explain(key: str, error: Any) -> str:
 def load_class(name: str) -> type[Any]:
     """The objective class that `module:Class` names, looked through for what an objective must have."""
     kind: Any = processes.load("algo.objective", name, "Class")
-    missing = [member for member in ("traits", "average", "advantages", "loss") if member not in dir(kind)]
-    fields = getattr(kind, "__dataclass_fields__", None)
-    missing = [member for member in missing if member not in (fields or {})]
-    if fields is None or missing:
-        what = f"lacks {', '.join(missing)}" if missing else "is no dataclass"
+    known: bool = is_dataclass(kind)
+    if not known:
+        raise RloptError(f"algo.objective={name}: is no dataclass; an objective is as rlopt.objectives.core.Objective says")
+    there = {*dir(kind), *(field.name for field in fields(kind))}
+    missing = [member for member in ("traits", "average", "advantages", "loss") if member not in there]
+    if missing:
+        what = f"lacks {', '.join(missing)}"
         raise RloptError(f"algo.objective={name}: {what}; an objective is as rlopt.objectives.core.Objective says")
     if not isinstance(getattr(kind, "traits", None), Traits):
         raise RloptError(f"algo.objective={name}: traits must be a class variable that holds a rlopt.objectives.core.Traits")

@@ -9,7 +9,7 @@ from torch import Tensor
 from rlopt.errors import need
 from rlopt.objectives.advantages import standardized
 from rlopt.objectives.core import Traits, clip_fraction
-from rlopt.objectives.ratios import check_clip, log_ratio
+from rlopt.objectives.ratios import check_clip, log_ratio, one_side
 from rlopt.types import Average, Batch, LossOutput, Outcomes, Scores
 
 
@@ -45,6 +45,6 @@ class ASPO:
         bound = torch.where(advantages > 0, 1 / (1 + self.clip_high), 1 - self.clip_low)
         alive = turned.clamp(max=self.cap) * torch.exp(scores.logprobs - scores.logprobs.detach())
         per_token = torch.where(turned > self.cap, self.cap * scores.logprobs, alive)
-        past = ((advantages > 0) & (log_r.exp() > 1 + self.clip_high)) | ((advantages < 0) & (log_r.exp() < 1 - self.clip_low))
-        per_token = torch.where(past, bound, per_token)
-        return LossOutput(-advantages * per_token * batch.mask, clip_fraction(~past, batch))
+        keep = one_side(log_r.exp(), advantages, self.clip_low, self.clip_high)
+        per_token = torch.where(keep, per_token, bound)
+        return LossOutput(-advantages * per_token * batch.mask, clip_fraction(keep, batch))

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from rlopt.errors import RloptError
-from rlopt.objectives.corrections import Corrections
+from rlopt.objectives.corrections import NO_CORRECTIONS, Corrections
 from rlopt.objectives.divergence import KLEstimator, kl
+from rlopt.objectives.ratios import one_side, ppo_clip
 from rlopt.types import Average, Batch, Ess, LossOutput, Max, Mean, Metric, Outcomes, Scores, Sum
 
 
@@ -110,6 +111,21 @@ class Terms:
     off_policy: bool
 
 
+def no_terms(limit: int) -> Terms:
+    """Nothing added, nothing corrected; `limit` response tokens at most."""
+    return Terms(
+        kl_coef=0.0,
+        kl_estimator="k2",
+        kl_place="loss",
+        entropy_coef=0.0,
+        corrections=NO_CORRECTIONS,
+        overlong_buffer=0.0,
+        overlong_filter=False,
+        limit=limit,
+        off_policy=False,
+    )
+
+
 def total_loss(objective: Objective, terms: Terms, batch: Batch, scores: Scores) -> LossOutput:
     """The per-token loss that is trained on, with the objective's metrics and those that every objective has.
 
@@ -142,6 +158,12 @@ def masked_mean(values: Tensor, mask: Tensor) -> Mean:
 def clip_fraction(keep: Tensor, batch: Batch) -> dict[str, Metric]:
     """The one metric that every clipping objective reports: `keep` `[B, T]` is 1 where the clip lets the gradient live."""
     return {"actor/pg_clipfrac": masked_mean(1 - keep.to(batch.mask.dtype), batch.mask)}
+
+
+def clipped_surrogate(ratio: Tensor, batch: Batch, low: float, high: float) -> LossOutput:
+    """PPO's surrogate of `ratio` `[B, T]`, of the token or of its sequence, as a loss with its clip fraction."""
+    keep = one_side(ratio, batch.advantages, low, high)
+    return LossOutput(ppo_clip(ratio, batch.advantages, low, high) * batch.mask, clip_fraction(keep, batch))
 
 
 def merge(parts: list[Mapping[str, Metric]]) -> dict[str, Metric]:

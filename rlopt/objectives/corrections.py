@@ -80,6 +80,12 @@ class Corrections:
         return policy
 
 
+NO_CORRECTIONS = Corrections(
+    dual_clip=None, importance=Correction(weight="none", cap=None, mask="none", low=0.5, high=2.0), opsm_delta=None
+)
+"""What a loss is left alone with."""
+
+
 def bound_negative(policy: LossOutput, ratio_surrogate: bool, batch: Batch, scores: Scores, bound: float) -> LossOutput:
     """Dual clip: `-A * bound` in place of the loss where `A < 0` and the ratio is above `bound`."""
     limit = -batch.advantages * bound

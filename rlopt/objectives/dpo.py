@@ -4,11 +4,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
-from rlopt.errors import need
 from rlopt.objectives.core import Traits
-from rlopt.objectives.preferences import implicit_rewards, pair_signs, preference_metrics
+from rlopt.objectives.preferences import check_preference, pair_signs, preference_loss
 from rlopt.types import Average, Batch, LossOutput, Outcomes, Scores
 
 
@@ -29,15 +27,10 @@ class DPO:
     label_smoothing: float
 
     def __post_init__(self) -> None:
-        need(self.beta > 0, "algo.beta", self.beta, "must be above 0")
-        need(0 <= self.label_smoothing < 0.5, "algo.label_smoothing", self.label_smoothing, "must be at least 0 and below 0.5")
+        check_preference(self.beta, self.label_smoothing)
 
     def advantages(self, outcomes: Outcomes) -> Tensor:
         return pair_signs(outcomes)
 
     def loss(self, batch: Batch, scores: Scores) -> LossOutput:
-        chosen, rejected, pair = implicit_rewards(batch, scores, self.beta)
-        margin = chosen - rejected
-        losses = -(1 - self.label_smoothing) * logsigmoid(margin) - self.label_smoothing * logsigmoid(-margin)
-        metrics = preference_metrics(chosen.detach(), rejected.detach(), pair, batch)
-        return LossOutput(losses[pair][:, None] * batch.mask, metrics)
+        return preference_loss(batch, scores, self.beta, self.label_smoothing)

@@ -6,8 +6,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from rlopt.objectives.advantages import centered
-from rlopt.objectives.core import Traits, clip_fraction
-from rlopt.objectives.ratios import check_clip, log_ratio, one_side, ppo_clip
+from rlopt.objectives.core import Traits, clipped_surrogate
+from rlopt.objectives.ratios import check_clip, log_ratio
 from rlopt.types import Average, Batch, LossOutput, Outcomes, Scores
 
 
@@ -34,7 +34,4 @@ class DrGRPO:
         return centered(outcomes)
 
     def loss(self, batch: Batch, scores: Scores) -> LossOutput:
-        ratio = log_ratio(batch, scores).exp()
-        keep = one_side(ratio, batch.advantages, self.clip_low, self.clip_high)
-        per_token = ppo_clip(ratio, batch.advantages, self.clip_low, self.clip_high) * batch.mask
-        return LossOutput(per_token, clip_fraction(keep, batch))
+        return clipped_surrogate(log_ratio(batch, scores).exp(), batch, self.clip_low, self.clip_high)

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from rlopt.errors import need
 from rlopt.objectives.advantages import group_mean, standardized
-from rlopt.objectives.core import Traits, clip_fraction
-from rlopt.objectives.ratios import one_side, ppo_clip, sequence_mean
+from rlopt.objectives.core import Traits, clipped_surrogate
+from rlopt.objectives.ratios import sequence_mean
 from rlopt.types import Average, Batch, LossOutput, Outcomes, Scores
 
 
@@ -42,5 +42,4 @@ class GEPO:
         q = sequence_mean(batch.anchor, batch.mask).exp()[:, 0] * (batch.mask.sum(1) > 0)  # a mute sibling says nothing
         expected = (group_mean(q.square(), group) / group_mean(q, group)).nan_to_num(1.0)  # a group of mutes has no loss
         weight = (p / expected[:, None]).expand_as(batch.mask)
-        keep = one_side(weight, batch.advantages, self.clip, self.clip)
-        return LossOutput(ppo_clip(weight, batch.advantages, self.clip, self.clip) * batch.mask, clip_fraction(keep, batch))
+        return clipped_surrogate(weight, batch, self.clip, self.clip)

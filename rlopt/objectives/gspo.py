@@ -6,8 +6,8 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from rlopt.objectives.advantages import standardized
-from rlopt.objectives.core import Traits, clip_fraction
-from rlopt.objectives.ratios import check_clip, log_ratio, one_side, ppo_clip, sequence_mean
+from rlopt.objectives.core import Traits, clipped_surrogate
+from rlopt.objectives.ratios import check_clip, sequence_ratio
 from rlopt.types import Average, Batch, LossOutput, Outcomes, Scores
 
 
@@ -33,7 +33,4 @@ class GSPO:
         return standardized(outcomes, self.std)
 
     def loss(self, batch: Batch, scores: Scores) -> LossOutput:
-        ratio = sequence_mean(log_ratio(batch, scores), batch.mask).exp().expand_as(batch.mask)
-        keep = one_side(ratio, batch.advantages, self.clip_low, self.clip_high)
-        per_token = ppo_clip(ratio, batch.advantages, self.clip_low, self.clip_high) * batch.mask
-        return LossOutput(per_token, clip_fraction(keep, batch))
+        return clipped_surrogate(sequence_ratio(batch, scores), batch, self.clip_low, self.clip_high)

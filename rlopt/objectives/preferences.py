@@ -2,10 +2,12 @@
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
-from rlopt.errors import RloptError
+from rlopt.errors import RloptError, need
+from rlopt.objectives.advantages import group_max, group_size
 from rlopt.objectives.ratios import sequence_sum
-from rlopt.types import Batch, Mean, Metric, Outcomes, Scores
+from rlopt.types import Batch, LossOutput, Mean, Metric, Outcomes, Scores
 
 
 def pair_signs(outcomes: Outcomes) -> Tensor:
@@ -14,14 +16,29 @@ def pair_signs(outcomes: Outcomes) -> Tensor:
     Raises:
         RloptError: a group has not two samples, or both are equally good.
     """
-    for group, size in enumerate(outcomes.group.bincount().tolist()):
-        best = outcomes.rewards[outcomes.group == group]
-        if size != 2 or best[0] == best[1]:
-            raise RloptError(
-                f"group {group} has rewards {best.tolist()}: a preference needs two samples, one better than the other"
-            )
-    other = torch.stack([outcomes.rewards[outcomes.group == group].min() for group in outcomes.group])
-    return torch.where(outcomes.rewards > other, 1.0, -1.0).double()
+    rewards, group = outcomes.rewards, outcomes.group
+    worse = -group_max(-rewards, group)
+    unclear = (group_size(group) != 2) | (group_max(rewards, group) == worse)
+    if unclear.any():
+        first = int(group[unclear][0])
+        has = rewards[group == first].tolist()
+        raise RloptError(f"group {first} has rewards {has}: a preference needs two samples, one better than the other")
+    return torch.where(rewards > worse, 1.0, -1.0).double()
+
+
+def check_preference(beta: float, label_smoothing: float) -> None:
+    """Refuse values that turn the preference round."""
+    need(beta > 0, "algo.beta", beta, "must be above 0")
+    need(0 <= label_smoothing < 0.5, "algo.label_smoothing", label_smoothing, "must be at least 0 and below 0.5")
+
+
+def preference_loss(batch: Batch, scores: Scores, beta: float, label_smoothing: float) -> LossOutput:
+    """`-(1 - e) log sigmoid(margin) - e log sigmoid(-margin)` of each pair, on all tokens of both sides, with its metrics."""
+    chosen, rejected, pair = implicit_rewards(batch, scores, beta)
+    margin = chosen - rejected
+    losses = -(1 - label_smoothing) * logsigmoid(margin) - label_smoothing * logsigmoid(-margin)
+    metrics = preference_metrics(chosen.detach(), rejected.detach(), pair, batch)
+    return LossOutput(losses[pair][:, None] * batch.mask, metrics)
 
 
 def implicit_rewards(batch: Batch, scores: Scores, beta: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -28,12 +28,18 @@ def sequence_mean(values: Tensor, mask: Tensor) -> Tensor:
     return sequence_sum(values, mask) / mask.sum(1, keepdim=True).clamp(min=1)
 
 
+def sequence_ratio(batch: Batch, scores: Scores) -> Tensor:
+    """`[B, T]`: the geometric mean of a sequence's ratios, on all of its tokens; carries the policy's gradient."""
+    return sequence_mean(log_ratio(batch, scores), batch.mask).exp().expand_as(batch.mask)
+
+
 def one_side(ratio: Tensor, advantages: Tensor, low: float, high: float) -> Tensor:
     """True where the ratio has not yet passed the bound that the advantage pushes it to; bounds inclusive.
 
     `(A >= 0 and r <= 1 + high) or (A <= 0 and r >= 1 - low)`: the tokens on which PPO-clip's gradient is not zero.
     """
-    return ((advantages >= 0) & (ratio <= 1 + high)) | ((advantages <= 0) & (ratio >= 1 - low))
+    past = ((advantages > 0) & (ratio > 1 + high)) | ((advantages < 0) & (ratio < 1 - low))
+    return ~past  # written so that a ratio that is no number is kept, and seen
 
 
 def two_side(ratio: Tensor, low: float, high: float) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rlopt.objectives.advantages import centered, standardized
 from rlopt.objectives.core import Traits, clip_fraction
-from rlopt.objectives.ratios import check_clip, log_ratio, one_side, ring, sequence_mean, two_side
+from rlopt.objectives.ratios import check_clip, log_ratio, one_side, ring, sequence_ratio, two_side
 from rlopt.types import Average, Batch, LossOutput, Outcomes, Scores
 
 
@@ -115,7 +115,7 @@ class SequenceOneSide:
         return centered(outcomes)
 
     def loss(self, batch: Batch, scores: Scores) -> LossOutput:
-        ratio = sequence_mean(log_ratio(batch, scores).detach(), batch.mask).exp().expand_as(batch.mask)
+        ratio = sequence_ratio(batch, scores).detach()
         keep = one_side(ratio, batch.advantages, self.clip_low, self.clip_high)
         return _masked_reinforce(batch, scores, keep, ratio if self.importance_sampling else None)
 

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from rlopt.errors import need
 from rlopt.objectives.advantages import leave_one_out
-from rlopt.objectives.core import Traits, clip_fraction
-from rlopt.objectives.ratios import check_clip, log_ratio, one_side, ppo_clip
+from rlopt.objectives.core import Traits, clip_fraction, clipped_surrogate
+from rlopt.objectives.ratios import check_clip, log_ratio
 from rlopt.types import Average, Batch, LossOutput, Outcomes, Scores
 
 
@@ -40,7 +40,4 @@ class RLOO:
         if self.clip_low is None or self.clip_high is None:
             per_token = -batch.advantages * scores.logprobs * batch.mask
             return LossOutput(per_token, clip_fraction(torch.ones_like(batch.mask), batch))
-        ratio = log_ratio(batch, scores).exp()
-        keep = one_side(ratio, batch.advantages, self.clip_low, self.clip_high)
-        per_token = ppo_clip(ratio, batch.advantages, self.clip_low, self.clip_high) * batch.mask
-        return LossOutput(per_token, clip_fraction(keep, batch))
+        return clipped_surrogate(log_ratio(batch, scores).exp(), batch, self.clip_low, self.clip_high)
