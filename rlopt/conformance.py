@@ -3,30 +3,22 @@
 It knows nothing of any one algorithm. What an objective claims of itself (`Traits`) is tested; what it does not claim is not.
 """
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
-from rlopt.batching import credit, judge, plan
+from rlopt.batching import judge, plan
 from rlopt.errors import RloptError
 from rlopt.metrics import DEFINITIONS
-from rlopt.objectives.core import Objective, Terms, merge, total_loss
-from rlopt.objectives.corrections import Correction, Corrections
-from rlopt.types import Batch, Scores, Sequences
+from rlopt.objectives.core import Objective, merge, total_loss
+from rlopt.trial import PLAIN, WIDTH, Trial, float32, gradient_of, make_trial, metrics_of, played_back, widened, widened_rows
+from rlopt.types import Batch, Scores
 
 TOLERANCE = 1e-6
 """Of a comparison in float64, relative to the largest value at hand."""
-
-OFF = Corrections(dual_clip=None, importance=Correction("none", None, "none", 0.0, 1.0), opsm_delta=None)
-PLAIN = Terms(0.0, "k2", "loss", 0.0, OFF, 0.0, overlong_filter=False, limit=8, off_policy=False)
-WIDTH = 9
-"""Tokens of a sequence in the trial: two of prompt and up to seven of response."""
 
 
 @dataclass(frozen=True)
@@ -36,24 +28,6 @@ class Finding:
     check: str
     passed: bool
     evidence: str
-
-
-@dataclass(frozen=True, eq=False)
-class Trial:
-    """A step's data that an objective is tried on, with the policy's log-probabilities; everything `[B, T]` in float64."""
-
-    sequences: Sequences
-    anchor: Tensor
-    reference: Tensor
-    policy: Tensor
-
-    def batch(self, objective: Objective) -> Batch:
-        (batch,) = credit(self.sequences, self.anchor, self.reference, objective, PLAIN)
-        return batch
-
-    def on_policy(self) -> "Trial":
-        """The same data with policy, anchor and behavior alike."""
-        return replace(self, anchor=self.sequences.behavior, policy=self.sequences.behavior)
 
 
 def check(objective: Objective) -> list[Finding]:
@@ -97,12 +71,12 @@ def gradient_is_the_slope(objective: Objective) -> str:
     trial = make_trial(objective)
     batch = trial.batch(objective)
     tape: list[Any] = []
-    gradient = _gradient(objective, batch, trial.policy, tape)
+    gradient = gradient_of(objective, batch, trial.policy, tape)
     step, worst = 1e-6, 0.0
     for row, token in (batch.mask > 0).nonzero().tolist():
         nudge = torch.zeros_like(trial.policy)
         nudge[row, token] = step
-        up, down = (_played_back(objective, batch, trial.policy + sign * nudge, tape) for sign in (1, -1))
+        up, down = (played_back(objective, batch, trial.policy + sign * nudge, tape) for sign in (1, -1))
         slope = ((up - down) / (2 * step)).item()
         worst = max(worst, abs(slope - gradient[row, token].item()))
     largest = gradient.abs().max().item()
@@ -115,7 +89,7 @@ def good_rises_and_bad_falls(objective: Objective) -> str:
     """On policy a positive advantage raises the log-probability and a negative one lowers it"""
     trial = make_trial(objective).on_policy()
     batch = trial.batch(objective)
-    push = -_gradient(objective, batch, trial.policy)
+    push = -gradient_of(objective, batch, trial.policy)
     wrong = (push * batch.advantages < 0).nonzero()
     _need(not len(wrong), f"at sequence, token {wrong[:1].tolist()}")
     moved = int((push != 0).sum())
@@ -140,25 +114,25 @@ def on_policy_it_is_policy_gradient(objective: Objective) -> str:
         return "not claimed"
     trial = make_trial(objective).on_policy()
     batch = trial.batch(objective)
-    return _close(_gradient(objective, batch, trial.policy), -batch.advantages * batch.weights)
+    return _close(gradient_of(objective, batch, trial.policy), -batch.advantages * batch.weights)
 
 
 def padding_changes_nothing(objective: Objective) -> str:
     """Padding changes neither loss nor gradient"""
     trial = make_trial(objective)
     narrow = trial.batch(objective)
-    padded = Trial(_widened_rows(trial.sequences), *map(_widened, (trial.anchor, trial.reference, trial.policy)))
+    padded = Trial(widened_rows(trial.sequences), *map(widened, (trial.anchor, trial.reference, trial.policy)))
     _close(padded.batch(objective).advantages, narrow.advantages)
-    wide = Batch(**{f.name: _widened(v) if (v := getattr(narrow, f.name)).dim() == 2 else v for f in fields(narrow)})
-    gradient = _gradient(objective, wide, padded.policy)
+    wide = Batch(**{f.name: widened(v) if (v := getattr(narrow, f.name)).dim() == 2 else v for f in fields(narrow)})
+    gradient = gradient_of(objective, wide, padded.policy)
     _need(bool((gradient[:, WIDTH:] == 0).all()), "padding has a gradient")
-    return _close(gradient[:, :WIDTH], _gradient(objective, narrow, trial.policy))
+    return _close(gradient[:, :WIDTH], gradient_of(objective, narrow, trial.policy))
 
 
 def order_changes_nothing(objective: Objective) -> str:
     """The order of groups, and of samples within them, changes nothing"""
     trial = make_trial(objective)
-    gradient = _gradient(objective, trial.batch(objective), trial.policy)
+    gradient = gradient_of(objective, trial.batch(objective), trial.policy)
     groups = int(trial.sequences.group.max()) + 1
     order = [
         row for group in reversed(range(groups)) for row in (trial.sequences.group == group).nonzero()[:, 0].tolist()[::-1]
@@ -166,15 +140,15 @@ def order_changes_nothing(objective: Objective) -> str:
     turned_rows = trial.sequences.take(order)
     turned_rows = replace(turned_rows, group=groups - 1 - turned_rows.group)
     turned = Trial(turned_rows, *(part[order] for part in (trial.anchor, trial.reference, trial.policy)))
-    return _close(_gradient(objective, turned.batch(objective), turned.policy), gradient[order])
+    return _close(gradient_of(objective, turned.batch(objective), turned.policy), gradient[order])
 
 
 def split_changes_nothing(objective: Objective) -> str:
     """Micro-batches and ranks change neither gradient nor metrics"""
     trial = make_trial(objective)
     batch = trial.batch(objective)
-    whole = _gradient(objective, batch, trial.policy)
-    known = {name: metric.value for name, metric in _metrics(objective, batch, trial.policy).items()}
+    whole = gradient_of(objective, batch, trial.policy)
+    known = {name: metric.value for name, metric in metrics_of(objective, batch, trial.policy).items()}
     units = batch.group if objective.traits.unit == "group" else torch.arange(len(batch))
     together = int(units.bincount().max()) * WIDTH
     splits = [(ranks, budget) for ranks in (1, 2, 3) for budget in (together, 2 * together, 1000)]
@@ -184,11 +158,11 @@ def split_changes_nothing(objective: Objective) -> str:
             piece = batch.take(rows)
             width = piece.mask.shape[1]
             part = trial.policy[rows][:, :width]
-            gradient[torch.tensor(rows), :width] = _gradient(objective, piece, part)
-            metrics.append(_metrics(objective, piece, part))
+            gradient[torch.tensor(rows), :width] = gradient_of(objective, piece, part)
+            metrics.append(metrics_of(objective, piece, part))
             silent = piece.silent()
-            _need(bool((_gradient(objective, silent, part) == 0).all()), "a silent micro-batch has a gradient")
-            metrics.append(_metrics(objective, silent, part))
+            _need(bool((gradient_of(objective, silent, part) == 0).all()), "a silent micro-batch has a gradient")
+            metrics.append(metrics_of(objective, silent, part))
         _close(gradient, whole)
         for name, metric in merge(metrics).items():
             _need(abs(metric.value - known[name]) <= TOLERANCE * max(1, abs(known[name])), f"{name} depends on the split")
@@ -199,10 +173,10 @@ def masked_tokens_have_no_say(objective: Objective) -> str:
     """Tokens that the policy did not speak have no gradient and do not matter"""
     trial = make_trial(objective)
     batch = trial.batch(objective)
-    gradient = _gradient(objective, batch, trial.policy)
+    gradient = gradient_of(objective, batch, trial.policy)
     _need(bool((gradient[batch.mask == 0] == 0).all()), "a masked token has a gradient")
     elsewhere = trial.policy + (1 - batch.mask) * 3
-    _close(_gradient(objective, batch, elsewhere), gradient)
+    _close(gradient_of(objective, batch, elsewhere), gradient)
     return f"{int((batch.mask == 0).sum())} masked tokens"
 
 
@@ -223,7 +197,7 @@ def lone_equal_and_silent_samples_are_harmless(objective: Objective) -> str:
             _need(objective.traits.unit == "group" and name != "mute", f"{name} refused")
             said.append(f"{name} refused")
             continue
-        gradient = _gradient(objective, batch, tried.policy)
+        gradient = gradient_of(objective, batch, tried.policy)
         _need(bool(torch.isfinite(gradient).all()), f"{name}: the gradient is not finite")
         if name in ("one", "equal") and objective.traits.equal_rewards_no_credit:
             _need(bool((batch.advantages == 0).all()), f"{name}: credit is given, and the claim is that equal rewards get none")
@@ -236,9 +210,9 @@ def extreme_ratios_stay_finite(objective: Objective) -> str:
     trial, largest = make_trial(objective), 0.0
     for shift in (-30.0, 30.0):
         batch, policy = trial.batch(objective), trial.sequences.behavior + shift
-        small = Batch(**{f.name: _float32(getattr(batch, f.name)) for f in fields(batch)})
-        output = objective.loss(small, Scores(_float32(policy), torch.zeros_like(small.mask)))
-        gradient = _gradient(objective, small, _float32(policy))
+        small = Batch(**{f.name: float32(getattr(batch, f.name)) for f in fields(batch)})
+        output = objective.loss(small, Scores(float32(policy), torch.zeros_like(small.mask)))
+        gradient = gradient_of(objective, small, float32(policy))
         _need(bool(torch.isfinite(output.per_token).all()), f"the loss at e^{shift:.0f} is not finite")
         _need(bool(torch.isfinite(gradient).all()), f"the gradient at e^{shift:.0f} is not finite")
         largest = max(largest, gradient.abs().max().item())
@@ -278,10 +252,10 @@ def what_is_not_read_does_not_matter(objective: Objective) -> str:
     unread = {"nothing": ("anchor", "behavior"), "anchor": ("behavior",), "behavior": ("anchor",)}.get(reads, ())
     trial = make_trial(objective)
     batch = trial.batch(objective)
-    gradient = _gradient(objective, batch, trial.policy)
+    gradient = gradient_of(objective, batch, trial.policy)
     for name in unread:
         moved = replace(batch, **{name: (getattr(batch, name) - 0.7) * batch.mask})
-        _need(torch.equal(_gradient(objective, moved, trial.policy), gradient), f"reads={reads}, and {name} matters")
+        _need(torch.equal(gradient_of(objective, moved, trial.policy), gradient), f"reads={reads}, and {name} matters")
     return f"reads {reads}; tried {', '.join(unread) or 'none'}"
 
 
@@ -311,45 +285,6 @@ CHECKS: tuple[Callable[[Objective], str], ...] = (
 )
 
 
-def make_trial(objective: Objective) -> Trial:
-    """Groups of unequal samples with unequal lengths, some tokens not the policy's own, and a policy that has moved far enough
-    to be clipped on both sides."""
-    rows = objective.traits.rows
-    rewards = {"groups": [1.0, 0.0, 0.0, 0.5], "answers": [1.0]}.get(rows, [1.0, 0.0])
-    groups = 4
-    count = groups * len(rewards)
-    chance = torch.Generator().manual_seed(0)
-    shape = count, WIDTH
-    lengths = 4 + torch.arange(count) * 5 % 6
-    lengths[0] = WIDTH
-    place = torch.arange(WIDTH)
-    mask = ((place >= 2) & (place < lengths[:, None])).double()
-    mask[:, 4] *= torch.arange(count) % 3 != 0  # what a tool said
-
-    def draw(scale: float) -> Tensor:
-        return torch.randn(shape, generator=chance, dtype=torch.float64) * scale
-
-    behavior = -(draw(1.0).abs() + 0.3) * mask
-    proximal = behavior + draw(0.2) * mask if objective.traits.reads == "proximal" else behavior
-    sequences = Sequences(
-        token_ids=torch.ones(shape, dtype=torch.int64),
-        lengths=lengths,
-        mask=mask,
-        behavior=behavior,
-        rewards=torch.tensor([r for turn in range(groups) for r in _turned(rewards, turn)], dtype=torch.float64),
-        group=torch.arange(count) // len(rewards),
-        truncated=torch.zeros(count, dtype=torch.bool),
-        lottery=torch.rand(count, generator=chance, dtype=torch.float64),
-        lag=torch.arange(count) % 4,
-    )
-    return Trial(sequences, proximal, behavior + draw(0.3) * mask, (proximal + draw(0.5)).clamp(max=-1e-3) * mask)
-
-
-def _turned(values: list[float], turn: int) -> list[float]:
-    turn %= len(values)
-    return values[turn:] + values[:turn]
-
-
 def _need(holds: bool, otherwise: str) -> None:
     if not holds:
         raise _Failed(otherwise)
@@ -359,71 +294,3 @@ def _close(found: Tensor, expected: Tensor) -> str:
     off, largest = (found - expected).abs().max().item(), expected.abs().max().item()
     _need(off <= TOLERANCE * largest + 1e-12, f"off by {off:.1e} where the largest is {largest:.1e}")
     return f"off by at most {off:.0e}, largest {largest:.2g}"
-
-
-def _gradient(objective: Objective, batch: Batch, policy: Tensor, tape: list[Any] | None = None) -> Tensor:
-    """`[B, T]`; with a `tape`, everything that the objective holds constant is recorded on it."""
-    leaf = policy.clone().requires_grad_()
-    with _Tape([] if tape is None else tape, record=True):
-        per_token = objective.loss(batch, Scores(leaf, torch.zeros_like(policy))).per_token
-    loss = (per_token * batch.weights).sum()
-    if not loss.requires_grad:
-        return torch.zeros_like(policy)
-    (gradient,) = torch.autograd.grad(loss, leaf, allow_unused=True)
-    return torch.zeros_like(policy) if gradient is None else gradient
-
-
-def _played_back(objective: Objective, batch: Batch, policy: Tensor, tape: list[Any]) -> Tensor:
-    """The loss with every constant as it was recorded."""
-    with _Tape(tape, record=False):
-        per_token = objective.loss(batch, Scores(policy.clone().requires_grad_(), torch.zeros_like(policy))).per_token
-    return (per_token * batch.weights).sum().detach()
-
-
-class _Tape(TorchFunctionMode):
-    """Records what leaves the gradient (`detach`, `data`, `item`, anything under `no_grad`), or plays it back in that order.
-
-    A finite difference of a loss with stop-gradients must move the differentiated parts alone. The inside of a custom
-    `autograd.Function` runs without gradients too, and is no constant: it is left alone.
-    """
-
-    def __init__(self, tape: list[Any], record: bool) -> None:
-        super().__init__()
-        self._tape, self._record, self._position = tape, record, 0
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        value = func(*args, **(kwargs or {}))
-        if any(frame.f_code.co_name == "forward" and "ctx" in frame.f_locals for frame in _frames()):
-            return value
-        leaves = func in (Tensor.detach, Tensor.item, Tensor.tolist, Tensor.data.__get__)  # type: ignore[attr-defined]
-        if not (leaves or (not torch.is_grad_enabled() and isinstance(value, Tensor))):
-            return value
-        if self._record:
-            self._tape.append(value)
-            return value
-        self._position += 1
-        return self._tape[self._position - 1]
-
-
-def _frames() -> Iterator[FrameType]:
-    """Who called, from the nearest on."""
-    frame = sys._getframe(1)
-    while frame.f_back:
-        frame = frame.f_back
-        yield frame
-
-
-def _metrics(objective: Objective, batch: Batch, policy: Tensor) -> Any:
-    return objective.loss(batch, Scores(policy, torch.zeros_like(policy))).metrics
-
-
-def _widened(values: Tensor) -> Tensor:
-    return torch.nn.functional.pad(values, (0, 3))
-
-
-def _widened_rows(rows: Sequences) -> Sequences:
-    return Sequences(**{f.name: _widened(v) if (v := getattr(rows, f.name)).dim() == 2 else v for f in fields(rows)})
-
-
-def _float32(values: Tensor) -> Tensor:
-    return values.float() if values.is_floating_point() else values

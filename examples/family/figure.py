@@ -18,7 +18,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 SPAN = 20
-STEPS = 160
+STEPS = 120
 COLUMNS = {
     "reward/mean": "Training Reward",
     "actor/kl_k2": "KL Divergence (k2, nats/token)",

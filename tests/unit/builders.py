@@ -6,19 +6,16 @@ import numpy as np
 import torch
 
 from rlopt.batching import credit, pad
-from rlopt.objectives.core import Terms
-from rlopt.objectives.corrections import Correction, Corrections
+from rlopt.objectives.core import Terms, no_terms
 from rlopt.objectives.rec import OneSide
 from rlopt.types import Batch, Group, Prompt, Sample
 
 OBJECTIVE = OneSide(clip_low=0.2, clip_high=0.2, importance_sampling=False, std="none")
-OFF = Corrections(dual_clip=None, importance=Correction("none", None, "none", low=0.5, high=2.0), opsm_delta=None)
 
 
 def terms(**changed: object) -> Terms:
     """Nothing added, nothing corrected, at most 4 response tokens; but for what is `changed`."""
-    plain = Terms(0.0, "k2", "loss", 0.0, OFF, overlong_buffer=0.0, overlong_filter=False, limit=4, off_policy=True)
-    return replace(plain, **changed)  # type: ignore[arg-type]
+    return replace(no_terms(4), **{"off_policy": True, **changed})  # type: ignore[arg-type]
 
 
 def batch_of(groups: list[Group], step: int = 1) -> Batch:

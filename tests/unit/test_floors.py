@@ -12,7 +12,7 @@ PACKAGE = ROOT / "rlopt"
 FLOORS = (
     {"errors"},
     {"types", "config", "processes"},
-    {"objectives", "rewards", "schedule", "batching", "metrics", "arithmetic", "steps"},
+    {"objectives", "rewards", "schedule", "batching", "metrics", "arithmetic", "steps", "trial"},
     {"conformance", "data", "examples", "tiny", "model", "weights", "checkpoint", "cluster", "tracking", "settings"},
     {"rollout", "shm_engine", "learner"},
     {"loop", "live", "recorded"},
@@ -21,8 +21,16 @@ FLOORS = (
 )
 BELOW = {f"objectives.{name}" for name in ("core", "advantages", "ratios", "corrections", "divergence", "preferences")}
 """The shared files of the objectives; the leaves may use them."""
-SAME_FLOOR = {("batching", "objectives"), ("model", "tiny"), ("examples", "data"), ("live", "loop"), ("recorded", "loop"),
-              ("launch", "prepare")}  # fmt: skip
+SAME_FLOOR = {
+    ("batching", "objectives"),
+    ("trial", "objectives"),
+    ("trial", "batching"),
+    ("model", "tiny"),
+    ("examples", "data"),
+    ("live", "loop"),
+    ("recorded", "loop"),
+    ("launch", "prepare"),
+}
 """Pairs that stand on one floor and yet, by design, one over the other."""
 DOORS = {
     "ray": {"cluster"},

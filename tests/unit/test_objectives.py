@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import OFF, terms
+from builders import terms
 from torch import Tensor
 
 from rlopt.batching import weights
@@ -25,7 +25,7 @@ from rlopt.objectives.asymre import AsymRE
 from rlopt.objectives.bapo import BAPO
 from rlopt.objectives.cispo import CISPO
 from rlopt.objectives.core import Objective, Terms, WithCredit, total_loss
-from rlopt.objectives.corrections import Correction, Corrections, importance_weight
+from rlopt.objectives.corrections import NO_CORRECTIONS, Correction, Corrections, importance_weight
 from rlopt.objectives.dapo import DAPO
 from rlopt.objectives.decoupled_ppo import DecoupledPPO
 from rlopt.objectives.divergence import kl
@@ -67,7 +67,7 @@ class Case:
     """How the fixture's columns are laid out for one reference value: whose log-probabilities sampled, and which anchor."""
 
     objective: Objective
-    corrections: Corrections = OFF
+    corrections: Corrections = NO_CORRECTIONS
     behavior: str = "old"
     anchor: str = "old"
     lottery: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4)
@@ -95,12 +95,12 @@ def decoupled(cap: float) -> DecoupledPPO:
 
 
 def dual(bound: float) -> Corrections:
-    return replace(OFF, dual_clip=bound)
+    return replace(NO_CORRECTIONS, dual_clip=bound)
 
 
 def corrected(weight: str, cap: float | None, mask: str) -> Case:
     importance = Correction(weight=weight, cap=cap, mask=mask, low=0.5, high=2.0)  # type: ignore[arg-type]
-    return Case(grpo(), replace(OFF, importance=importance), behavior="rollout")
+    return Case(grpo(), replace(NO_CORRECTIONS, importance=importance), behavior="rollout")
 
 
 def dppo(divergence: str, bound: float, drift: float = 0.0, std: str = "sample") -> Case:
@@ -306,7 +306,7 @@ def test_opsm_masks_a_bad_sequence_that_the_policy_left_behind_and_no_other() ->
     policy = double([[-0.8, -0.8], [-0.8, -0.8]])
     fixture = {"mask": [[1, 1], [1, 1]], "old": anchor.tolist(), "rewards": [1.0, 0.0]}
     for delta, alive in ((0.1, [True, False]), (1.5, [True, True])):
-        with_opsm = terms(corrections=replace(OFF, opsm_delta=delta))
+        with_opsm = terms(corrections=replace(NO_CORRECTIONS, opsm_delta=delta))
         _, gradient = loss_and_gradient(REINFORCE(), batch_of(Case(REINFORCE()), fixture), policy, with_opsm)
         assert (gradient != 0).any(1).tolist() == alive
 
@@ -493,11 +493,11 @@ def test_corrections_refuse_bounds_that_mean_nothing() -> None:
     with pytest.raises(RloptError, match="algo.dual_clip=1.0: must be above 1"):
         dual(1.0)
     with pytest.raises(RloptError, match="algo.opsm_delta=0.0"):
-        replace(OFF, opsm_delta=0.0)
+        replace(NO_CORRECTIONS, opsm_delta=0.0)
     with pytest.raises(RloptError, match="algo.correction.cap=2.0"):
-        replace(OFF.importance, cap=2.0)
+        replace(NO_CORRECTIONS.importance, cap=2.0)
     with pytest.raises(RloptError, match="algo.correction.low=3.0"):
-        replace(OFF.importance, mask="token", low=3.0)
+        replace(NO_CORRECTIONS.importance, mask="token", low=3.0)
 
 
 def test_red_drop_keeps_the_credit_of_a_sample_at_the_groups_mean() -> None:
@@ -518,7 +518,7 @@ def test_dual_clip_bounds_the_ratio_that_the_objective_multiplies_by() -> None:
     anchor = double([[-1.0, -1.0], [-1.0, -1.0]])
     policy = double([[-1.0, -1.0], [0.5, -2.5]])
     batch = batch_of(Case(gspo), {"mask": [[1, 1], [1, 1]], "old": anchor.tolist(), "rewards": [1.0, 0.0]})
-    plain, bounded = (loss_and_gradient(gspo, batch, policy, terms(corrections=c)) for c in (OFF, dual(3.0)))
+    plain, bounded = (loss_and_gradient(gspo, batch, policy, terms(corrections=c)) for c in (NO_CORRECTIONS, dual(3.0)))
     torch.testing.assert_close(plain, bounded)
 
 
@@ -527,7 +527,7 @@ def test_kl_and_opsm_ask_how_far_the_policy_is_from_the_one_that_sampled_whateve
     fixture = {"mask": [[1, 1], [1, 1]], "old": behavior.tolist(), "new": policy.tolist(), "rewards": [1.0, 0.0]}
     for anchor in ("old", "new"):
         batch = batch_of(Case(REINFORCE(), anchor=anchor), fixture)
-        masked = terms(corrections=replace(OFF, opsm_delta=0.5))
+        masked = terms(corrections=replace(NO_CORRECTIONS, opsm_delta=0.5))
         _, gradient = loss_and_gradient(REINFORCE(), batch, policy, masked)
         assert (gradient != 0).any(1).tolist() == [True, False]
 
