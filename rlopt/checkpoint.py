@@ -1,7 +1,7 @@
 """Checkpoints: `checkpoints/step_N/{learner/, hf/, buffer/, state.json, manifest.json}`.
 
 Written to a folder aside, renamed, and only then given its manifest: a folder without one is no checkpoint. The buffer
-holds batches that were sampled and not yet learned from, so that a resumed run repeats and skips nothing.
+holds groups that were sampled and not done with, so that a resumed run repeats and skips nothing.
 """
 
 import json
@@ -11,21 +11,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from rlopt.errors import RloptError
-from rlopt.types import Group, Prompt, Sample
+from rlopt.record import group_from_json, group_to_json
+from rlopt.types import Stock
 
 
-def save(
-    run: Path, step: int, state: dict[str, Any], buffer: dict[int, list[Group]], write_model: Callable[[Path], None], keep: int
-) -> Path:
+def save(run: Path, step: int, state: dict[str, Any], stock: Stock, write_model: Callable[[Path], None], keep: int) -> Path:
     """Write a checkpoint and remove all but the `keep` newest.
 
     Args:
         run: the run's folder.
         state: what `load_state` returns later; plain JSON.
-        buffer: batches by number.
+        stock: what was sampled and not done with; a file per shelf.
         write_model: puts `learner/` and `hf/` into the folder it is given.
     """
     target = run / "checkpoints" / f"step_{step}"
@@ -34,10 +31,10 @@ def save(
         shutil.rmtree(stale, ignore_errors=True)
     (aside / "buffer").mkdir(parents=True)
     write_model(aside)
-    for number, groups in buffer.items():
-        lines = (json.dumps(_group_to_json(group)) for group in groups)
-        (aside / "buffer" / f"batch_{number}.jsonl").write_text("".join(line + "\n" for line in lines))
-    (aside / "state.json").write_text(json.dumps(state, indent=2))
+    for shelf, groups in stock.shelves.items():
+        lines = (json.dumps(group_to_json(group)) for group in groups)
+        (aside / "buffer" / f"{shelf}.jsonl").write_text("".join(line + "\n" for line in lines))
+    (aside / "state.json").write_text(json.dumps({**state, "stock": stock.facts}, indent=2))
     files = {str(path.relative_to(aside)): path.stat().st_size for path in sorted(aside.rglob("*")) if path.is_file()}
     aside.rename(target)
     draft = target / ".manifest.json"
@@ -71,39 +68,10 @@ def load_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def load_buffer(folder: Path) -> dict[int, list[Group]]:
-    """The batches that were sampled and not learned from."""
-    return {
-        int(path.stem.removeprefix("batch_")): [_group_from_json(json.loads(line)) for line in path.read_text().splitlines()]
-        for path in (folder / "buffer").glob("batch_*.jsonl")
+def load_stock(folder: Path) -> Stock:
+    """What the run had sampled and not done with."""
+    shelves = {
+        path.stem: [group_from_json(json.loads(line)) for line in path.read_text().split("\n")[:-1]]
+        for path in sorted((folder / "buffer").glob("*.jsonl"))
     }
-
-
-def _group_to_json(group: Group) -> dict[str, Any]:
-    samples = [
-        {
-            "token_ids": s.token_ids.tolist(),
-            "spoken": s.spoken.tolist(),
-            "logprobs": s.logprobs.tolist(),  # a float32 survives JSON unchanged
-            "versions": s.versions.tolist(),
-            "text": s.text,
-            "finish": s.finish,
-            "reward": s.reward,
-            "parts": dict(s.parts),
-        }
-        for s in group.samples
-    ]
-    prompt = group.prompt
-    about = {"id": prompt.id, "text": prompt.text, "answer": prompt.answer, "source": prompt.source}
-    return {"prompt": about | {"token_ids": list(prompt.token_ids)}, "samples": samples, "refills": group.refills}
-
-
-def _group_from_json(row: dict[str, Any]) -> Group:
-    prompt = row["prompt"]
-    prompt["token_ids"] = tuple(prompt["token_ids"])
-    for sample in row["samples"]:
-        sample["token_ids"] = np.array(sample["token_ids"], np.int32)
-        sample["spoken"] = np.array(sample["spoken"], bool)
-        sample["logprobs"] = np.array(sample["logprobs"], np.float32)
-        sample["versions"] = np.array(sample["versions"], np.int32)
-    return Group(Prompt(**prompt), tuple(Sample(prompt_id=prompt["id"], **sample) for sample in row["samples"]), row["refills"])
+    return Stock(shelves, load_state(folder)["stock"])

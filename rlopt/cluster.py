@@ -5,7 +5,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,7 @@ from ray.util import get_node_ip_address
 
 from rlopt.config import ClusterConfig
 from rlopt.errors import RloptError
+from rlopt.weights import difference
 
 
 @contextmanager
@@ -32,7 +33,11 @@ class Stalled(RloptError):
     """A deadline passed or a worker died: who waited for whom, and for how long."""
 
 
-@dataclass
+class Lost(Stalled):
+    """A worker died."""
+
+
+@dataclass(eq=False)
 class Pending:
     """Calls under way on some workers, one each."""
 
@@ -44,7 +49,8 @@ class Pending:
         """The results in the order of the workers.
 
         Raises:
-            Stalled: not all came in time, or a worker died.
+            Stalled: not all came in time.
+            Lost: a worker died.
             RloptError: a worker refused.
         """
         started = time.monotonic()
@@ -52,7 +58,8 @@ class Pending:
             return list(ray.get(self.refs, timeout=self.deadline_s))
         except ray.exceptions.GetTimeoutError:
             ready, _ = ray.wait(self.refs, num_returns=len(self.refs), timeout=0)
-            late = [f"{self.who}[{i}]" for i, ref in enumerate(self.refs) if ref not in ready]
+            names = [self.who] if len(self.refs) == 1 else [f"{self.who}[{i}]" for i in range(len(self.refs))]
+            late = [name for name, ref in zip(names, self.refs, strict=True) if ref not in ready]
             waited = time.monotonic() - started
             raise Stalled(f"the driver waited {waited:.0f} s for {', '.join(late)}: {what} (cluster deadlines)") from None
         except ray.exceptions.RayTaskError as error:
@@ -61,7 +68,32 @@ class Pending:
                 raise RloptError(str(cause.args[0] if cause.args else cause)) from error
             raise
         except ray.exceptions.RayActorError as error:
-            raise Stalled(f"{self.who} died during: {what} ({str(error).splitlines()[0]})") from error
+            raise Lost(f"{self.who} died during: {what} ({str(error).splitlines()[0]})") from error
+
+    def cancel(self) -> None:
+        """Ask the workers to stop; nobody waits for the results any more."""
+        for ref in self.refs:
+            ray.cancel(ref)
+
+    @property
+    def done(self) -> bool:
+        """All have answered, well or not."""
+        ready, _ = ray.wait(self.refs, num_returns=len(self.refs), timeout=0)
+        return len(ready) == len(self.refs)
+
+
+def finished(pending: list[Pending]) -> list[Pending]:
+    """Those of `pending`, of one call each, that have answered, well or not."""
+    if not pending:
+        return []
+    ready, _ = ray.wait([one.refs[0] for one in pending], num_returns=len(pending), timeout=0)
+    known = set(ready)
+    return [one for one in pending if one.refs[0] in known]
+
+
+def wait_any(pending: list[Pending], timeout_s: float) -> None:
+    """Return as soon as one of `pending`, of one call each, has answered, or `timeout_s` seconds have passed."""
+    ray.wait([one.refs[0] for one in pending], num_returns=1, timeout=timeout_s)
 
 
 class Workers:
@@ -148,45 +180,74 @@ def environment(config: ClusterConfig) -> dict[str, str]:
 
 
 class EngineClient:
-    """`weights.Client` for a learner: every verb goes to all engines and returns when all have done it."""
+    """`weights.Client` for a learner: every verb goes to all engines and returns when all have done it.
 
-    def __init__(self, handles: list[Any], ranks_per_engine: int, deadline_s: float) -> None:
-        self._handles, self._ranks, self._deadline_s = handles, ranks_per_engine, deadline_s
-        self._nodes = ray.get([handle.__ray_call__.remote(_node_id) for handle in handles], timeout=deadline_s)
+    An engine that fails gets no further verb of that synchronisation; `faults` says why, by its number. It stays paused, as
+    the first verb left it, until a synchronisation reaches it.
+    """
+
+    def __init__(self, engines: Mapping[int, Any], ranks_per_engine: int, deadline_s: float) -> None:
+        """`engines` are actor handles by number."""
+        self._engines, self._ranks, self._deadline_s = engines, ranks_per_engine, deadline_s
         self._here = _node_id(None)
         self.version = 0
+        self.faults: dict[int, str] = {}
+        self._only = set(engines)
+        self._nodes = self._all("__ray_call__", dict.fromkeys(engines, (_node_id,)))
+
+    def begin(self, version: int, only: Iterable[int] | None) -> None:
+        """What follows brings the engines, or those numbered in `only`, to `version`."""
+        self.version, self.faults = version, {}
+        self._only = set(self._engines) if only is None else set(only)
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        infos = [dict(init_info) for _ in self._handles]
-        for i, info in enumerate(infos):
+        infos = {number: dict(init_info) for number in self._engines}
+        for place, info in enumerate(infos.values()):
             if "rank_offset" in info:  # NCCL: rank 0 is the learner, then the ranks of one engine after another
-                info["rank_offset"] = 1 + i * self._ranks
-        self._all("init_weight_transfer_engine", [(info,) for info in infos])
+                info["rank_offset"] = 1 + place * self._ranks
+        self._all("init_weight_transfer_engine", {number: (info,) for number, info in infos.items()})
 
     def start_weight_update(self) -> None:
-        self._all("start_weight_update", [()] * len(self._handles))
+        self._all("start_weight_update")
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        if "path" not in update_info or all(node == self._here for node in self._nodes):
-            self._all("update_weights", [(update_info,)] * len(self._handles))
+        if "path" not in update_info or all(node == self._here for node in self._nodes.values()):
+            self._all("update_weights", dict.fromkeys(self._engines, (update_info,)))
             return
         import numpy as np
 
         data = ray.put(np.fromfile(update_info["path"], np.uint8))
-        refs = [
-            handle.update_weights.remote(update_info)
-            if node == self._here
-            else handle.update_weights_from.remote(update_info, data)
-            for handle, node in zip(self._handles, self._nodes, strict=True)
-        ]
-        Pending(refs, "engine", self._deadline_s).result("update_weights")
+        self._all(
+            "update_weights_from",
+            {number: (update_info, None if node == self._here else data) for number, node in self._nodes.items()},
+        )
+
+    def verify(self, manifest: Mapping[str, str]) -> None:
+        """Compare what every engine received with what was sent; `manifest` is tensor name to digest."""
+        for number, received in self._all("received").items():
+            if wrong := difference(manifest, received):
+                self.faults[number] = wrong
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
-        self._all("finish_weight_update", [(weight_version or str(self.version),)] * len(self._handles))
+        self._all("finish_weight_update", dict.fromkeys(self._engines, (weight_version or str(self.version),)))
 
-    def _all(self, method: str, arguments: list[tuple[Any, ...]]) -> None:
-        refs = [getattr(handle, method).remote(*a) for handle, a in zip(self._handles, arguments, strict=True)]
-        Pending(refs, "engine", self._deadline_s).result(method)
+    def _all(self, method: str, arguments: Mapping[int, tuple[Any, ...]] | None = None) -> dict[int, Any]:
+        """Call `method` on all engines that are meant and sound; what each returned."""
+        meant = [number for number in self._engines if number in self._only and number not in self.faults]
+        refs = {n: getattr(self._engines[n], method).remote(*(arguments or {}).get(n, ())) for n in meant}
+        ends = time.monotonic() + self._deadline_s
+        answers = {}
+        for number, ref in refs.items():
+            try:
+                answers[number] = ray.get(ref, timeout=max(0.0, ends - time.monotonic()))
+            except ray.exceptions.GetTimeoutError:
+                self.faults[number] = f"{method} took over {self._deadline_s:.0f} s (cluster.step_deadline_s)"
+            except ray.exceptions.RayActorError:
+                self.faults[number] = f"the engine died during {method}"
+            except ray.exceptions.RayTaskError as error:
+                cause = error.as_instanceof_cause()
+                self.faults[number] = f"{method}: {cause.args[0] if cause.args else cause}"
+        return answers
 
 
 def _node_id(_: object) -> str:

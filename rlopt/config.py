@@ -19,6 +19,7 @@ class RunConfig:
     name: str
     dir: str
     seed: int
+    record: bool
     resume: str
 
 
@@ -41,6 +42,8 @@ class DataConfig:
     train: str
     eval: str | None
     size: int
+    experience: str | None
+    experience_share: float
     prompts_per_step: int
     prompt_key: str | None
     answer_key: str | None
@@ -49,6 +52,14 @@ class DataConfig:
     def __post_init__(self) -> None:
         need(self.prompts_per_step >= 1, "data.prompts_per_step", self.prompts_per_step, "must be at least 1")
         need(self.size >= 1, "data.size", self.size, "must be at least 1")
+        share = self.experience_share
+        need(0 < share <= 1, "data.experience_share", share, "must be above 0 and at most 1")
+        need(
+            self.experience is not None or share == 1,
+            "data.experience_share",
+            share,
+            "nothing is recorded; set data.experience",
+        )
 
 
 @dataclass(frozen=True)
@@ -183,8 +194,12 @@ class LearnerConfig:
 @dataclass(frozen=True)
 class SyncConfig:
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    mode: Literal["lockstep", "async"]
     interval: int
     offset: int
+    max_lag: int | None
+    in_flight: Literal["keep", "abort", "wait"]
+    stale: Literal["wait", "drop"]
     backend: Literal["auto", "shm", "nccl", "ipc"]
     bucket_mib: int
     verify: bool
@@ -194,6 +209,45 @@ class SyncConfig:
         need(self.interval >= 1, "sync.interval", self.interval, "must be at least 1 learner step")
         need(self.offset >= 0, "sync.offset", self.offset, "must be 0 or more batches")
         need(self.bucket_mib >= 1, "sync.bucket_mib", self.bucket_mib, "must be at least 1 MiB")
+        if self.mode == "async":
+            need(self.max_lag is not None, "sync.max_lag", self.max_lag, "sync.mode=async needs a bound, e.g. sync.max_lag=8")
+            need(
+                self.offset == 0,
+                "sync.offset",
+                self.offset,
+                "is of sync.mode=lockstep; sync.max_lag says how far samplers run ahead",
+            )
+        else:
+            for key, value, default in (("in_flight", self.in_flight, "keep"), ("stale", self.stale, "wait")):
+                need(value == default, f"sync.{key}", value, "is of sync.mode=async; leave it out")
+        worst = self.offset + self.interval - 1
+        need(
+            self.max_lag is None or self.max_lag >= worst,
+            "sync.max_lag",
+            self.max_lag,
+            f"sync.interval={self.interval} and sync.offset={self.offset} reach lag {worst}; raise it, or lower those",
+        )
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    capacity: int
+    share: float
+    reuse: int
+    decay: float
+
+    def __post_init__(self) -> None:
+        need(self.capacity >= 0, "replay.capacity", self.capacity, "must be 0 (off) or more groups")
+        need(0 < self.share < 1, "replay.share", self.share, "must be above 0 and below 1: something must be new")
+        need(self.reuse >= 2, "replay.reuse", self.reuse, "counts the first time too: at least 2")
+        need(self.decay >= 0, "replay.decay", self.decay, "must be 0 or above")
+        need(
+            self.share <= (self.reuse - 1) / self.reuse,
+            "replay.share",
+            self.share,
+            f"groups learned from replay.reuse={self.reuse} times fill {1 - 1 / self.reuse:.2f} of a step at most",
+        )
 
 
 @dataclass(frozen=True)
@@ -244,11 +298,13 @@ class Config:
     rollout: RolloutConfig
     learner: LearnerConfig
     sync: SyncConfig
+    replay: ReplayConfig
     trainer: TrainerConfig
     tracking: TrackingConfig
     cluster: ClusterConfig
 
     def __post_init__(self) -> None:
+        self._check_shares()
         updates = self.algo.group_relative.minibatches if self.algo.group_relative else 1
         samples = self.data.prompts_per_step // updates * self.group_size
         need(
@@ -270,6 +326,51 @@ class Config:
             self.sync.backend,
             "needs engines on GPUs; set cluster.gpus_per_engine, or sync.backend=auto",
         )
+
+    def _check_shares(self) -> None:
+        steps, lag = self.data.prompts_per_step, self.sync.max_lag
+        if self.data.experience:
+            share = self.data.experience_share
+            need(self.shares[2] >= 1, "data.experience_share", share, f"is no group of data.prompts_per_step={steps}; raise it")
+            need(
+                lag is None or lag >= self.trainer.total_steps - 1,
+                "sync.max_lag",
+                lag,
+                f"recorded groups stand still: their lag reaches {self.trainer.total_steps - 1}; leave one of both out",
+            )
+        if self.replay.capacity:
+            need(
+                self.shares[0] + self.shares[1] > 0,
+                "replay.capacity",
+                self.replay.capacity,
+                "nothing new is sampled; leave it out",
+            )
+            need(
+                self.shares[1] >= 1,
+                "replay.share",
+                self.replay.share,
+                f"is no group of data.prompts_per_step={steps}; raise it",
+            )
+            need(
+                self.replay.capacity >= self.shares[1],
+                "replay.capacity",
+                self.replay.capacity,
+                f"a step draws {self.shares[1]} groups; raise it to that at least",
+            )
+        need(self.shares[0] >= 1 or not self.samples, "data.prompts_per_step", steps, "leaves no group to be sampled; raise it")
+
+    @property
+    def samples(self) -> bool:
+        """Whether there are samplers."""
+        return self.algo.group_relative is not None and not (self.data.experience and self.data.experience_share == 1)
+
+    @property
+    def shares(self) -> tuple[int, int, int]:
+        """Groups (or rows) of a step: sampled, replayed, recorded."""
+        steps = self.data.prompts_per_step
+        recorded = round(self.data.experience_share * steps) if self.data.experience else 0
+        replayed = round(self.replay.share * (steps - recorded)) if self.replay.capacity else 0
+        return steps - recorded - replayed, replayed, recorded
 
     @property
     def group_size(self) -> int:

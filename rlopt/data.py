@@ -77,6 +77,12 @@ def sample_seed(run_seed: int, prompt_id: str, draw: str, index: int) -> int:
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest()) >> 1
 
 
+def fingerprint(tokenizer: Any) -> str:
+    """What tells tokenizers apart whose ids mean different things: a hash of the vocabulary."""
+    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=False)
+    return hashlib.blake2b(vocabulary.encode(), digest_size=8).hexdigest()
+
+
 def load_prompts(config: DataConfig, seed: int, tokenizer: Tokenizer, max_tokens: int) -> list[Prompt]:
     """All training prompts.
 

@@ -174,6 +174,7 @@ class Workshop:
             max_model_len=self._source.longest,
             threads=job.cluster.cpu_threads,
             seed=job.run.seed,
+            in_flight="wait",
         )
         engines = make_engines(self._cluster, job.cluster, engine, job.rollout, job.reward, job.pairs.attempts)
         self._open.append(engines)

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,17 +14,20 @@ from rlopt import checkpoint
 from rlopt.cluster import Cluster, Workers, environment, undisturbed
 from rlopt.config import Config
 from rlopt.data import Dealer
+from rlopt.fleet import Fleet
+from rlopt.groups import Groups, Samplers, Shares
 from rlopt.learner import Learners, LearnerSetup, LearnerWorker
-from rlopt.live import Live, LivePlan
+from rlopt.live import Lockstep, shelved
 from rlopt.loop import Loop, Plan, Position, Source
-from rlopt.prepare import Prepared, Recordings, describe, dtype, prepare
+from rlopt.prepare import Prepared, describe, dtype, prepare
+from rlopt.record import Recorder
 from rlopt.recorded import Recorded, References
-from rlopt.rollout import EngineConfig, Rollouts, make_engines
+from rlopt.replay import Replay, ReplayPlan
+from rlopt.rollout import CANARY_PLACES, EngineConfig, spawner
+from rlopt.stream import Stream, StreamPlan, streamed
+from rlopt.sync import Synchroniser, canary_texts
 from rlopt.tracking import Journal, read_column, start_wandb
-from rlopt.types import Group, Prompt
-
-CANARIES = 4
-"""Prompts that engine and learner both score after a sync: enough to touch every weight, few enough to cost nothing."""
+from rlopt.types import Stock
 
 HEADLINES = {"reward/mean": "training reward", "preference/margin": "preference margin", "actor/pg_loss": "loss"}
 """The one number that a finished run is told by: the first of these that it has."""
@@ -62,12 +66,16 @@ def train(config: Config, console: Console) -> Outcome:
             crew.join()
         console.print(f"started in {time.monotonic() - started:.0f} s", highlight=False)
         position = Position(**prepared.state["position"])
-        journal = Journal(
-            prepared.run, position.step, config.trainer.total_steps, config.trainer.log_samples, wandb_run, console
-        )
+        recorder = Recorder(prepared.run, position.step, prepared.about) if config.run.record else None
+        steps, log_samples = config.trainer.total_steps, config.trainer.log_samples
+        journal = Journal(prepared.run, position.step, steps, log_samples, wandb_run, console, recorder)
         journal.event("start", step=position.step, resumed_from=str(prepared.resume) if prepared.resume else None)
-        if isinstance(prepared.data, Recordings):
-            journal.event("rows_left_out", **prepared.data.dropped)
+        if prepared.recordings:
+            journal.event("rows_left_out", **prepared.recordings.dropped)
+        if prepared.experience:
+            journal.event("experience", damage=prepared.experience.damage, left_out=prepared.experience.dropped)
+        if crew.fleet:
+            crew.fleet.report = journal.event
         _loop(prepared, crew, journal).run(position)
         finished = True
         return _outcome(prepared, wandb_run)
@@ -83,44 +91,37 @@ class Crew:
 
     def __init__(self, prepared: Prepared) -> None:
         self._prepared = prepared
-        self._workers: list[Workers] = []
+        self._ranks: Workers | None = None
+        self.fleet: Fleet | None = None
         self._cluster = Cluster(prepared.config.cluster)
-        self.restored: dict[int, list[Group]] = {}
+        self.stock = Stock({}, {})
 
     def start(self) -> None:
         """Begin to load engines and learners, side by side; `join` waits for them."""
         config, deadline = self._prepared.config, self._prepared.config.cluster.start_deadline_s
-        self._starting = []
-        if not isinstance(self._prepared.data, Recordings):
-            self._engines = _start_rollouts(self._prepared, self._cluster)
-            self._workers.append(self._engines)
-            self._starting.append(self._engines.start("start", deadline_s=deadline))
+        if self._prepared.prompts:
+            self.fleet = Fleet(_spawner(self._prepared, self._cluster), config.rollout.engines, deadline)
         self._ranks = _start_learners(self._prepared, self._cluster)
-        self._workers.append(self._ranks)
         meeting = self._ranks.call("address")[0]
-        self._starting.append(self._ranks.start("start", *[[meeting]] * config.learner.workers, deadline_s=deadline))
+        self._starting = self._ranks.start("start", *[[meeting]] * config.learner.workers, deadline_s=deadline)
 
     def join(self) -> None:
-        """Wait until all are there, bring back a checkpoint, and open the way from learners to engines."""
+        """Wait until all are there, and bring back a checkpoint."""
         config, resume = self._prepared.config, self._prepared.resume
-        for pending in self._starting:
-            pending.result("starting up")
+        assert self._ranks
+        if self.fleet:
+            self.fleet.join(wait=True)
+        self._starting.result("starting up")
         together = self._prepared.objective.traits.unit == "group"
-        self.learners = Learners(self._ranks, config.learner.token_budget, together)
+        self.learners = Learners(self._ranks, config.learner.token_budget, together, config.rollout.temperature)
         if resume:
             self.learners.load(resume)
-        if isinstance(self._prepared.data, Recordings):
-            return
-        self.rollouts = Rollouts(self._engines)
-        if resume:
-            self.restored = checkpoint.load_buffer(resume)
-            self.rollouts.restore(self.restored)
-        way = [self._engines.handles, config.rollout.tensor_parallel, self._ranks.call("address")[0]]
-        self._ranks.call("connect", *[way] * config.learner.workers)
+            self.stock = checkpoint.load_stock(resume)
 
     def close(self) -> None:
-        for workers in self._workers:
-            workers.close()
+        for part in (self.fleet, self._ranks):
+            if part:
+                part.close()
         self._cluster.close()
 
 
@@ -132,16 +133,17 @@ def _loop(prepared: Prepared, crew: Crew, journal: Journal) -> Loop:
         crew.learners.save(folder)
         prepared.tokenizer.save_pretrained(folder / "hf")
 
-    def save(position: Position, buffer: dict[int, list[Group]]) -> None:
+    def save(position: Position, stock: Stock) -> None:
         began = time.monotonic()
         kept = {"position": asdict(position), "wandb_id": state["wandb_id"]}
-        path = checkpoint.save(run, position.step, kept, buffer, write_model, config.trainer.keep_checkpoints)
+        path = checkpoint.save(run, position.step, kept, stock, write_model, config.trainer.keep_checkpoints)
         journal.event("checkpoint", step=position.step, path=str(path), seconds=time.monotonic() - began)
 
     return Loop(
         plan=Plan(
             total_steps=config.trainer.total_steps,
             save_every=config.trainer.save_every,
+            record=config.run.record,
             anchor=shared.anchor if shared else "behavior",
             minibatches=shared.minibatches if shared else 1,
         ),
@@ -155,33 +157,79 @@ def _loop(prepared: Prepared, crew: Crew, journal: Journal) -> Loop:
 
 
 def _source(prepared: Prepared, crew: Crew, journal: Journal) -> Source:
-    config, data, steps = prepared.config, prepared.data, prepared.config.trainer.total_steps
-    count = len(data.train if isinstance(data, Recordings) else data)
-    dealer = Dealer(count, config.data.prompts_per_step, config.run.seed)
-    if isinstance(data, Recordings):
+    config, stock = prepared.config, crew.stock
+    if recordings := prepared.recordings:
         return Recorded(
-            examples=data.train,
-            held_out=data.held_out,
-            dealer=dealer,
+            examples=recordings.train,
+            held_out=recordings.held_out,
+            dealer=Dealer(len(recordings.train), config.data.prompts_per_step, config.run.seed),
             references=References(crew.learners, lambda n, of: journal.say(f"initial model scores row {n} of {of}")),
             learners=crew.learners,
             objective=prepared.objective,
             terms=prepared.terms,
             eval_every=config.trainer.eval_every,
-            total_steps=steps,
+            total_steps=config.trainer.total_steps,
         )
-    prompts: list[Prompt] = data
-    refills = config.algo.group_relative.refills if config.algo.group_relative else 0
-    slack = 1 if dtype(config) == torch.float32 else 50  # bfloat16 rounds this much coarser
-    return Live(
-        plan=LivePlan(steps, config.samples_per_step, config.sync.verify, config.sync.tolerance * slack),
-        schedule=prepared.schedule,
-        deal=lambda batch: dealer.deals(batch, prompts, refills),
-        canaries=prompts[:CANARIES],
-        rollouts=crew.rollouts,
+    replay = None
+    if config.replay.capacity:
+        kept = config.replay
+        replay = Replay(ReplayPlan(kept.capacity, kept.reuse, kept.decay, config.sync.max_lag))
+        if "replay" in stock.facts:
+            replay.restore(stock)
+    return Groups(
+        shares=Shares(*config.shares, config.group_size),
+        samplers=_samplers(prepared, crew, crew.fleet, journal) if crew.fleet else None,
+        replay=replay,
+        recorded=prepared.experience.groups if prepared.experience else None,
         learners=crew.learners,
+    )
+
+
+def _samplers(prepared: Prepared, crew: Crew, fleet: Fleet, journal: Journal) -> Samplers:
+    config, stock, sync, prompts = prepared.config, crew.stock, prepared.config.sync, prepared.prompts
+    new, deadline_s = config.shares[0], config.cluster.step_deadline_s
+    refills = config.algo.group_relative.refills if config.algo.group_relative else 0
+    dealer = Dealer(len(prompts), new, config.run.seed)
+    slack = 1 if dtype(config) == torch.float32 else 50  # bfloat16 rounds this much coarser
+    synchroniser = Synchroniser(
+        learners=crew.learners,
+        engines=fleet,
+        canaries=canary_texts(prompts, CANARY_PLACES),
+        verify=sync.verify,
+        tolerance=sync.tolerance * slack,
+        ranks_per_engine=config.rollout.tensor_parallel,
         journal=journal,
-        requested=max([prepared.state["position"]["step"], *crew.restored]),
+    )
+    if sync.mode == "lockstep":
+        batches = shelved(stock.shelves)
+        fleet.put_back(batches)
+        return Lockstep(
+            schedule=prepared.schedule,
+            deal=lambda batch: dealer.deals(batch, prompts, refills),
+            fleet=fleet,
+            sync=synchroniser,
+            total_steps=config.trainer.total_steps,
+            deadline_s=deadline_s,
+            requested=max([prepared.state["position"]["step"], *(batch for batch, _ in batches)]),
+        )
+    again = streamed(stock)
+    fleet.put_back(again.done)
+    assert sync.max_lag is not None
+    return Stream(
+        plan=StreamPlan(
+            per_step=new,
+            total_steps=config.trainer.total_steps,
+            interval=sync.interval,
+            max_lag=sync.max_lag,
+            stale=sync.stale,
+            ahead=2 * max(1, config.rollout.engines * config.rollout.max_num_seqs // config.group_size),
+            deadline_s=deadline_s,
+        ),
+        deal=lambda number: dealer.deals(number // new + 1, prompts, refills)[number % new],
+        fleet=fleet,
+        sync=synchroniser,
+        next=again.next,
+        again=again.under_way,
     )
 
 
@@ -200,7 +248,7 @@ def _outcome(prepared: Prepared, wandb_run: Any) -> Outcome:
     )
 
 
-def _start_rollouts(prepared: Prepared, cluster: Cluster) -> Workers:
+def _spawner(prepared: Prepared, cluster: Cluster) -> Callable[[str, int], Workers]:
     config = prepared.config
     engine = EngineConfig(
         folder=prepared.folder,
@@ -210,8 +258,9 @@ def _start_rollouts(prepared: Prepared, cluster: Cluster) -> Workers:
         max_model_len=prepared.longest,
         threads=config.cluster.cpu_threads,
         seed=config.run.seed,
+        in_flight=config.sync.in_flight if config.sync.mode == "async" else "wait",
     )
-    return make_engines(cluster, config.cluster, engine, config.rollout, config.reward, config.group_size)
+    return spawner(cluster, config.cluster, engine, config.rollout, config.reward, config.group_size)
 
 
 def _start_learners(prepared: Prepared, cluster: Cluster) -> Workers:

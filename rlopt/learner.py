@@ -8,7 +8,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -21,10 +21,11 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from rlopt.batching import plan, split
 from rlopt.cluster import EngineClient, Workers, free_port, own_address
 from rlopt.config import LearnerConfig
+from rlopt.errors import RloptError
 from rlopt.model import Policy
 from rlopt.objectives.core import Objective, Terms, merge, total_loss
 from rlopt.types import Batch, Max, Metric, Scores, Sequences, Sum
-from rlopt.weights import TensorSpec, in_buckets, make_sender
+from rlopt.weights import ShmSender, TensorSpec, in_buckets, make_sender
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,11 @@ class LearnerSetup:
 
 @dataclass(frozen=True)
 class Sent:
-    """What one synchronisation cost."""
+    """What one synchronisation cost, and why engines did not get it: `faults` by engine number."""
 
     bytes: int
     seconds: float
+    faults: Mapping[int, str]
 
 
 class LearnerWorker:
@@ -64,6 +66,8 @@ class LearnerWorker:
 
     def __init__(self, setup: LearnerSetup, config: LearnerConfig, rank: int, world: int) -> None:
         self._setup, self._config, self._rank, self._world = setup, config, rank, world
+        self._manifest: Mapping[str, str] = {}  # of the last sending, on the rank that sends
+        self._moved = 0.0  # largest gradient norm since then
 
     def address(self) -> tuple[str, int]:
         """Where the ranks can meet, asked of rank 0."""
@@ -120,8 +124,8 @@ class LearnerWorker:
             },
         }
 
-    def connect(self, engines: list[Any], ranks_per_engine: int, address: tuple[str, int]) -> None:
-        """Open the way to the engines. `engines` are actor handles with the weight-transfer verbs."""
+    def connect(self, engines: Mapping[int, Any], ranks_per_engine: int, address: tuple[str, int]) -> None:
+        """Open the way to the engines, anew where others stood before. `engines` are actor handles by number."""
         setup = self._setup
         self._client = EngineClient(engines, ranks_per_engine, setup.deadline_s)
         receivers = len(engines) * ranks_per_engine
@@ -142,6 +146,8 @@ class LearnerWorker:
             self._engine.backward(loss * self._world)  # DeepSpeed averages over ranks; the weights belong to all of them
             parts.append(output.metrics)
         norm = self._step()
+        if lr > 0:
+            self._moved = max(self._moved, norm)
         return merge(parts) | {"actor/grad_norm": Max(norm), "actor/lr": Max(lr)}
 
     def measure(self, micro_batches: list[Batch]) -> dict[str, Metric]:
@@ -165,20 +171,33 @@ class LearnerWorker:
             norm = self._engine.get_global_grad_norm()
         return float(norm)
 
-    def score(self, pieces: list[Sequences], whose: Literal["policy", "reference"]) -> list[Tensor]:
+    def score(self, pieces: list[Sequences], whose: Literal["policy", "reference"], temperature: float) -> list[Tensor]:
         """Log-probabilities `[b, t]` of every piece, on CPU."""
         model = self._engine if whose == "policy" else self._reference
         model.eval()
-        device, temperature = self._setup.device, self._setup.temperature
+        device = self._setup.device
         with torch.no_grad():
             return [model(p.token_ids.to(device), p.mask.to(device), temperature)[0].cpu() for p in pieces]
 
-    def sync(self, version: int) -> Sent:
-        """Send all weights to all engines as `version`."""
+    def sync(self, version: int, only: list[int] | None) -> Sent:
+        """Send all weights as `version` to all engines, or to those numbered in `only`.
+
+        Raises:
+            RloptError: the optimizer moved since the last sending, and no weight changed.
+        """
         started = time.monotonic()
-        self._client.version = version
+        before = self._manifest
+        self._client.begin(version, only)
         self._sender.send_weights()
-        return Sent(sum(spec.nbytes for spec in self.metadata()), time.monotonic() - started)
+        if isinstance(self._sender, ShmSender) and self._rank == 0:
+            self._manifest = self._sender.manifest
+        if self._moved and before and before == self._manifest:
+            raise RloptError(
+                f"sync of version {version}: the optimizer moved, by a gradient norm of up to {self._moved:.1e}, and no weight "
+                "changed; learner.lr may be too small for model.dtype"
+            )
+        self._moved = 0.0
+        return Sent(sum(spec.nbytes for spec in self.metadata()), time.monotonic() - started, self._client.faults)
 
     # `weights.Source`: the policy under its Hugging Face names.
 
@@ -234,9 +253,10 @@ def lr_factor(config: LearnerConfig, step: int, total_steps: int) -> float:
 class Learners:
     """All ranks. Every call is made on all of them at once and waited for."""
 
-    def __init__(self, workers: Workers, token_budget: int, together: bool) -> None:
+    def __init__(self, workers: Workers, token_budget: int, together: bool, temperature: float) -> None:
         """`together` keeps the sequences of a group in one micro-batch (the objective's `traits.unit`)."""
         self._workers, self._token_budget, self._together = workers, token_budget, together
+        self._temperature = temperature
 
     def update(self, batches: list[Batch], step: int) -> dict[str, float]:
         """One optimizer update on each of `batches`, in order; metrics exact over all ranks, sums averaged over updates."""
@@ -253,8 +273,12 @@ class Learners:
         parts = self._workers.call("measure", *((share,) for share in shares))
         return {name: metric.value for name, metric in merge(parts).items()}
 
-    def score(self, sequences: Sequences, whose: Literal["policy", "reference"]) -> Tensor:
-        """Log-probabilities `[B, T]` under the policy as it is, or under the reference; 0 where the mask is 0."""
+    def score(self, sequences: Sequences, whose: Literal["policy", "reference"], temperature: float | None = None) -> Tensor:
+        """Log-probabilities `[B, T]` under the policy as it is, or under the reference; 0 where the mask is 0.
+
+        `temperature` divides the logits; None: that of sampling.
+        """
+        divisor = self._temperature if temperature is None else temperature
         ranks, rows = len(self._workers), torch.arange(len(sequences))
         if len(rows) < ranks:  # too few to share out: all ranks score them all
             layout = plan(sequences.lengths, rows, 1, self._token_budget) * ranks
@@ -262,16 +286,21 @@ class Learners:
             layout = plan(sequences.lengths, rows, ranks, self._token_budget)
         layout = [[piece or [0] for piece in share] for share in layout]  # ranks must stay in step
         shares = [[sequences.take(piece) for piece in share] for share in layout]
-        answers: list[list[Tensor]] = self._workers.call("score", *((share, whose) for share in shares))
+        answers: list[list[Tensor]] = self._workers.call("score", *((share, whose, divisor) for share in shares))
         scores = torch.zeros_like(sequences.mask)
         for share, answer in zip(layout, answers, strict=True):
             for piece, values in zip(share, answer, strict=True):
                 scores[piece, : values.shape[1]] = values
         return scores
 
-    def sync(self, version: int) -> Sent:
-        """Send the weights to all engines as `version`; returns when the last engine has them."""
-        sent: Sent = self._workers.call("sync", *([version] for _ in range(len(self._workers))))[0]
+    def connect(self, engines: Mapping[int, Any], ranks_per_engine: int) -> None:
+        """Open the way to these engines, actor handles by number, and to no others."""
+        way = [engines, ranks_per_engine, self._workers.call("address")[0]]
+        self._workers.call("connect", *[way] * len(self._workers))
+
+    def sync(self, version: int, only: list[int] | None) -> Sent:
+        """Send the weights as `version` to all engines, or to those numbered in `only`; returns when the last one has them."""
+        sent: Sent = self._workers.call("sync", *([version, only] for _ in range(len(self._workers))))[0]
         return sent
 
     def save(self, folder: Path) -> None:

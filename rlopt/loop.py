@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rlopt.batching import credit
 from rlopt.objectives.core import Objective, Terms
-from rlopt.types import Batch, Group, Sequences
+from rlopt.types import Batch, Group, Sequences, Stock
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,8 +55,8 @@ class Source(Protocol):
         """Score held-out rows where it is time to. Metrics of that."""
         ...
 
-    def buffer(self) -> dict[int, list[Group]]:
-        """What was sampled and not taken, to be kept with a checkpoint."""
+    def stock(self, step: int) -> Stock:
+        """What is there after `step` and was not learned from for the last time, to be kept with a checkpoint."""
         ...
 
 
@@ -70,7 +70,7 @@ class Learners(Protocol):
 class Journal(Protocol):
     """Where a run is written down. Documented in `tracking.Journal`."""
 
-    def step(self, metrics: Mapping[str, float], groups: list[Group]) -> None: ...
+    def step(self, metrics: Mapping[str, float], groups: list[Group], policy: Tensor | None) -> None: ...
     def event(self, kind: str, **facts: object) -> None: ...
 
 
@@ -80,6 +80,7 @@ class Plan:
 
     total_steps: int
     save_every: int
+    record: bool
     anchor: Literal["behavior", "proximal"]
     minibatches: int
 
@@ -103,7 +104,7 @@ class Loop:
     source: Source
     learners: Learners
     journal: Journal
-    save: Callable[[Position, dict[int, list[Group]]], None]
+    save: Callable[[Position, Stock], None]
 
     def run(self, position: Position) -> None:
         """Train from `position` to the last step."""
@@ -113,7 +114,9 @@ class Loop:
             step, started = position.step + 1, time.monotonic()
             drawn = self.source.take(step)
             taken, sequences = time.monotonic(), drawn.sequences
-            anchor = self.learners.score(sequences, "policy") if plan.anchor == "proximal" else sequences.behavior
+            proximal = plan.anchor == "proximal"
+            policy = self.learners.score(sequences, "policy") if proximal or plan.record else None
+            anchor = policy if policy is not None and proximal else sequences.behavior
             batches = credit(sequences, anchor, drawn.reference(), self.objective, self.terms, plan.minibatches)
             metrics = {**drawn.metrics, **self.learners.update(batches, step)}
             updated, tokens = time.monotonic(), sum(int(batch.mask.sum()) for batch in batches)
@@ -137,6 +140,6 @@ class Loop:
                 "perf/samples_per_s": len(sequences) / wall,
                 "idle/learner_frac": 1 - (updated - taken) / wall,
             }
-            self.journal.step(metrics, drawn.groups)
+            self.journal.step(metrics, drawn.groups, policy)
             if step == plan.total_steps or (plan.save_every and step % plan.save_every == 0):
-                self.save(position, self.source.buffer())
+                self.save(position, self.source.stock(step))

@@ -4,7 +4,7 @@ import json
 import re
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,21 +15,23 @@ from transformers import AutoTokenizer
 
 from rlopt import checkpoint, processes
 from rlopt.config import Config, GroupRelativeConfig
-from rlopt.data import load_prompts
+from rlopt.data import fingerprint, load_prompts
 from rlopt.errors import RloptError, need
 from rlopt.examples import load_examples
+from rlopt.experience import Experience, Needs, load_experience
 from rlopt.loop import Position
 from rlopt.model import context_length, find_model, parameters
 from rlopt.objectives.core import Objective, Terms, WithCredit, no_terms
 from rlopt.objectives.corrections import Correction, Corrections
+from rlopt.record import header
 from rlopt.rewards import load as load_reward
 from rlopt.schedule import Schedule
 from rlopt.settings import load_class, read
 from rlopt.tracking import TrainingBar
 from rlopt.types import Average, Example, Prompt
 
-MAY_CHANGE = ("run", "trainer", "tracking", "cluster")
-"""Sections that a resumed run may set anew; the others decide its numbers."""
+MAY_CHANGE = ("run", "trainer", "tracking", "cluster", "rollout.engines")
+"""Sections and keys that a resumed run may set anew; the others decide its numbers."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,17 @@ class Recordings:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run before any process of its own. Either it has prompts to sample from, or recordings."""
+    """A run before any process of its own.
+
+    Attributes:
+        state: of the checkpoint in `resume`, or to begin with.
+        folder: of the model.
+        prompts: to sample from; none where nothing is sampled.
+        recordings: rows to learn from, in the place of groups.
+        experience: recorded groups to learn from, alone or beside sampled ones.
+        about: the first line of a record of this run.
+        longest: sequence that may come, in tokens.
+    """
 
     config: Config
     objective: Objective
@@ -53,7 +65,10 @@ class Prepared:
     state: dict[str, Any]
     folder: Path
     tokenizer: Any
-    data: list[Prompt] | Recordings
+    prompts: list[Prompt]
+    recordings: Recordings | None
+    experience: Experience | None
+    about: Mapping[str, object]
     longest: int
 
     @property
@@ -69,17 +84,26 @@ def prepare(config: Config, console: Console) -> Prepared:
     resume = _find_resume(config, run)
     folder = find_model(config.model.path, TrainingBar(console, f"training {config.model.path} (once on this machine)"))
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    data: list[Prompt] | Recordings
-    if config.algo.group_relative:
+    prompts, recordings, experience, longest = list[Prompt](), None, None, 0
+    about = header(fingerprint(tokenizer), config.model.path, config.rollout.temperature, config.rollout.top_p)
+    context, held_out = context_length(folder), 0
+    if config.samples:
         load_reward(config.reward.fn)
-        data = load_prompts(config.data, config.run.seed, tokenizer, context_length(folder) - config.rollout.max_new_tokens)
-        longest = max(len(prompt.token_ids) for prompt in data) + config.rollout.max_new_tokens
-    else:
-        data = _load_recordings(config, objective, tokenizer, context_length(folder))
-        longest = max(len(e.prompt.token_ids) + len(answer) for e in data.train + data.held_out for answer in e.answers)
-    check_sizes(config, objective, longest, len(data.held_out) if isinstance(data, Recordings) else 0)
+        prompts = load_prompts(config.data, config.run.seed, tokenizer, context - config.rollout.max_new_tokens)
+        longest = max(len(prompt.token_ids) for prompt in prompts) + config.rollout.max_new_tokens
+    if config.data.experience and config.algo.group_relative:
+        experience = _load_experience(config, objective, terms, tokenizer, about, context)
+        terms = replace(terms, off_policy=experience.has_logprobs)
+        longest = max(longest, experience.longest)
+    if not config.algo.group_relative:
+        recordings = _load_recordings(config, objective, tokenizer, context)
+        rows = recordings.train + recordings.held_out
+        longest, held_out = max(len(e.prompt.token_ids) + len(a) for e in rows for a in e.answers), len(recordings.held_out)
+    check_sizes(config, objective, longest, held_out)
     state = _prepare_run(config, run, resume)
-    return Prepared(config, objective, terms, run, resume, state, folder, tokenizer, data, longest)
+    return Prepared(
+        config, objective, terms, run, resume, state, folder, tokenizer, prompts, recordings, experience, about, longest
+    )
 
 
 def make_objective(config: Config) -> Objective:
@@ -163,6 +187,27 @@ def _corrections(shared: GroupRelativeConfig) -> Corrections:
     return Corrections(shared.dual_clip, importance, shared.opsm_delta)
 
 
+def _load_experience(
+    config: Config, objective: Objective, terms: Terms, tokenizer: Any, about: Mapping[str, object], context: int
+) -> Experience:
+    limit = min(context, config.learner.token_budget)
+    needs = Needs(limit, objective.traits.equal_rewards_no_credit, _why_logprobs(config, objective, terms))
+    name = str(config.data.experience)
+    return load_experience(name, tokenizer, about, needs, config.data.invalid_rows == "drop")
+
+
+def _why_logprobs(config: Config, objective: Objective, terms: Terms) -> str | None:
+    """Why the behavior policy's log-probabilities are needed, or None."""
+    shared, reads = config.algo.group_relative, objective.traits.reads
+    if reads in ("behavior", "proximal") or (reads == "anchor" and shared and shared.anchor == "behavior"):
+        return f"algo.objective={config.algo.objective} takes ratios against them"
+    if terms.corrections.importance.active or terms.corrections.opsm_delta is not None:
+        return "algo.correction or algo.opsm_delta compares with them"
+    if terms.kl_coef and terms.kl_estimator in ("k3_corrected", "k3_unbiased"):
+        return f"algo.kl.estimator={terms.kl_estimator} weighs by them"
+    return None
+
+
 def _load_recordings(config: Config, objective: Objective, tokenizer: Any, context: int) -> Recordings:
     rows = objective.traits.rows
     if rows == "groups":
@@ -180,9 +225,7 @@ def _load_recordings(config: Config, objective: Objective, tokenizer: Any, conte
 
 def describe(prepared: Prepared) -> str:
     """What follows from the config, in a few lines."""
-    config, schedule, data = prepared.config, prepared.schedule, prepared.data
-    count, size = len(data.train if isinstance(data, Recordings) else data), config.data.prompts_per_step
-    epochs = config.trainer.total_steps * size / count
+    config, size = prepared.config, prepared.config.data.prompts_per_step
     weights, width = parameters(prepared.folder), dtype(config).itemsize
     # Policy, gradient and Adam's two moments (and a float32 master under bfloat16); ZeRO n shares the last n of them.
     parts = [weights * width, weights * width, weights * (8 if width == 4 else 12)]
@@ -190,28 +233,52 @@ def describe(prepared: Prepared) -> str:
     learner = weights * width + sum(part / (ranks if stage >= 3 - i else 1) for i, part in enumerate(parts))
     memory = f"{learner / 2**20:.1f} MiB of weights, gradients and optimizer before activations"
     ranks_line = f"{ranks} learner rank(s), ZeRO {stage}, {memory}"
-    if isinstance(data, Recordings):
-        lines = [f"a step   {size} rows; longest sequence {prepared.longest}"]
-        lines += [f"data     {count} rows, {epochs:.1f} epochs; {len(data.held_out)} held out"]
-        lines += [f"left out {len(rows)} rows of {key}: {why}" for key, d in data.dropped.items() for why, rows in d.items()]
-        lines += [f"workers  {ranks_line}"]
+    lines, steps = list[str](), config.trainer.total_steps
+    if recordings := prepared.recordings:
+        count = len(recordings.train)
+        lines += [f"a step   {size} rows; longest sequence {prepared.longest}"]
+        lines += [f"data     {count} rows, {steps * size / count:.1f} epochs; {len(recordings.held_out)} held out"]
+        lines += [_left_out(key, dropped) for key, dropped in recordings.dropped.items() if dropped]
     else:
-        samples = config.samples_per_step
+        new, replayed, recorded = config.shares
+        kinds = ((new, "sampled"), (replayed, "replayed"), (recorded, "recorded"))
+        samples = size * config.group_size
+        origins = " + ".join(f"{count} {kind}" for count, kind in kinds if count)
+        lines += [
+            f"a step   {origins} groups of {config.group_size} = {samples} samples, "
+            f"at most {samples * config.rollout.max_new_tokens} response tokens; longest sequence {prepared.longest}"
+        ]
+        if new:
+            lines += [f"data     {len(prepared.prompts)} prompts, {steps * new / len(prepared.prompts):.1f} epochs"]
+        if experience := prepared.experience:
+            epochs = steps * recorded / len(experience)
+            lines += [f"record   {experience.path}: {len(experience)} groups, {epochs:.1f} epochs"]
+            lines += [f"record   {experience.damage}"] if experience.damage else []
+            lines += [_left_out("data.experience", experience.dropped)] if experience.dropped else []
+        lines += [f"sync     {_describe_sync(prepared)}"] if new else []
+    if prepared.prompts:
         engine = f"{weights * width / 2**20:.1f} MiB of weights"
         if not config.cluster.gpus_per_engine:
             engine += f" and {config.rollout.kv_cache_gib * 1024:.0f} MiB of KV cache"
-        lines = [
-            f"a step   {size} prompts x {config.group_size} = {samples} samples, "
-            f"at most {samples * config.rollout.max_new_tokens} response tokens; longest sequence {prepared.longest}",
-            f"data     {count} prompts, {epochs:.1f} epochs",
-            f"sync     every {schedule.interval} updates by {config.sync_backend}, worst lag {schedule.worst_lag}",
-            f"workers  {config.rollout.engines} engine(s) with {engine}; {ranks_line}",
-        ]
+        ranks_line = f"{config.rollout.engines} engine(s) with {engine}; {ranks_line}"
+    lines += [f"workers  {ranks_line}"]
     head = (
         f"{config.run.name}: {config.algo.name} on {config.model.path} ({weights:,} parameters), "
         f"{config.trainer.total_steps} steps"
     )
     return "\n".join([head, *lines, f"folder   {config.run.dir}"])
+
+
+def _describe_sync(prepared: Prepared) -> str:
+    config, schedule = prepared.config, prepared.schedule
+    how = f"every {schedule.interval} updates by {config.sync_backend}"
+    if config.sync.mode == "lockstep":
+        return f"{how}, worst lag {schedule.worst_lag}"
+    return f"{how}, in flight ({config.sync.in_flight}), lag at most {config.sync.max_lag} ({config.sync.stale})"
+
+
+def _left_out(key: str, dropped: Mapping[str, list[int]]) -> str:
+    return "left out " + "; ".join(f"{len(rows)} of {key}: {why}" for why, rows in dropped.items())
 
 
 def dtype(config: Config) -> torch.dtype:
@@ -253,6 +320,7 @@ def _prepare_run(config: Config, run: Path, resume: Path | None) -> dict[str, An
             for section in mine
             if section not in MAY_CHANGE
             for key in sorted({*mine[section], *theirs.get(section, {})})
+            if f"{section}.{key}" not in MAY_CHANGE
             if mine[section].get(key) != theirs.get(section, {}).get(key)
         ]
         steps = (mine["trainer"]["total_steps"], theirs["trainer"]["total_steps"])

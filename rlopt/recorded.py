@@ -11,7 +11,7 @@ from rlopt.batching import credit, pad_examples
 from rlopt.data import Dealer
 from rlopt.loop import Drawn
 from rlopt.objectives.core import Objective, Terms
-from rlopt.types import Batch, Example, Group, Sequences
+from rlopt.types import Batch, Example, Sequences, Stock
 
 CHUNK = 512
 """Rows that the reference scores in one call."""
@@ -92,8 +92,8 @@ class Recorded:
         measured = self.learners.measure(batch)
         return {f"eval/{name}": value for name, value in measured.items() if name.startswith(MEASURED)}
 
-    def buffer(self) -> dict[int, list[Group]]:
-        return {}
+    def stock(self, step: int) -> Stock:
+        return Stock({}, {})
 
 
 def _metrics(sequences: Sequences, epoch: int) -> Mapping[str, float]:

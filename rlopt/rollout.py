@@ -1,4 +1,4 @@
-"""Sampling: one vLLM engine per `RolloutWorker`, and `Rollouts`, all of them as the loop sees them.
+"""Sampling: one vLLM engine per `RolloutWorker`. `fleet` has all of them as the loop sees them.
 
 A worker turns prompts into groups that are complete: sampled, versioned by the engine itself, and rewarded. It never
 decodes and encodes again; the ids that come back are the ids trained on.
@@ -7,13 +7,14 @@ decodes and encodes again; the ids that come back are the ids trained on.
 import asyncio
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from rlopt.cluster import Cluster, Pending, Workers, environment
+from rlopt.cluster import Cluster, Workers, environment
 from rlopt.config import ClusterConfig, RewardConfig, RolloutConfig
 from rlopt.data import Deal, sample_seed
 from rlopt.rewards import Question, RewardPool, Scored
@@ -22,11 +23,15 @@ from rlopt.types import Group, Prompt, Sample
 from rlopt.weights import SHM_BACKEND, write_shared
 
 T = TypeVar("T")
+PauseMode = Literal["wait", "keep", "abort"]
+
+CANARY_PLACES = 4
+"""Sequences beside `rollout.max_num_seqs`, so that canary prompts need not wait for samples to end."""
 
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """What an engine needs to know beside `RolloutConfig`."""
+    """What an engine needs to know beside `RolloutConfig`. `in_flight` is what becomes of samples when weights arrive."""
 
     folder: Path
     dtype: str
@@ -35,6 +40,15 @@ class EngineConfig:
     max_model_len: int
     threads: int
     seed: int
+    in_flight: PauseMode
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What an engine says of a text: log-probabilities `[n - 1]` of its tokens after the first, and its version."""
+
+    logprobs: np.ndarray
+    version: int
 
 
 class RolloutWorker:
@@ -49,6 +63,7 @@ class RolloutWorker:
         self._in_flight = 0
         self._busy_s = 0.0
         self._busy_since = 0.0
+        self._updating = False
 
     async def start(self) -> None:
         """Load the model. Returns when the engine answers."""
@@ -81,34 +96,44 @@ class RolloutWorker:
                 model=str(engine.folder),
                 dtype=engine.dtype,  # type: ignore[arg-type]
                 max_model_len=engine.max_model_len,
-                max_num_seqs=config.max_num_seqs,
+                max_num_seqs=config.max_num_seqs + CANARY_PLACES,
                 tensor_parallel_size=config.tensor_parallel,
                 seed=engine.seed,
                 logprobs_mode="processed_logprobs",  # of the distribution sampled from, after temperature and top-p
                 enable_prefix_caching=False,
                 disable_log_stats=True,
+                worker_extension_cls="rlopt.shm_engine.Receipts",
                 weight_transfer_config={"backend": SHM_BACKEND if engine.backend == "shm" else engine.backend},  # type: ignore[arg-type]
                 **device_args,
             )
         )
         self._tokenizer = get_tokenizer(str(engine.folder))
 
-    async def sample(self, deals: list[Deal]) -> list[Group]:
-        """`group_size` rewarded samples of every prompt. Samples that the reward leaves out are missing from their group."""
+    async def sample(self, deal: Deal) -> Group:
+        """`group_size` rewarded samples of a prompt. Samples that the reward leaves out are missing from their group."""
         self._in_flight += 1
         if self._in_flight == 1:
             self._busy_since = time.monotonic()
         try:
-            return list(await asyncio.gather(*(self._group(deal) for deal in deals)))
+            return await self._group(deal)
         finally:
             self._in_flight -= 1
             if not self._in_flight:
                 self._busy_s += time.monotonic() - self._busy_since
 
-    async def canary(self, prompts: list[Prompt]) -> list[Sample]:
-        """One short sample of each prompt, from the whole distribution, for comparing engine and learner. No reward."""
-        outputs = await asyncio.gather(*(self._generate(p.token_ids, i, top_p=1.0, limit=16) for i, p in enumerate(prompts)))
-        return [self._sample(p, output, "", Scored(0.0, {})) for p, output in zip(prompts, outputs, strict=True)]
+    async def canary(self, texts: list[tuple[int, ...]]) -> list[Heard]:
+        """What the engine says of every token of each text after its first, at temperature 1, and the version that says so.
+
+        Reading takes one step of the engine, where speaking would take one per token among all that it is sampling.
+        """
+        from vllm import SamplingParams
+
+        params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, flat_logprobs=True, detokenize=False)
+        outputs = await asyncio.gather(*(self._run(text, params) for text in texts))
+        return [
+            Heard(np.array(output.prompt_logprobs.logprobs, np.float32), int(output.outputs[0].weight_versions[-1].version))
+            for output in outputs
+        ]
 
     async def complete(self, openings: list[Opening], count: int) -> list[list[Answer]]:
         """`count` answers that go on from each opening, no longer as a whole than any other answer. No reward."""
@@ -167,6 +192,14 @@ class RolloutWorker:
         )
 
     async def _generate(self, token_ids: tuple[int, ...], seed: int, top_p: float, limit: int) -> Any:
+        """One response, when its turn has come; again from its beginning where new weights ended it."""
+        async with self._places:
+            while True:
+                output = await self._speak(token_ids, seed, top_p, limit)
+                if output.finish_reason != "abort":
+                    return output
+
+    async def _speak(self, token_ids: tuple[int, ...], seed: int, top_p: float, limit: int) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -180,13 +213,14 @@ class RolloutWorker:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        self._requests += 1
-        async with self._places:
-            prompt = {"prompt_token_ids": list(token_ids)}
-            outputs = [output async for output in self._llm.generate(prompt, params, str(self._requests))]
-        return outputs[-1].outputs[0]
+        return (await self._run(token_ids, params)).outputs[0]
 
-    # The weight-transfer verbs; vLLM's own, called by a sender through `EngineClient`.
+    async def _run(self, token_ids: tuple[int, ...], params: Any) -> Any:
+        self._requests += 1
+        prompt = {"prompt_token_ids": list(token_ids)}
+        return [output async for output in self._llm.generate(prompt, params, str(self._requests))][-1]
+
+    # The weight-transfer verbs; vLLM's own, called by a sender through `EngineClient`, and `received`.
 
     async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
@@ -194,24 +228,41 @@ class RolloutWorker:
         await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info))
 
     async def start_weight_update(self) -> None:
-        await self._llm.pause_generation(mode="wait", clear_cache=True)
+        if self._updating:  # the one before failed its check; it ends without a version, and paused
+            await self._llm.finish_weight_update()
+        in_flight = self._engine_config.in_flight
+        await self._llm.pause_generation(mode=in_flight, clear_cache=in_flight != "keep")
         await self._llm.start_weight_update()
+        self._updating = True
 
     async def update_weights(self, update_info: dict[str, Any]) -> None:
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
-        await self._llm.update_weights(WeightTransferUpdateRequest(update_info))
+        try:
+            await self._llm.update_weights(WeightTransferUpdateRequest(update_info))
+        except BaseException:
+            self._updating = False  # vLLM ends a failed update by itself
+            raise
 
-    async def update_weights_from(self, update_info: dict[str, Any], data: np.ndarray) -> None:
-        """As `update_weights`, for a worker on another node than the learner: `data` are the bytes of the bucket."""
+    async def update_weights_from(self, update_info: dict[str, Any], data: np.ndarray | None) -> None:
+        """As `update_weights`, for workers not all on the learner's node: `data` are the bytes of the bucket, None on it."""
+        if data is None:
+            await self.update_weights(update_info)
+            return
         path = write_shared(data.tobytes())
         try:
             await self.update_weights({**update_info, "path": path})
         finally:
             os.unlink(path)
 
+    async def received(self) -> dict[str, str]:
+        """Tensor name to digest, of what this update delivered to the first of the engine's processes."""
+        receipts: list[dict[str, str]] = await self._llm.collective_rpc("received_weights")
+        return receipts[0]
+
     async def finish_weight_update(self, weight_version: str) -> None:
         await self._llm.finish_weight_update(weight_version)
+        self._updating = False
         await self._llm.resume_generation()
 
     async def close(self) -> None:
@@ -223,49 +274,20 @@ def make_engines(
     cluster: Cluster, config: ClusterConfig, engine: EngineConfig, rollout: RolloutConfig, reward: RewardConfig, group_size: int
 ) -> Workers:
     """The actors of `rollout.engines` engines, not started yet."""
-    gpus = config.gpus_per_engine * rollout.tensor_parallel
-    arguments = [[engine, rollout, reward, group_size]] * rollout.engines
-    return cluster.workers("engine", RolloutWorker, gpus, environment(config), *arguments)
+    spawn = spawner(cluster, config, engine, rollout, reward, group_size)
+    return spawn("engine", rollout.engines)
 
 
-class Rollouts:
-    """All engines. Prompts of a batch are dealt to them in turn; batches are asked for ahead and taken in order."""
+def spawner(
+    cluster: Cluster, config: ClusterConfig, engine: EngineConfig, rollout: RolloutConfig, reward: RewardConfig, group_size: int
+) -> Callable[[str, int], Workers]:
+    """What makes the actors of engines under a name, not started yet."""
+    gpus, env = config.gpus_per_engine * rollout.tensor_parallel, environment(config)
 
-    def __init__(self, workers: Workers) -> None:
-        self._workers = workers
-        self._pending: dict[int, Pending] = {}
-        self._done: dict[int, list[Group]] = {}
+    def spawn(name: str, count: int) -> Workers:
+        return cluster.workers(name, RolloutWorker, gpus, env, *[[engine, rollout, reward, group_size]] * count)
 
-    def request(self, batch: int, deals: list[Deal]) -> None:
-        """Start sampling `batch`; returns at once."""
-        self._pending[batch] = self._workers.start("sample", *([share] for share in _deal(deals, len(self._workers))))
-
-    def take(self, batch: int) -> list[Group]:
-        """The groups of `batch` in the order of its prompts; waits until they are sampled."""
-        groups = self._done.pop(batch, None)
-        return groups if groups is not None else self._collect(batch)
-
-    def drain(self) -> dict[int, list[Group]]:
-        """Wait for all that was asked for; the batches that nobody has taken yet."""
-        for batch in sorted(self._pending):
-            self._done[batch] = self._collect(batch)
-        return dict(self._done)
-
-    def restore(self, batches: dict[int, list[Group]]) -> None:
-        """Put back what `drain` returned in an earlier run."""
-        self._done = dict(batches)
-
-    def busy_s(self) -> float:
-        """Seconds that engines had work since the start, averaged over engines."""
-        seconds: list[float] = self._workers.call("busy_s")
-        return sum(seconds) / len(seconds)
-
-    def canary(self, prompts: list[Prompt]) -> list[list[Sample]]:
-        """The answers of every engine to the same prompts, for comparing it with the learner."""
-        return self._workers.call("canary", *([prompts] for _ in range(len(self._workers))))
-
-    def _collect(self, batch: int) -> list[Group]:
-        return _gather(self._pending.pop(batch).result(f"sampling batch {batch}"))
+    return spawn
 
 
 class Sampler:

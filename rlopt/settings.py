@@ -40,23 +40,32 @@ def typed(composed: DictConfig) -> Config:
     return config
 
 
-SAMPLING = ["reward.*", "rollout.*", "sync.*", "data.prompt_key", "data.answer_key"]
-SAMPLING += ["trainer.log_samples", "cluster.gpus_per_engine"]
+ROWS = ["reward.*", "rollout.*", "sync.*", "replay.*", "run.record", "data.prompt_key", "data.answer_key"]
+ROWS += ["data.experience", "data.experience_share", "trainer.log_samples", "cluster.gpus_per_engine"]
 """What means nothing to a run on recorded rows; a star is every key of a section."""
-RECORDED = ["data.eval", "data.invalid_rows", "trainer.eval_every"]
-"""What means nothing to a run that samples."""
+OFFLINE = ["reward.*", "sync.*", "data.train", "data.size", "data.prompt_key", "data.answer_key", "cluster.gpus_per_engine"]
+OFFLINE += [f"rollout.{key}" for key in ("engines", "tensor_parallel", "max_num_seqs", "kv_cache_gib", "gpu_memory_share")]
+"""What means nothing to a run on recorded groups alone; temperature and limit of the samplers still do."""
+GROUPS = ["data.eval", "trainer.eval_every"]
+"""What means nothing to a run on groups."""
 
 
 def _refuse_ignored(config: Config, raw: dict[str, Any]) -> None:
     """Refuse keys that would be set in vain."""
-    vain, why = (RECORDED, "it samples its data") if config.algo.group_relative else (SAMPLING, "it has no samplers")
+    name = f"+algo={config.algo.name}"
+    if not config.algo.group_relative:
+        vain, why = ROWS, f"{name}, it has no samplers"
+    elif not config.samples:
+        vain, why = OFFLINE + GROUPS, f"data.experience={config.data.experience} alone, it has no samplers"
+    else:
+        vain, why = GROUPS + ([] if config.data.experience else ["data.invalid_rows"]), f"{name}, it samples its data"
     default: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / "config.yaml"))
     for name in vain:
         section, _, key = name.partition(".")
         for each in raw[section] if key == "*" else [key]:
             if raw[section][each] != default[section][each]:
                 setting = f"{section}.{each}={raw[section][each]}"
-                raise RloptError(f"{setting}: means nothing to +algo={config.algo.name}, {why}; drop it")
+                raise RloptError(f"{setting}: means nothing to {why}; drop it")
 
 
 def _sorted_out(algo: dict[str, Any]) -> dict[str, Any]:

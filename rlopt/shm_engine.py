@@ -7,7 +7,7 @@ from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTr
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from rlopt.weights import read_bucket
+from rlopt.weights import digest, read_bucket
 
 
 @dataclass
@@ -23,7 +23,6 @@ class ShmUpdateInfo(WeightTransferUpdateInfo):
     names: list[str]
     dtypes: list[str]
     shapes: list[list[int]]
-    digest: str
 
 
 class ShmWeightTransferEngine(WeightTransferEngine[ShmInitInfo, ShmUpdateInfo]):
@@ -36,18 +35,19 @@ class ShmWeightTransferEngine(WeightTransferEngine[ShmInitInfo, ShmUpdateInfo]):
     update_info_cls = ShmUpdateInfo
 
     def init_transfer_engine(self, init_info: ShmInitInfo) -> None:
-        pass
+        self.received: dict[str, str] = {}
 
     def start_weight_update(self) -> None:
+        self.received = {}
         initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         self.receive_weights(self.parse_update_info(update_info))  # the base class would synchronise an accelerator
 
     def receive_weights(self, update_info: ShmUpdateInfo) -> None:
-        self.model.load_weights(
-            read_bucket(update_info.path, update_info.names, update_info.dtypes, update_info.shapes, update_info.digest)
-        )
+        tensors = read_bucket(update_info.path, update_info.names, update_info.dtypes, update_info.shapes)
+        self.received |= {name: digest(tensor) for name, tensor in tensors}
+        self.model.load_weights(tensors)
 
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)
@@ -59,3 +59,11 @@ class ShmWeightTransferEngine(WeightTransferEngine[ShmInitInfo, ShmUpdateInfo]):
 
     def shutdown(self) -> None:
         pass
+
+
+class Receipts:
+    """What vLLM's worker can be asked beside its own verbs; vLLM makes it a base of the worker's class."""
+
+    def received_weights(self) -> dict[str, str]:
+        """Tensor name to digest, of all that the last weight update delivered."""
+        return dict(self.weight_transfer_engine.received)  # type: ignore[attr-defined]

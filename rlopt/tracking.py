@@ -19,10 +19,12 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from torch import Tensor
 
 from rlopt.config import TrackingConfig
 from rlopt.errors import RloptError
 from rlopt.metrics import DEFINITIONS
+from rlopt.record import Recorder
 from rlopt.types import Group
 
 FOUNDING = ("reward/mean", "actor/kl_k2", "actor/entropy", "response_length/mean")
@@ -45,8 +47,11 @@ LINE = {
 class Journal:
     """The files of a run, its W&B run and its progress bar. A resumed run's journal forgets what is done again."""
 
-    def __init__(self, run: Path, step: int, total: int, log_samples: int, wandb_run: Any, console: Console) -> None:
+    def __init__(
+        self, run: Path, step: int, total: int, log_samples: int, wandb_run: Any, console: Console, recorder: Recorder | None
+    ) -> None:
         """`step` is the step that the run goes on from; later lines of an interrupted attempt are cut off."""
+        self._recorder = recorder
         for name in ("metrics.jsonl", "samples.jsonl"):
             _keep_until(run / name, step)
         self._files: dict[str, IO[str]] = {
@@ -68,8 +73,8 @@ class Journal:
         self._task = self._progress.add_task("training", total=total, completed=step)
         self._progress.start()
 
-    def step(self, metrics: Mapping[str, float], groups: list[Group]) -> None:
-        """Write one learner step."""
+    def step(self, metrics: Mapping[str, float], groups: list[Group], policy: Tensor | None) -> None:
+        """Write one learner step; with a recorder also its groups, with what the policy says of them, `[B, T]`."""
         own = {name for name in metrics if name.startswith("objective/")}  # an objective's of the user's own
         unknown = metrics.keys() - DEFINITIONS.keys() - own
         if unknown:
@@ -92,6 +97,8 @@ class Journal:
                         "finish": sample.finish,
                     },
                 )
+        if self._recorder and policy is not None:
+            self._recorder.step(step, groups, policy)
         if self._wandb:
             self._wandb.log(dict(metrics))
         line = "  ".join(f"{label} {metrics[name]:{form}}" for name, (label, form) in LINE.items() if name in metrics)
@@ -111,6 +118,8 @@ class Journal:
         self._progress.stop()
         for file in self._files.values():
             file.close()
+        if self._recorder:
+            self._recorder.close()
         if self._wandb:
             self._wandb.finish(exit_code=exit_code)
 

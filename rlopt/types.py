@@ -11,7 +11,7 @@ log-probability the policy gives after reading tokens `0..t-1`. Nothing here kno
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from torch import Tensor
@@ -20,6 +20,9 @@ from rlopt.errors import RloptError
 
 Average = Literal["token_mean", "sequence_mean", "sequence_sum", "constant", "constant_sum", "pair_mean"]
 """How per-token losses become one number. `batching.weights` has the formulas."""
+
+Key = tuple[int, int]
+"""Of a prompt that is being sampled: (batch, place) in lockstep, (version, number) where samplers never stop."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +95,17 @@ class Group:
                     f"Group.samples: sample {number} answers prompt {sample.prompt_id}, the group's is {self.prompt.id}; "
                     "credit is relative to siblings, which have one prompt"
                 )
+
+
+@dataclass(frozen=True, eq=False)
+class Stock:
+    """Groups that are kept with a checkpoint, by the shelf they stand on, and plain facts about them."""
+
+    shelves: Mapping[str, list[Group]]
+    facts: Mapping[str, Any]
+
+    def joined(self, other: "Stock") -> "Stock":
+        return Stock({**self.shelves, **other.shelves}, {**self.facts, **other.facts})
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,21 +5,20 @@ vLLM's own (NCCL broadcast, CUDA IPC). Without a GPU it is `ShmSender`, with `sh
 weights are gathered in bounded buckets, written to shared memory, and read there; between nodes the bytes of a bucket
 travel through Ray's object store and are written again on the other side (`rollout`).
 
-Every bucket carries a digest that the receiver checks.
+The sender keeps a manifest, the digest of every tensor as it was sent; what every engine received is hashed there and compared
+before the new version is declared (`Client.verify`).
 """
 
-import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
+import xxhash
 from torch import Tensor
-
-from rlopt.errors import RloptError
 
 T = TypeVar("T")
 
@@ -52,13 +51,18 @@ class Source(Protocol):
 
 
 class Client(Protocol):
-    """All engines at once, as the sender sees them. vLLM's `VLLMWeightSyncClient`; every call returns when all are done."""
+    """All engines at once, as the sender sees them; every call returns when all are done.
+
+    vLLM's `VLLMWeightSyncClient`, and `verify`: compare what the engines received with the manifest, tensor name to digest.
+    """
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None: ...
 
     def start_weight_update(self) -> None: ...
 
     def update_weights(self, update_info: dict[str, Any]) -> None: ...
+
+    def verify(self, manifest: Mapping[str, str]) -> None: ...
 
     def finish_weight_update(self, weight_version: str | None = None) -> None: ...
 
@@ -103,10 +107,14 @@ def gpu_init_info(backend: str, rank: int, bucket_bytes: int, address: tuple[str
 
 
 class ShmSender:
-    """Sends through files in shared memory, one bucket at a time; the file is gone when the engines have read it."""
+    """Sends through files in shared memory, one bucket at a time; the file is gone when the engines have read it.
+
+    `manifest` is that of the last sending.
+    """
 
     def __init__(self, source: Source, client: Client, is_sender: bool, bucket_bytes: int) -> None:
         self._source, self._client, self._is_sender, self._bucket_bytes = source, client, is_sender, bucket_bytes
+        self.manifest: dict[str, str] = {}
         if is_sender:
             client.init_weight_transfer_engine({})
 
@@ -116,13 +124,16 @@ class ShmSender:
                 pass
             return
         self._client.start_weight_update()
+        self.manifest = {}
         copies = ((name, tensor.detach().to("cpu", copy=True).contiguous()) for name, tensor in self._source)
         for bucket in in_buckets(copies, self._bucket_bytes, lambda copy: copy[1].nbytes):
-            info = write_bucket(bucket)
+            info, digests = write_bucket(bucket)
+            self.manifest |= digests
             try:
                 self._client.update_weights(info)
             finally:
                 Path(info["path"]).unlink()
+        self._client.verify(self.manifest)
         self._client.finish_weight_update()
 
 
@@ -139,16 +150,15 @@ def in_buckets(items: Iterable[T], limit: int, nbytes: Callable[[T], int]) -> It
     yield bucket
 
 
-def write_bucket(tensors: list[tuple[str, Tensor]]) -> dict[str, Any]:
-    """Write `tensors` to a new file in shared memory; what the receiver needs to read it, as plain types."""
-    data = b"".join(tensor.flatten().view(torch.uint8).numpy().tobytes() for _, tensor in tensors)
-    return {
-        "path": write_shared(data),
+def write_bucket(tensors: list[tuple[str, Tensor]]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Write `tensors` to a new file in shared memory; what the receiver needs to read it, as plain types, and their digests."""
+    info = {
+        "path": write_shared(b"".join(tensor.flatten().view(torch.uint8).numpy().tobytes() for _, tensor in tensors)),
         "names": [name for name, _ in tensors],
         "dtypes": [str(tensor.dtype).removeprefix("torch.") for _, tensor in tensors],
         "shapes": [list(tensor.shape) for _, tensor in tensors],
-        "digest": hashlib.blake2b(data, digest_size=16).hexdigest(),
     }
+    return info, {name: digest(tensor) for name, tensor in tensors}
 
 
 def write_shared(data: bytes) -> str:
@@ -160,24 +170,31 @@ def write_shared(data: bytes) -> str:
     return file.name
 
 
-def read_bucket(
-    path: str, names: list[str], dtypes: list[str], shapes: list[list[int]], digest: str
-) -> list[tuple[str, Tensor]]:
-    """What `write_bucket` wrote, in memory of its own.
-
-    Raises:
-        RloptError: the bytes are not those that were sent.
-    """
-    data = bytearray(Path(path).read_bytes())
-    if hashlib.blake2b(data, digest_size=16).hexdigest() != digest:
-        raise RloptError(f"weights {names[0]} to {names[-1]} arrived changed: the digest of {len(data)} bytes differs")
-    flat = torch.frombuffer(data, dtype=torch.uint8)
+def read_bucket(path: str, names: list[str], dtypes: list[str], shapes: list[list[int]]) -> list[tuple[str, Tensor]]:
+    """What `write_bucket` wrote, in memory of its own."""
+    flat = torch.frombuffer(bytearray(Path(path).read_bytes()), dtype=torch.uint8)
     tensors, start = [], 0
     for name, dtype_name, shape in zip(names, dtypes, shapes, strict=True):
         spec = TensorSpec(name, getattr(torch, dtype_name), tuple(shape))
         tensors.append((name, flat[start : start + spec.nbytes].view(spec.dtype).reshape(shape)))
         start += spec.nbytes
     return tensors
+
+
+def digest(tensor: Tensor) -> str:
+    """Of a tensor on CPU, by its bytes."""
+    return xxhash.xxh3_128_hexdigest(tensor.flatten().view(torch.uint8).numpy().data)
+
+
+def difference(sent: Mapping[str, str], received: Mapping[str, str]) -> str | None:
+    """What tells the tensors that arrived from those that were sent, or None; both are name to digest."""
+    missing = [name for name in sent if name not in received]
+    changed = [name for name in sent if name in received and received[name] != sent[name]]
+    unknown = [name for name in received if name not in sent]
+    for names, what in ((missing, "did not arrive"), (changed, "arrived changed"), (unknown, "arrived and was not sent")):
+        if names:
+            return f"{names[0]} {what}" + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")
+    return None
 
 
 def register() -> None:

@@ -8,6 +8,7 @@ from builders import group
 
 from rlopt import checkpoint
 from rlopt.errors import RloptError
+from rlopt.types import Stock
 
 
 def write_model(folder: Path) -> None:
@@ -16,14 +17,15 @@ def write_model(folder: Path) -> None:
 
 
 def save(run: Path, step: int, keep: int = 2) -> Path:
-    buffer = {step + 1: [group("a", (0.25, 1.0), version=3)], step + 2: [group("b")]}
-    return checkpoint.save(run, step, {"position": {"step": step}}, buffer, write_model, keep)
+    shelves = {f"batch_{step + 1}": [group("a", (0.25, 1.0), version=3)], f"batch_{step + 2}": [group("b")]}
+    return checkpoint.save(run, step, {"position": {"step": step}}, Stock(shelves, {"next": 3}), write_model, keep)
 
 
 def test_what_was_sampled_comes_back_to_the_last_bit(tmp_path: Path) -> None:
-    buffer = checkpoint.load_buffer(save(tmp_path, 7))
-    assert sorted(buffer) == [8, 9]
-    before, after = group("a", (0.25, 1.0), version=3), buffer[8][0]
+    stock = checkpoint.load_stock(save(tmp_path, 7))
+    assert sorted(stock.shelves) == ["batch_8", "batch_9"]
+    assert stock.facts == {"next": 3}
+    before, after = group("a", (0.25, 1.0), version=3), stock.shelves["batch_8"][0]
     assert after.prompt.token_ids == before.prompt.token_ids
     for old, new in zip(before.samples, after.samples, strict=True):
         for name in ("token_ids", "spoken", "logprobs", "versions"):
@@ -47,7 +49,7 @@ def test_a_checkpoint_that_an_interruption_left_half_written_is_none(tmp_path: P
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        checkpoint.save(tmp_path, 10, {}, {}, interrupted, 2)
+        checkpoint.save(tmp_path, 10, {}, Stock({}, {}), interrupted, 2)
     assert [path.name for path in checkpoint.find_all(tmp_path)] == ["step_5"]
     assert save(tmp_path, 10).name == "step_10"
 

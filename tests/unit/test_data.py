@@ -19,7 +19,15 @@ class Letters:
 
 def config(train: Path | str, prompt_key: str | None = None) -> DataConfig:
     return DataConfig(
-        str(train), None, size=10, prompts_per_step=2, prompt_key=prompt_key, answer_key=None, invalid_rows="refuse"
+        train=str(train),
+        eval=None,
+        size=10,
+        experience=None,
+        experience_share=1.0,
+        prompts_per_step=2,
+        prompt_key=prompt_key,
+        answer_key=None,
+        invalid_rows="refuse",
     )
 
 

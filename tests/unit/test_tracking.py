@@ -14,7 +14,7 @@ from rlopt.tracking import Journal, read_column
 
 
 def journal(folder: Path, step: int = 0) -> Journal:
-    return Journal(folder, step, total=10, log_samples=1, wandb_run=None, console=Console(file=io.StringIO()))
+    return Journal(folder, step, total=10, log_samples=1, wandb_run=None, console=Console(file=io.StringIO()), recorder=None)
 
 
 def metrics(step: int) -> dict[str, float]:
@@ -23,7 +23,7 @@ def metrics(step: int) -> dict[str, float]:
 
 def test_a_step_is_one_line_in_the_order_of_the_table_and_nan_becomes_null(tmp_path: Path) -> None:
     diary = journal(tmp_path)
-    diary.step(metrics(1), [group()])
+    diary.step(metrics(1), [group()], None)
     diary.close(0)
     (row,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert list(row) == [name for name in DEFINITIONS if name in row]
@@ -36,12 +36,12 @@ def test_a_step_is_one_line_in_the_order_of_the_table_and_nan_becomes_null(tmp_p
 def test_a_resumed_journal_drops_the_steps_that_are_made_again_and_a_torn_line(tmp_path: Path) -> None:
     first = journal(tmp_path)
     for step in (1, 2, 3):
-        first.step(metrics(step), [group()])
+        first.step(metrics(step), [group()], None)
     first.close(1)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "rewa')
     again = journal(tmp_path, step=2)
-    again.step(metrics(3), [group()])
+    again.step(metrics(3), [group()], None)
     again.close(0)
     assert read_column(tmp_path, "step") == [1, 2, 3]
     assert [json.loads(line)["step"] for line in (tmp_path / "samples.jsonl").read_text().splitlines()] == [1, 2, 3]
@@ -52,5 +52,5 @@ def test_a_metric_without_a_definition_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(
         RloptError, match="metrics without a definition: .'reward/median'.; an objective's own begin with objective/"
     ):
-        diary.step(metrics(1) | {"reward/median": 0.5}, [group()])
+        diary.step(metrics(1) | {"reward/median": 0.5}, [group()], None)
     diary.close(1)

@@ -1,0 +1,201 @@
+"""Recorded groups to learn from without samplers: checked once from end to end, then read again as they are dealt.
+
+A file is a record that a run left (`record`), compressed or not, or lines of one's own without a first line that says what
+made them:
+
+    {"prompt": "12+7*3=", "answer": "33", "samples": [{"text": "...", "reward": 1.0}, {"text": "...", "reward": 0.0}]}
+
+whose texts are tokenised here and whose behavior policy is unknown. Recorded groups stand still while the policy moves on, so
+all of them count as spoken by version 0: their lag is the number of updates made here.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlopt.data import Tokenizer
+from rlopt.errors import RloptError
+from rlopt.record import Block, Damaged, blocks, group_from_json, refuse_foreign
+from rlopt.types import Group, Prompt, Sample
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a run asks of recorded groups.
+
+    Attributes:
+        max_tokens: the longest sequence, prompt and response together.
+        siblings: a lone sample gets no credit.
+        logprobs: why behavior log-probabilities are needed, or None.
+    """
+
+    max_tokens: int
+    siblings: bool
+    logprobs: str | None
+
+
+class _Unusable(Exception):
+    """Why a group cannot be used."""
+
+
+@dataclass
+class Experience:
+    """The usable groups of a file, in its order.
+
+    Attributes:
+        path: the file.
+        places: (byte where its block starts, number of the block's first line, line within the block) of every group.
+        dropped: reason to line numbers of the groups that are left out.
+        damage: where and why the file could not be read to its end, or None.
+        has_logprobs: every group has behavior log-probabilities.
+        longest: sequence, in tokens.
+        largest: group, in samples.
+    """
+
+    path: Path
+    tokenizer: Tokenizer
+    places: list[tuple[int, int, int]]
+    dropped: Mapping[str, list[int]]
+    damage: str | None
+    has_logprobs: bool
+    longest: int
+    largest: int
+    _block: Block | None = None
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def groups(self, first: int, count: int) -> list[Group]:
+        """`count` groups from number `first` (from 0) on, beginning again where the file ends."""
+        return [self._group(*self.places[i % len(self)]) for i in range(first, first + count)]
+
+    def _group(self, start: int, first: int, line: int) -> Group:
+        if self._block is None or self._block.start != start:
+            self._block = next(blocks(self.path, start, first))
+        row = json.loads(self._block.lines[line])
+        return _parse(row, self.tokenizer, f"{self.path.name}:{first + line}")[0]
+
+
+def load_experience(name: str, tokenizer: Tokenizer, mine: Mapping[str, object], needs: Needs, drop: bool) -> Experience:
+    """The groups of `data.experience=name`.
+
+    Args:
+        mine: the first line that a record of this run would have.
+        drop: leave groups that cannot be used out, and count them.
+
+    Raises:
+        RloptError: no such file, made by another tokenizer or distribution, groups that cannot be used and are not to be
+            dropped, none left, or no log-probabilities where they are needed.
+    """
+    path, where = Path(name), f"data.experience={name}"
+    if not path.is_file():
+        raise RloptError(
+            f"{where}: no such file; give the {'experience.jsonl.gz'} of a run with run.record=true, or JSON lines"
+        )
+    found = Experience(path, tokenizer, [], {}, None, True, 0, 0)
+    dropped: dict[str, list[int]] = {}
+    try:
+        for block in blocks(path):
+            for line, text in enumerate(block.lines):
+                number = block.first + line
+                try:
+                    row = json.loads(text)
+                except json.JSONDecodeError as error:
+                    raise Damaged(block.start, f"line {number} is not JSON ({error.msg})") from None
+                if isinstance(row, dict) and row.get("rlopt") == "experience":
+                    refuse_foreign(row, mine, where)
+                    continue
+                try:
+                    group, known = _checked(row, tokenizer, f"{path.name}:{number}", needs)
+                except _Unusable as why:
+                    dropped.setdefault(str(why), []).append(number)
+                    continue
+                found.places.append((block.start, block.first, line))
+                found.has_logprobs &= known
+                found.longest = max(found.longest, *(len(group.prompt.token_ids) + len(s.token_ids) for s in group.samples))
+                found.largest = max(found.largest, len(group.samples))
+    except Damaged as damage:
+        left = f"the {len(found)} groups before it are used"
+        found.damage = f"damaged from byte {damage.offset} of {path.stat().st_size} on: {damage}; {left}"
+    found.dropped = dropped
+    _refuse(found, where, needs, drop)
+    return found
+
+
+def _refuse(found: Experience, where: str, needs: Needs, drop: bool) -> None:
+    count = sum(map(len, found.dropped.values()))
+    if count and not drop:
+        reasons = "; ".join(f"line {lines[0]}: {why}" for why, lines in found.dropped.items())
+        raise RloptError(
+            f"{where}: {count} of {count + len(found)} groups are unusable ({reasons}); mend them, or data.invalid_rows=drop"
+        )
+    if not len(found):
+        raise RloptError(f"{where}: no group can be used ({found.damage or '; '.join(found.dropped) or 'the file is empty'})")
+    if needs.logprobs and not found.has_logprobs:
+        raise RloptError(
+            f"{where}: has groups without behavior log-probabilities, and {needs.logprobs}; choose an algorithm that needs "
+            "none (reinforce, red_weight, asymre, ...), algo.anchor=proximal where that is all it needs, or record again"
+        )
+
+
+def _checked(row: Any, tokenizer: Tokenizer, name: str, needs: Needs) -> tuple[Group, bool]:
+    """The group of a line, if this run can use it, and whether it has log-probabilities."""
+    try:
+        group, known = _parse(row, tokenizer, name)
+    except RloptError as refusal:
+        raise _Unusable(str(refusal)) from None
+    if not group.samples:
+        raise _Unusable("no samples")
+    if needs.siblings and len(group.samples) == 1:
+        raise _Unusable("one sample, and credit is relative to siblings")
+    if len(group.prompt.token_ids) + max(len(sample.token_ids) for sample in group.samples) > needs.max_tokens:
+        raise _Unusable(f"more than {needs.max_tokens} tokens")
+    return group, known
+
+
+def _parse(row: Any, tokenizer: Tokenizer, name: str) -> tuple[Group, bool]:
+    """The group of a line, as version 0 spoke it, and whether it has log-probabilities."""
+    try:
+        if isinstance(row["prompt"], str):
+            return _from_text(row, tokenizer, name), False
+        known = all(sample["logprobs"] is not None for sample in row["samples"])
+        samples = [
+            {**sample, "versions": [0] * len(sample["token_ids"])}
+            | ({} if known else {"logprobs": [0.0] * len(sample["token_ids"])})
+            for sample in row["samples"]
+        ]
+        return group_from_json({**row, "samples": samples}), known
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _Unusable(f"no group ({type(error).__name__}: {error})") from None
+
+
+def _from_text(row: Mapping[str, Any], tokenizer: Tokenizer, name: str) -> Group:
+    """A group of texts: tokenised as a prompt and its answers are, each with the end token."""
+    prompt = Prompt(name, tuple(tokenizer.encode(row["prompt"])), row["prompt"], str(row.get("answer", "")), "experience")
+    if not prompt.token_ids:
+        raise _Unusable("prompt has no token that the tokenizer knows")
+    samples = []
+    for sample in row["samples"]:
+        ids = tokenizer.encode(sample["text"], add_special_tokens=False)
+        ids = ids if ids[-1:] == [tokenizer.eos_token_id] else [*ids, tokenizer.eos_token_id]
+        samples.append(_silent(prompt, ids, sample["text"], float(sample["reward"])))
+    return Group(prompt, tuple(samples))
+
+
+def _silent(prompt: Prompt, ids: list[int], text: str, reward: float) -> Sample:
+    """A sample of an unknown policy."""
+    return Sample(
+        prompt_id=prompt.id,
+        token_ids=np.array(ids, np.int32),
+        spoken=np.ones(len(ids), bool),
+        logprobs=np.zeros(len(ids), np.float32),
+        versions=np.zeros(len(ids), np.int32),
+        text=text,
+        finish="stop",
+        reward=reward,
+        parts={},
+    )

@@ -1,0 +1,200 @@
+"""All engines as the samplers' side of the loop sees them: prompts go out, groups come back, engines come and go.
+
+An engine that dies is replaced. Its prompts go to the others, which draw the same tokens for them (a sample's seed does not
+depend on who draws it); its replacement joins when the weights are next synchronised.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rlopt.cluster import Lost, Pending, Stalled, Workers, finished, wait_any
+from rlopt.data import Deal
+from rlopt.errors import NoEngine
+from rlopt.rollout import Heard
+from rlopt.types import Group, Key
+
+Report = Callable[..., None]
+"""`tracking.Journal.event`: what kind of thing happened, and facts by name."""
+
+MOST_LOSSES = 3
+"""Engines that may die between two synchronisations before the run ends: there is a cause that replacing does not cure."""
+
+
+@dataclass
+class Engine:
+    """One engine: what it was asked for, and how busy it had been when that was last asked."""
+
+    number: int
+    workers: Workers
+    calls: dict[Key, tuple[Deal, Pending]] = field(default_factory=dict)
+    busy_s: float = 0.0
+    asked_at: float = 0.0
+
+    def say(self, method: str, *arguments: Any) -> Any:
+        """Call a method and wait for it."""
+        return self.workers.call(method, arguments)[0]
+
+
+class Fleet:
+    """The engines. Numbers are never given twice, so a number in `events.jsonl` is one engine."""
+
+    def __init__(self, spawn: Callable[[str, int], Workers], count: int, start_deadline_s: float) -> None:
+        """`spawn(name, 1)` makes an actor. All begin to load at once; `join` waits for them."""
+        self._spawn, self._start_deadline_s = spawn, start_deadline_s
+        self.report: Report = lambda kind, **facts: None
+        self._made = 0
+        self._starting: list[tuple[Engine, Pending]] = []
+        self._up: list[Engine] = []
+        self._homeless: dict[Key, Deal] = {}
+        self._done: dict[Key, Group] = {}
+        self._losses = 0
+        for _ in range(count):
+            self._make()
+
+    def ask(self, key: Key, deal: Deal) -> None:
+        """Have the least busy engine sample the group of `deal`; returns at once."""
+        if not self._up:
+            self._homeless[key] = deal
+            return
+        engine = min(self._up, key=lambda engine: len(engine.calls))
+        engine.calls[key] = (deal, engine.workers.start("sample", (deal,)))
+
+    @property
+    def asked(self) -> list[Key]:
+        """Everything that was asked for and not handed over, in order."""
+        return sorted([*self._done, *self._homeless, *(key for engine in self._up for key in engine.calls)])
+
+    @property
+    def done(self) -> Mapping[Key, Group]:
+        """Groups that had come back when this was last looked for (`poll`, `wait`), and were not handed over."""
+        return self._done
+
+    def poll(self) -> None:
+        """Take in what has come back."""
+        calls = [(engine, key, call) for engine in self._up for key, (_, call) in engine.calls.items()]
+        answered = finished([call for _, _, call in calls])
+        for engine, key, call in calls:
+            if call not in answered or key not in engine.calls:
+                continue
+            try:
+                (group,) = call.result(f"sampling group {key}")
+            except Lost as lost:
+                if engine in self._up:
+                    self.lose(engine.number, str(lost))
+                continue
+            del engine.calls[key]
+            self._done[key] = group
+
+    def wait(self, deadline_s: float) -> None:
+        """Wait until at least one more group has come back than `done` shows.
+
+        Raises:
+            Stalled: none came in `deadline_s` seconds.
+            NoEngine: nobody is left to sample.
+        """
+        before, ends = len(self._done), time.monotonic() + deadline_s
+        self.poll()
+        while len(self._done) == before:
+            calls = [pending for engine in self._up for _, pending in engine.calls.values()]
+            if not calls:
+                raise NoEngine
+            left = ends - time.monotonic()
+            if left <= 0:
+                waiting = {f"engine {e.number}": sorted(e.calls)[0] for e in self._up if e.calls}
+                raise Stalled(f"the driver waited {deadline_s:.0f} s for groups of {waiting} (cluster.step_deadline_s)")
+            wait_any(calls, min(left, 5.0))
+            self.poll()
+
+    def hand_over(self, key: Key) -> Group:
+        """A group that came back; it is the caller's now."""
+        return self._done.pop(key)
+
+    def cancel(self, key: Key) -> None:
+        """Forget a group that was asked for; an engine that samples it stops."""
+        self._done.pop(key, None)
+        self._homeless.pop(key, None)
+        for engine in self._up:
+            if key in engine.calls:
+                engine.calls.pop(key)[1].cancel()
+
+    def put_back(self, groups: Mapping[Key, Group]) -> None:
+        """Groups that an earlier run had sampled and not learned from."""
+        self._done |= groups
+
+    def join(self, wait: bool) -> bool:
+        """Take in the engines that have loaded, or with `wait` all that are loading; whether there were any.
+
+        They have no weights to sample with yet.
+        """
+        ready = [(engine, pending) for engine, pending in self._starting if wait or pending.done]
+        for engine, pending in ready:
+            self._starting.remove((engine, pending))
+            pending.result("starting up")
+            self._up.append(engine)
+        self._losses = 0 if wait else self._losses
+        return bool(ready)
+
+    def settle(self) -> None:
+        """Hand what nobody samples to the engines that are there; called when these have weights."""
+        self._losses = 0
+        homeless, self._homeless = self._homeless, {}
+        for key, deal in homeless.items():
+            self.ask(key, deal)
+
+    @property
+    def handles(self) -> dict[int, Any]:
+        """Actor handles of the engines that are there, by number."""
+        return {engine.number: engine.workers.handles[0] for engine in self._up}
+
+    def canary(self, texts: list[tuple[int, ...]], numbers: list[int]) -> dict[int, list[Heard]]:
+        """What each of the engines `numbers` says of the same texts, by number; of those that are alive."""
+        pending = [(e, e.workers.start("canary", (texts,))) for e in self._up if e.number in numbers]
+        answers = {}
+        for engine, one in pending:
+            try:
+                answers[engine.number] = one.result("answering the canary prompts")[0]
+            except Lost as lost:
+                self.lose(engine.number, str(lost))
+        return answers
+
+    def idle_frac(self) -> float:
+        """Share of the time since this was last asked in which engines had no request; mean over engines."""
+        shares = []
+        for engine in list(self._up):
+            try:
+                busy_s, now = engine.say("busy_s"), time.monotonic()
+            except Lost as lost:
+                self.lose(engine.number, str(lost))
+                continue
+            if engine.asked_at:
+                shares.append(1 - (busy_s - engine.busy_s) / (now - engine.asked_at))
+            engine.busy_s, engine.asked_at = busy_s, now
+        return sum(shares) / len(shares) if shares else 0.0
+
+    def lose(self, number: int, why: str) -> None:
+        """Give an engine up: end it, hand its prompts to others, and start another in its place.
+
+        Raises:
+            Stalled: engines die faster than weights are synchronised.
+        """
+        engine = next(engine for engine in self._up if engine.number == number)
+        self._up.remove(engine)
+        engine.workers.close()
+        self._losses += 1
+        self.report("engine_lost", engine=number, why=why, asked_again=len(engine.calls))
+        if self._losses > MOST_LOSSES:
+            raise Stalled(f"{self._losses} engines were lost since the last sync, the last one, engine {number}: {why}")
+        self._make()
+        for key, (deal, _) in engine.calls.items():
+            self.ask(key, deal)
+
+    def close(self) -> None:
+        for engine in [*self._up, *(engine for engine, _ in self._starting)]:
+            engine.workers.close()
+
+    def _make(self) -> None:
+        engine = Engine(self._made, self._spawn(f"engine {self._made}", 1))
+        self._made += 1
+        self._starting.append((engine, engine.workers.start("start", deadline_s=self._start_deadline_s)))

@@ -1,0 +1,92 @@
+"""Groups as a `loop.Source`: new, replayed and recorded ones, in the shares that the config names. No Ray, no engine."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+from rlopt.batching import pad
+from rlopt.loop import Drawn
+from rlopt.metrics import batch_metrics
+from rlopt.replay import Replay
+from rlopt.types import Group, Sequences, Stock
+
+
+class Samplers(Protocol):
+    """Where new groups come from: `live.Lockstep` or `stream.Stream`."""
+
+    def open(self, step: int) -> None:
+        """Bring the engines to the weights of `step`."""
+        ...
+
+    def take(self, step: int) -> tuple[list[Group], dict[str, float]]:
+        """The new groups of `step`, and metrics of them; waits for them."""
+        ...
+
+    def learned(self, step: int) -> dict[str, float]:
+        """`step` was learned from, and another follows: synchronise where it is time to. Metrics of that."""
+        ...
+
+    def stock(self, step: int) -> Stock:
+        """What was sampled after `step` and not taken."""
+        ...
+
+
+class Learners(Protocol):
+    """The learner ranks, as far as groups need them. Documented in `learner.Learners`."""
+
+    def score(self, sequences: Sequences, whose: Literal["policy", "reference"]) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Groups of a step by where they come from, and samples of a group."""
+
+    new: int
+    replayed: int
+    recorded: int
+    group_size: int
+
+
+@dataclass(frozen=True)
+class Groups:
+    """What a step learns from. `samplers`, `replay` and `recorded` (groups by number and count) may each be missing."""
+
+    shares: Shares
+    samplers: Samplers | None
+    replay: Replay | None
+    recorded: Callable[[int, int], list[Group]] | None
+    learners: Learners
+
+    def open(self, step: int) -> None:
+        if self.samplers:
+            self.samplers.open(step)
+
+    def take(self, step: int) -> Drawn:
+        shares, metrics = self.shares, dict[str, float]()
+        groups, asked = list[Group](), shares.new
+        if self.samplers:
+            groups, metrics = self.samplers.take(step)
+        if self.replay:
+            again = self.replay.draw(step, shares.replayed)
+            self.replay.insert(groups)
+            groups = groups + again
+            asked += len(again)
+            metrics |= self.replay.metrics()
+        if self.recorded:
+            groups = groups + self.recorded((step - 1) * shares.recorded, shares.recorded)
+            asked += shares.recorded
+        sequences = pad(groups, step)
+        metrics = batch_metrics(groups, step, asked * shares.group_size) | metrics
+        return Drawn(sequences, lambda: self.learners.score(sequences, "reference"), metrics, groups)
+
+    def learned(self, step: int) -> dict[str, float]:
+        return self.samplers.learned(step) if self.samplers else {}
+
+    def measure(self, step: int) -> dict[str, float]:
+        return {}
+
+    def stock(self, step: int) -> Stock:
+        stock = self.samplers.stock(step) if self.samplers else Stock({}, {})
+        return stock.joined(self.replay.stock()) if self.replay else stock

@@ -1,0 +1,164 @@
+"""Bringing the engines to the learner's weights, and proving it: what was received, and what it does.
+
+A version is declared to an engine only when the digests of all tensors that it received are those that were sent. Then engine
+and learner score the same canary prompts. An engine that fails either is left paused, is sent everything again, and ends the
+run when that does not cure it.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlopt.batching import pad_examples
+from rlopt.errors import RloptError
+from rlopt.loop import Journal
+from rlopt.types import Example, Prompt, Sequences
+
+ATTEMPTS = 3
+"""Sendings to an engine before the run ends."""
+
+
+class HeardLike(Protocol):
+    """What an engine says of a text: `rollout.Heard`."""
+
+    @property
+    def logprobs(self) -> np.ndarray: ...
+    @property
+    def version(self) -> int: ...
+
+
+class SentLike(Protocol):
+    """What a sending cost, and why engines did not get it: `faults` by engine number."""
+
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def seconds(self) -> float: ...
+    @property
+    def faults(self) -> Mapping[int, str]: ...
+
+
+class Learners(Protocol):
+    """The learner ranks, as far as samplers need them. Documented in `learner.Learners`."""
+
+    def score(self, sequences: Sequences, whose: Literal["policy", "reference"], temperature: float) -> Tensor: ...
+    def connect(self, engines: Mapping[int, Any], ranks_per_engine: int) -> None: ...
+    def sync(self, version: int, only: list[int] | None) -> SentLike: ...
+
+
+class Engines(Protocol):
+    """The engines. Documented in `fleet.Fleet`."""
+
+    @property
+    def handles(self) -> Mapping[int, Any]: ...
+    def join(self, wait: bool) -> bool: ...
+    def settle(self) -> None: ...
+    def canary(self, texts: list[tuple[int, ...]], numbers: list[int]) -> Mapping[int, Sequence[HeardLike]]: ...
+    def lose(self, number: int, why: str) -> None: ...
+
+
+def canary_texts(prompts: list[Prompt], count: int) -> list[tuple[int, ...]]:
+    """The beginnings of the first prompts: enough to touch every weight, few enough to cost little."""
+    return [(prompt.token_ids * 2)[: max(2, min(len(prompt.token_ids), 128))] for prompt in prompts[:count]]
+
+
+@dataclass
+class Synchroniser:
+    """Carries weights to the engines.
+
+    Attributes:
+        canaries: texts, as `canary_texts` makes them.
+        tolerance: nats.
+        version: what the engines hold, -1 before the first sync.
+    """
+
+    learners: Learners
+    engines: Engines
+    canaries: list[tuple[int, ...]]
+    verify: bool
+    tolerance: float
+    ranks_per_engine: int
+    journal: Journal
+    version: int = -1
+    _connected: frozenset[int] = frozenset()
+    _scores: list[Tensor] | None = None  # of the canaries, by the learner, at this sync
+
+    def to(self, version: int) -> dict[str, float]:
+        """Bring all engines to `version`, those that have just been started too; metrics of that.
+
+        Raises:
+            RloptError: an engine did not get the weights, or differs from the learner, at every attempt.
+        """
+        started = time.monotonic()
+        self._scores = None
+        self.engines.join(wait=not self.engines.handles)
+        if frozenset(self.engines.handles) != self._connected:
+            self.learners.connect(self.engines.handles, self.ranks_per_engine)
+            self._connected = frozenset(self.engines.handles)
+        sent = self.learners.sync(version, None)
+        seconds, gaps, wrong, attempt = sent.seconds, dict[int, float](), self._wrong(version, None, sent), 1
+        gaps |= wrong.gaps
+        while wrong.faults:
+            for number, why in wrong.faults.items():
+                self.journal.event("sync_fault", version=version, engine=number, attempt=attempt, why=why)
+            if attempt == ATTEMPTS:
+                number, why = next(iter(wrong.faults.items()))
+                raise RloptError(f"sync of version {version}: engine {number}: {why}; sent {ATTEMPTS} times, each in vain")
+            attempt += 1
+            sent = self.learners.sync(version, sorted(wrong.faults))
+            seconds += sent.seconds
+            wrong = self._wrong(version, sorted(wrong.faults), sent)
+            gaps |= wrong.gaps
+        self.version = version
+        self.engines.settle()
+        metrics: dict[str, float] = {"sync/seconds": seconds, "sync/bytes": sent.bytes, "sync/faults": attempt - 1}
+        if self.verify:
+            metrics |= {"sync/canary_abs_diff": max(gaps.values(), default=0.0), "sync/verified": 1.0}
+        metrics["timing_s/sync"] = time.monotonic() - started
+        self.journal.event("sync", version=version, engines=sorted(self.engines.handles), **metrics)
+        return metrics
+
+    def _wrong(self, version: int, only: list[int] | None, sent: SentLike) -> "_Verdict":
+        """What is wrong with the engines `only` (all: None) after a sending, and how far each is from the learner."""
+        faults = dict(sent.faults)
+        for number, why in sent.faults.items():
+            if "died" in why:
+                self.engines.lose(number, why)
+                del faults[number]
+        meant = [n for n in self.engines.handles if n in self._connected and (only is None or n in only) and n not in faults]
+        gaps: dict[int, float] = {}
+        if self.verify and meant:
+            for number, answers in self.engines.canary(self.canaries, meant).items():
+                stale = [heard.version for heard in answers if heard.version != version]
+                if stale:
+                    faults[number] = f"still answers with version {stale[0]}"
+                    continue
+                gaps[number] = gap = self._gap([heard.logprobs for heard in answers])
+                if not gap <= self.tolerance:
+                    faults[number] = (
+                        f"differs from the learner by {gap:.2e} nats on a canary token, sync.tolerance allows "
+                        f"{self.tolerance:.0e}; the weights do not act as they were sent"
+                    )
+        return _Verdict(faults, gaps)
+
+    def _gap(self, heard: list[np.ndarray]) -> float:
+        """The largest difference of a canary token's log-probability from the learner's, in nats."""
+        if self._scores is None:
+            texts = pad_examples([Example(Prompt("canary", text[:1], "", "", ""), (text[1:],)) for text in self.canaries])
+            scores = self.learners.score(texts, "policy", 1.0)
+            self._scores = [row[mask > 0] for row, mask in zip(scores, texts.mask, strict=True)]
+        pairs = zip(self._scores, heard, strict=True)
+        return max((mine - torch.from_numpy(theirs)).abs().max().item() for mine, theirs in pairs)
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    """By engine number: why it has not the weights, and how far it is from the learner."""
+
+    faults: Mapping[int, str]
+    gaps: Mapping[int, float]

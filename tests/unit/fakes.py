@@ -1,0 +1,146 @@
+"""Hand-written stand-ins for engines, learners and journal, in one process."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from builders import group
+from torch import Tensor
+
+from rlopt.data import Deal
+from rlopt.errors import NoEngine
+from rlopt.types import Batch, Group, Key, Sequences
+
+
+@dataclass(frozen=True)
+class Sent:
+    faults: Mapping[int, str] = field(default_factory=dict)
+    bytes: int = 8
+    seconds: float = 0.1
+
+
+@dataclass(frozen=True)
+class Heard:
+    logprobs: np.ndarray
+    version: int
+
+
+@dataclass
+class Engines:
+    """Samples at once, with the version it holds; but for the keys in `slow`, which come back one `wait` after another."""
+
+    version: int = -1
+    numbers: list[int] = field(default_factory=lambda: [0])
+    loading: list[int] = field(default_factory=list)
+    log: list[Key] = field(default_factory=list)
+    done: dict[Key, Group] = field(default_factory=dict)
+    slow: set[int] = field(default_factory=set)
+    under_way: dict[Key, Deal] = field(default_factory=dict)
+    cancelled: list[Key] = field(default_factory=list)
+    lost: list[tuple[int, str]] = field(default_factory=list)
+
+    @property
+    def asked(self) -> list[Key]:
+        return sorted([*self.done, *self.under_way])
+
+    @property
+    def handles(self) -> dict[int, object]:
+        return {number: object() for number in self.numbers}
+
+    def ask(self, key: Key, deal: Deal) -> None:
+        self.log.append(key)
+        if key[1] in self.slow or not self.numbers:
+            self.under_way[key] = deal
+        else:
+            self.done[key] = group(deal.prompt.id, (1.0, 0.0), self.version)
+
+    def poll(self) -> None:
+        pass
+
+    def wait(self, deadline_s: float) -> None:
+        if not self.numbers:
+            raise NoEngine
+        key = min(self.under_way)
+        self.done[key] = group(self.under_way.pop(key).prompt.id, (1.0, 0.0), key[0])
+
+    def hand_over(self, key: Key) -> Group:
+        return self.done.pop(key)
+
+    def cancel(self, key: Key) -> None:
+        self.cancelled.append(key)
+        self.done.pop(key, None)
+        self.under_way.pop(key, None)
+
+    def join(self, wait: bool) -> bool:
+        self.numbers += self.loading
+        self.loading = []
+        return True
+
+    def settle(self) -> None:
+        under_way, self.under_way = self.under_way, {}
+        for key, deal in under_way.items():
+            self.ask(key, deal)
+            self.log.pop()
+
+    def idle_frac(self) -> float:
+        return 0.25
+
+    def lose(self, number: int, why: str) -> None:
+        self.numbers.remove(number)
+        self.lost.append((number, why))
+
+    def canary(self, texts: list[tuple[int, ...]], numbers: list[int]) -> dict[int, list[Heard]]:
+        return {n: [Heard(np.full(len(t) - 1, -0.5, np.float32), self.version) for t in texts] for n in numbers}
+
+
+@dataclass
+class Trainer:
+    """Learns nothing; says -0.5 for every token, as the engines do, plus `gap`."""
+
+    engines: Engines
+    gap: float = 0.0
+    arrives: bool = True
+    faults: list[dict[int, str]] = field(default_factory=list)
+    updates: list[int] = field(default_factory=list)
+    synced: list[int] = field(default_factory=list)
+    sent_to: list[list[int] | None] = field(default_factory=list)
+    connected: list[list[int]] = field(default_factory=list)
+    scored: list[tuple[str, int]] = field(default_factory=list)
+
+    def update(self, batches: list[Batch], step: int) -> dict[str, float]:
+        self.updates.append(step)
+        return {}
+
+    def score(self, sequences: Sequences, whose: str, temperature: float | None = None) -> Tensor:
+        self.scored.append((whose if temperature is None else "canary", len(sequences)))
+        return torch.full(sequences.mask.shape, -0.5 + self.gap)
+
+    def measure(self, batch: Batch) -> dict[str, float]:
+        return {"preference/margin": float(len(batch)), "actor/entropy": 0.1}
+
+    def connect(self, engines: Mapping[int, object], ranks_per_engine: int) -> None:
+        self.connected.append(sorted(engines))
+
+    def sync(self, version: int, only: list[int] | None) -> Sent:
+        self.synced.append(version)
+        self.sent_to.append(only)
+        if self.arrives:
+            self.engines.version = version
+        return Sent(self.faults.pop(0) if self.faults else {})
+
+
+@dataclass
+class Diary:
+    rows: list[dict[str, float]] = field(default_factory=list)
+    events: list[str] = field(default_factory=list)
+    facts: list[dict[str, object]] = field(default_factory=list)
+    policies: list[Tensor | None] = field(default_factory=list)
+
+    def step(self, metrics: Mapping[str, float], groups: list[Group], policy: Tensor | None) -> None:
+        self.rows.append(dict(metrics))
+        self.policies.append(policy)
+
+    def event(self, kind: str, **facts: object) -> None:
+        self.events.append(kind)
+        self.facts.append(facts)
