@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from rlopt.batching import pad_examples
@@ -153,7 +152,7 @@ class Synchroniser:
             scores = self.learners.score(texts, "policy", 1.0)
             self._scores = [row[mask > 0] for row, mask in zip(scores, texts.mask, strict=True)]
         pairs = zip(self._scores, heard, strict=True)
-        return max((mine - torch.from_numpy(theirs)).abs().max().item() for mine, theirs in pairs)
+        return max(float(np.abs(mine.numpy() - theirs).max()) for mine, theirs in pairs)
 
 
 @dataclass(frozen=True)

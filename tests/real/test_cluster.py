@@ -16,7 +16,7 @@ from ray.cluster_utils import Cluster as Nodes
 from rlopt.cluster import Cluster, EngineClient, Stalled
 from rlopt.config import ClusterConfig
 from rlopt.errors import RloptError
-from rlopt.weights import ShmSender, read_bucket, write_shared
+from rlopt.weights import ShmSender, digest, read_bucket, write_shared
 
 PATHS = {"PYTHONPATH": os.pathsep.join(sys.path)}
 """So that Ray's workers find the classes of this file."""
@@ -57,7 +57,7 @@ class Engine:
     """Receives weights as a rollout worker does, without vLLM."""
 
     def __init__(self) -> None:
-        self.received: dict[str, torch.Tensor] = {}
+        self.tensors: dict[str, torch.Tensor] = {}
         self.versions: list[str] = []
         self.remote_buckets = 0
 
@@ -68,9 +68,15 @@ class Engine:
         pass
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        self.received |= dict(read_bucket(**update_info))
+        self.tensors |= dict(read_bucket(**update_info))
 
-    def update_weights_from(self, update_info: dict[str, Any], data: np.ndarray) -> None:
+    def received(self) -> dict[str, str]:
+        return {name: digest(tensor) for name, tensor in self.tensors.items()}
+
+    def update_weights_from(self, update_info: dict[str, Any], data: np.ndarray | None) -> None:
+        if data is None:
+            self.update_weights(update_info)
+            return
         self.remote_buckets += 1
         path = write_shared(data.tobytes())
         self.update_weights({**update_info, "path": path})
@@ -81,7 +87,7 @@ class Engine:
 
     def report(self) -> tuple[str, int, list[str], float]:
         node = ray.get_runtime_context().get_node_id()
-        return node, self.remote_buckets, self.versions, float(sum(t.sum() for t in self.received.values()))
+        return node, self.remote_buckets, self.versions, float(sum(t.sum() for t in self.tensors.values()))
 
     def close(self) -> None:
         pass
@@ -116,13 +122,29 @@ def test_a_worker_that_dies_and_one_that_refuses_are_told_apart(cluster: Cluster
 
 def test_weights_reach_engines_on_both_nodes(cluster: Cluster) -> None:
     workers = cluster.workers("engine", Engine, 0, PATHS, [], [], [], [])
-    client = EngineClient(workers.handles, ranks_per_engine=1, deadline_s=90.0)
-    client.version = 7
+    client = EngineClient(dict(enumerate(workers.handles)), ranks_per_engine=1, deadline_s=90.0)
+    client.begin(7, None)
     ShmSender(Weights(), client, is_sender=True, bucket_bytes=40).send_weights()
     reports = workers.call("report")
     assert len({node for node, *_ in reports}) == 2
     assert {buckets for _, buckets, _, _ in reports} == {0, 2}  # the other node gets its bytes through Ray
     assert all((versions, total) == (["7"], 20.0) for _, _, versions, total in reports)
+    assert client.faults == {}
+    workers.close()
+
+
+def test_an_engine_that_is_dead_gets_no_further_verb_and_the_others_get_theirs(cluster: Cluster) -> None:
+    workers = cluster.workers("engine", Engine, 0, PATHS, [], [])
+    client = EngineClient(dict(zip((4, 6), workers.handles, strict=True)), ranks_per_engine=1, deadline_s=90.0)
+    sender = ShmSender(Weights(), client, is_sender=True, bucket_bytes=40)
+    ray.kill(workers.handles[0])
+    client.begin(7, None)
+    sender.send_weights()
+    assert client.faults == {4: "the engine died during start_weight_update"}
+    assert ray.get(workers.handles[1].report.remote())[2] == ["7"]
+    client.begin(8, [6])
+    sender.send_weights()
+    assert (client.faults, ray.get(workers.handles[1].report.remote())[2]) == ({}, ["7", "8"])
     workers.close()
 
 

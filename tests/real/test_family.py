@@ -52,7 +52,7 @@ class Notes:
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
 
-    def step(self, metrics: Any, groups: list[Group]) -> None:
+    def step(self, metrics: Any, groups: list[Group], policy: Any) -> None:
         self.rows.append(dict(metrics))
 
     def event(self, kind: str, **facts: object) -> None:
@@ -86,10 +86,10 @@ def train(crew: launch.Crew, prepared: prepare.Prepared) -> list[dict[str, float
     ranks = crew._ranks
     ranks.call("follow", [prepared.objective, prepared.terms])
     together = prepared.objective.traits.unit == "group"
-    crew.learners = Learners(ranks, prepared.config.learner.token_budget, together)
+    crew.learners = Learners(ranks, prepared.config.learner.token_budget, together, temperature=1.0)
     notes = Notes()
     loop = launch._loop(prepared, crew, notes)  # type: ignore[arg-type]
-    replace(loop, save=lambda position, buffer: None).run(Position())
+    replace(loop, save=lambda position, stock: None).run(Position())
     return notes.rows
 
 
