@@ -115,6 +115,10 @@ class Workers:
         """Call `method` on every worker and wait for all."""
         return self.start(method, *each).result(method)
 
+    def nodes(self) -> list[str]:
+        """The Ray node that each of them runs on."""
+        return list(ray.get([handle.__ray_call__.remote(_node_id) for handle in self.handles], timeout=self._deadline_s))
+
     def close(self) -> None:
         """Ask every worker to close, give it a few seconds, and end it either way."""
         refs = [handle.close.remote() for handle in self.handles]

@@ -148,6 +148,11 @@ class Fleet:
         """Actor handles of the engines that are there, by number."""
         return {engine.number: engine.workers.handles[0] for engine in self._up}
 
+    @property
+    def nodes(self) -> dict[int, str]:
+        """The Ray nodes of the engines that are there, by number."""
+        return {engine.number: engine.workers.nodes()[0] for engine in self._up}
+
     def canary(self, texts: list[tuple[int, ...]], numbers: list[int]) -> dict[int, list[Heard]]:
         """What each of the engines `numbers` says of the same texts, by number; of those that are alive."""
         pending = [(e, e.workers.start("canary", (texts,))) for e in self._up if e.number in numbers]

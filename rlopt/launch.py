@@ -70,6 +70,7 @@ def train(config: Config, console: Console) -> Outcome:
         steps, log_samples = config.trainer.total_steps, config.trainer.log_samples
         journal = Journal(prepared.run, position.step, steps, log_samples, wandb_run, console, recorder)
         journal.event("start", step=position.step, resumed_from=str(prepared.resume) if prepared.resume else None)
+        journal.event("workers", **crew.nodes())
         if prepared.recordings:
             journal.event("rows_left_out", **prepared.recordings.dropped)
         if prepared.experience:
@@ -117,6 +118,11 @@ class Crew:
         if resume:
             self.learners.load(resume)
             self.stock = checkpoint.load_stock(resume)
+
+    def nodes(self) -> dict[str, Any]:
+        """Which Ray node everybody is on."""
+        assert self._ranks
+        return {"learners": self._ranks.nodes(), "engines": self.fleet.nodes if self.fleet else {}}
 
     def close(self) -> None:
         for part in (self.fleet, self._ranks):
@@ -178,7 +184,7 @@ def _source(prepared: Prepared, crew: Crew, journal: Journal) -> Source:
             replay.restore(stock)
     return Groups(
         shares=Shares(*config.shares, config.group_size),
-        samplers=_samplers(prepared, crew, crew.fleet, journal) if crew.fleet else None,
+        samplers=_samplers(prepared, crew, crew.fleet, journal) if crew.fleet and prepared.prompts else None,
         replay=replay,
         recorded=prepared.experience.groups if prepared.experience else None,
         learners=crew.learners,
@@ -276,6 +282,7 @@ def _start_learners(prepared: Prepared, cluster: Cluster) -> Workers:
         terms=prepared.terms,
         sync_backend=config.sync_backend,
         bucket_bytes=config.sync.bucket_mib * 2**20,
+        verify=config.sync.verify,
         deadline_s=config.cluster.step_deadline_s,
         seed=config.run.seed,
     )

@@ -36,6 +36,7 @@ class LearnerSetup:
         folder: of the initial model, which is also the reference.
         temperature: of sampling; logits are divided by it.
         sync_backend: `shm`, `nccl` or `ipc`.
+        verify: compare what engines received with what was sent.
     """
 
     folder: Path
@@ -48,6 +49,7 @@ class LearnerSetup:
     terms: Terms
     sync_backend: str
     bucket_bytes: int
+    verify: bool
     deadline_s: float
     seed: int
 
@@ -129,7 +131,9 @@ class LearnerWorker:
         setup = self._setup
         self._client = EngineClient(engines, ranks_per_engine, setup.deadline_s)
         receivers = len(engines) * ranks_per_engine
-        self._sender = make_sender(setup.sync_backend, self, self._client, self._rank, setup.bucket_bytes, address, receivers)
+        self._sender = make_sender(
+            setup.sync_backend, self, self._client, self._rank, setup.bucket_bytes, address, receivers, setup.verify
+        )
 
     def update(self, micro_batches: list[Batch], step: int) -> dict[str, Metric]:
         """One optimizer update on this rank's share of a batch; metrics of the share."""

@@ -131,6 +131,7 @@ class Loop:
             wall = time.monotonic() - started
             metrics |= {
                 "step": step,
+                "actor/updates": len(batches),
                 "samples_seen": position.samples_seen,
                 "tokens_seen": position.tokens_seen,
                 "timing_s/step": wall,

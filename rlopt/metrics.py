@@ -23,6 +23,7 @@ DEFINITIONS: Mapping[str, tuple[str, str]] = {
     "actor/kl_k3": ("nats/token", "mean of exp(-u) - 1 + u; single tokens can dominate it"),
     "actor/grad_norm": ("norm", "global gradient norm before clipping"),
     "actor/lr": ("rate", "learning rate of the step"),
+    "actor/updates": ("count", "optimizer updates made in the step (`algo.minibatches`)"),
     "reward/refills": ("groups", "groups without signal that were sampled and replaced (`algo.refills`)"),
     "response_length/mean": ("tokens", "mean over samples, end token included"),
     "response_length/min": ("tokens", "shortest sample"),

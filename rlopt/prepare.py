@@ -278,7 +278,7 @@ def _describe_sync(prepared: Prepared) -> str:
 
 
 def _left_out(key: str, dropped: Mapping[str, list[int]]) -> str:
-    return "left out " + "; ".join(f"{len(rows)} of {key}: {why}" for why, rows in dropped.items())
+    return "\n".join(f"left out {len(rows)} rows of {key}: {why}" for why, rows in dropped.items())
 
 
 def dtype(config: Config) -> torch.dtype:

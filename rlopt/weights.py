@@ -74,7 +74,14 @@ class Sender(Protocol):
 
 
 def make_sender(
-    backend: str, source: Source, client: Client, rank: int, bucket_bytes: int, address: tuple[str, int], receivers: int
+    backend: str,
+    source: Source,
+    client: Client,
+    rank: int,
+    bucket_bytes: int,
+    address: tuple[str, int],
+    receivers: int,
+    verify: bool,
 ) -> Sender:
     """The sender of `backend`, connected.
 
@@ -84,9 +91,10 @@ def make_sender(
         bucket_bytes: memory for weights that are gathered and not yet sent.
         address: host and port where an NCCL rendezvous may meet.
         receivers: engine processes in all.
+        verify: compare what was received with what was sent (`shm`).
     """
     if backend == "shm":
-        return ShmSender(source, client, rank == 0, bucket_bytes)
+        return ShmSender(source, client, rank == 0, bucket_bytes, verify)
     from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
     info = gpu_init_info(backend, rank, bucket_bytes, address, receivers)
@@ -112,8 +120,9 @@ class ShmSender:
     `manifest` is that of the last sending.
     """
 
-    def __init__(self, source: Source, client: Client, is_sender: bool, bucket_bytes: int) -> None:
+    def __init__(self, source: Source, client: Client, is_sender: bool, bucket_bytes: int, verify: bool) -> None:
         self._source, self._client, self._is_sender, self._bucket_bytes = source, client, is_sender, bucket_bytes
+        self._verify = verify
         self.manifest: dict[str, str] = {}
         if is_sender:
             client.init_weight_transfer_engine({})
@@ -133,7 +142,8 @@ class ShmSender:
                 self._client.update_weights(info)
             finally:
                 Path(info["path"]).unlink()
-        self._client.verify(self.manifest)
+        if self._verify:
+            self._client.verify(self.manifest)
         self._client.finish_weight_update()
 
 

@@ -1,6 +1,7 @@
 """Ray alone: deadlines with names, and weights that travel between two nodes."""
 
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -8,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import ray
 import torch
+from conftest import SMALL, command, rows
 from ray.cluster_utils import Cluster as Nodes
 
 from rlopt.cluster import Cluster, EngineClient, Stalled
@@ -124,7 +127,7 @@ def test_weights_reach_engines_on_both_nodes(cluster: Cluster) -> None:
     workers = cluster.workers("engine", Engine, 0, PATHS, [], [], [], [])
     client = EngineClient(dict(enumerate(workers.handles)), ranks_per_engine=1, deadline_s=90.0)
     client.begin(7, None)
-    ShmSender(Weights(), client, is_sender=True, bucket_bytes=40).send_weights()
+    ShmSender(Weights(), client, is_sender=True, bucket_bytes=40, verify=True).send_weights()
     reports = workers.call("report")
     assert len({node for node, *_ in reports}) == 2
     assert {buckets for _, buckets, _, _ in reports} == {0, 2}  # the other node gets its bytes through Ray
@@ -136,7 +139,7 @@ def test_weights_reach_engines_on_both_nodes(cluster: Cluster) -> None:
 def test_an_engine_that_is_dead_gets_no_further_verb_and_the_others_get_theirs(cluster: Cluster) -> None:
     workers = cluster.workers("engine", Engine, 0, PATHS, [], [])
     client = EngineClient(dict(zip((4, 6), workers.handles, strict=True)), ranks_per_engine=1, deadline_s=90.0)
-    sender = ShmSender(Weights(), client, is_sender=True, bucket_bytes=40)
+    sender = ShmSender(Weights(), client, is_sender=True, bucket_bytes=40, verify=True)
     ray.kill(workers.handles[0])
     client.begin(7, None)
     sender.send_weights()
@@ -146,6 +149,36 @@ def test_an_engine_that_is_dead_gets_no_further_verb_and_the_others_get_theirs(c
     sender.send_weights()
     assert (client.faults, ray.get(workers.handles[1].report.remote())[2]) == ({}, ["7", "8"])
     workers.close()
+
+
+def test_a_run_over_two_nodes_survives_the_loss_of_an_engine(tmp_path: Path) -> None:
+    if ray.is_initialized():
+        ray.shutdown()
+    nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    nodes.add_node(num_cpus=1)
+    folder = tmp_path / "run"
+    line = command("+algo=grpo", *SMALL, "trainer.total_steps=30", "sync.interval=3", "tracking.wandb=disabled")
+    line += [f"cluster.address={nodes.address}", "rollout.engines=2", "learner.workers=2", f"run.dir={folder}"]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        deadline = time.monotonic() + 300
+        while not (folder / "metrics.jsonl").exists() or len(rows(folder / "metrics.jsonl")) < 4:
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        engines = [p for p in psutil.process_iter() if "ray::RolloutWorker" in "".join(p.cmdline()[:1])]
+        assert len(engines) == 2
+        engines[0].kill()
+        printed, _ = process.communicate(timeout=300)
+    nodes.shutdown()
+    assert process.returncode == 0, printed
+    events = rows(folder / "events.jsonl")
+    workers = next(event for event in events if event["event"] == "workers")
+    assert len(set(workers["engines"].values())) == len(set(workers["learners"])) == 2
+    (lost,) = [event for event in events if event["event"] == "engine_lost"]
+    assert lost["engine"] in (0, 1)
+    metrics = rows(folder / "metrics.jsonl")
+    assert [row["version"] for row in metrics] == [3 * ((step - 1) // 3) for step in range(1, 31)]
+    assert all(row["samples_seen"] == 16 * row["step"] for row in metrics)
 
 
 def test_an_address_where_no_cluster_answers_is_refused() -> None:

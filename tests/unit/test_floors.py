@@ -12,7 +12,19 @@ PACKAGE = ROOT / "rlopt"
 FLOORS = (
     {"errors"},
     {"types", "config", "processes"},
-    {"objectives", "rewards", "schedule", "batching", "metrics", "arithmetic", "steps", "trial", "record", "replay"},
+    {
+        "objectives",
+        "rewards",
+        "schedule",
+        "batching",
+        "metrics",
+        "arithmetic",
+        "steps",
+        "trial",
+        "record",
+        "replay",
+        "diagnosis",
+    },
     {
         "conformance",
         "data",
@@ -29,7 +41,7 @@ FLOORS = (
     {"rollout", "fleet", "shm_engine", "learner"},
     {"loop", "live", "stream", "groups", "sync", "recorded"},
     {"prepare", "launch", "harvest", "command"},
-    {"train", "pairs", "report", "objectives.__main__"},
+    {"train", "pairs", "report", "doctor", "objectives.__main__"},
 )
 BELOW = {f"objectives.{name}" for name in ("core", "advantages", "ratios", "corrections", "divergence", "preferences")}
 """The shared files of the objectives; the leaves may use them."""
@@ -42,6 +54,7 @@ SAME_FLOOR = {
     ("fleet", "rollout"),
     ("experience", "data"),
     ("checkpoint", "record"),
+    ("diagnosis", "record"),
     ("cluster", "weights"),
     ("sync", "loop"),
     ("groups", "loop"),

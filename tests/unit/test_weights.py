@@ -54,7 +54,7 @@ class Engine:
 
 def test_all_weights_arrive_bit_by_bit_in_buckets_of_bounded_size() -> None:
     engine = Engine()
-    ShmSender(Model(), engine, is_sender=True, bucket_bytes=30).send_weights()
+    ShmSender(Model(), engine, is_sender=True, bucket_bytes=30, verify=True).send_weights()
     assert engine.verbs == ["init", "start", "update", "update", "update", "verify", "finish"]  # a+b 28 bytes, c 10, d 48
     assert engine.received.keys() == WEIGHTS.keys()
     for name, tensor in WEIGHTS.items():
@@ -65,7 +65,7 @@ def test_all_weights_arrive_bit_by_bit_in_buckets_of_bounded_size() -> None:
 
 def test_a_rank_that_does_not_send_only_takes_part_in_the_gathering() -> None:
     engine = Engine()
-    ShmSender(Model(), engine, is_sender=False, bucket_bytes=30).send_weights()
+    ShmSender(Model(), engine, is_sender=False, bucket_bytes=30, verify=True).send_weights()
     assert engine.verbs == []
 
 
@@ -79,7 +79,7 @@ def test_what_arrived_is_compared_with_what_was_sent_and_the_first_tensor_is_nam
 
 def test_the_manifest_is_compared_before_the_version_is_declared_and_a_changed_byte_changes_a_digest() -> None:
     engine = Engine()
-    sender = ShmSender(Model(), engine, is_sender=True, bucket_bytes=30)
+    sender = ShmSender(Model(), engine, is_sender=True, bucket_bytes=30, verify=True)
     sender.send_weights()
     assert engine.manifest == sender.manifest == {name: digest(tensor) for name, tensor in engine.received.items()}
     assert digest(WEIGHTS["a"]) != digest(WEIGHTS["a"] + torch.eye(2, 3) * 1e-6)

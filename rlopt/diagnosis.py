@@ -1,0 +1,345 @@
+"""What is wrong with a run, from its metrics and its record: each check a pure function, with the numbers that it went by.
+
+The gap of a token is what the learner said of it when it was about to learn, less what the sampler said when it spoke:
+policy - behavior, in nats. Where it comes from shows in what it goes with:
+
+| cause | the gap |
+|---|---|
+| engine and learner compute differently | is there at lag 0, at version 0 already, and of either sign |
+| samples are stale | is nothing at lag 0 and grows with lag |
+| a sync that delivers nothing | is the distance from the initial model, whatever the lag |
+| text was tokenised again | stands at the beginning of what the policy spoke, and fades |
+| another temperature | at lag 0, is the larger the less likely the token, in one direction |
+| another top-p | at lag 0, is never above 0 |
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from rlopt.record import Damaged, blocks
+
+Level = Literal["fault", "warning", "fine", "unknown"]
+
+NEAR = 2e-3
+"""Nats. A gap below is rounding in float32 (bfloat16 rounds to some hundredths, which `COARSE` allows for)."""
+
+COARSE = 0.03
+"""Nats. A mean gap at lag 0 above this is more than bfloat16 explains."""
+
+MOST_TOKENS = 2_000_000
+"""Tokens of a record that are looked at; of longer ones every n-th step."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One verdict in plain words, the numbers it rests on, and what to do, by config key."""
+
+    name: str
+    level: Level
+    verdict: str
+    evidence: str
+    remedy: str
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """Every token of a record that the policy spoke, all `[n]`.
+
+    `lag` in learner updates, by the version that spoke it; `position` counts from the first response token, `since` from the
+    first of the stretch that the policy spoke without interruption.
+    """
+
+    step: np.ndarray
+    lag: np.ndarray
+    position: np.ndarray
+    since: np.ndarray
+    behavior: np.ndarray
+    gap: np.ndarray
+
+    def where(self, rows: np.ndarray) -> "Tokens":
+        return Tokens(*(getattr(self, name)[rows] for name in ("step", "lag", "position", "since", "behavior", "gap")))
+
+    def __len__(self) -> int:
+        return len(self.step)
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """A run's metrics, step by step, and the tokens of its record, if it has one that ever saw log-probabilities."""
+
+    rows: list[Mapping[str, float]]
+    tokens: Tokens | None
+
+    def column(self, name: str, last: float = 1.0) -> np.ndarray:
+        """A metric over the `last` share of the steps, without steps that do not have it."""
+        values = [row[name] for row in self.rows if row.get(name) is not None]
+        return np.array(values[int(len(values) * (1 - last)) :], float)
+
+
+def read(run: Path) -> Evidence:
+    """What the folder of a run has."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    record = next(iter(run.glob("experience.jsonl*")), None)
+    return Evidence(rows, read_tokens(record) if record else None)
+
+
+def read_tokens(record: Path) -> Tokens | None:
+    """The tokens of a record, up to its damage; None where nothing is known of the policy that sampled."""
+    columns: list[list[np.ndarray]] = [[] for _ in range(6)]
+    stride = max(1, record.stat().st_size // MOST_TOKENS // 4)  # about four bytes a token
+    try:
+        for number, block in enumerate(blocks(record)):
+            if number % stride:
+                continue
+            for line in block.lines:
+                row = json.loads(line)
+                for sample in row.get("samples", []):
+                    _add(columns, row["step"], sample)
+    except Damaged:
+        pass  # what stands before it says enough
+    return Tokens(*map(np.concatenate, columns)) if columns[0] else None
+
+
+def _add(columns: list[list[np.ndarray]], step: int, sample: Mapping[str, list[float]]) -> None:
+    spoken = np.array(sample["spoken"], bool)
+    behavior, policy = np.array(sample["logprobs"]), np.array(sample["policy"])
+    place = np.arange(len(spoken))
+    fresh = spoken & ~np.concatenate([[False], spoken[:-1]])
+    since = place - np.maximum.accumulate(np.where(fresh, place, 0))
+    lag = step - 1 - np.array(sample["versions"])
+    for column, values in zip(
+        columns, (np.full(len(spoken), step), lag, place, since, behavior, policy - behavior), strict=True
+    ):
+        column.append(values[spoken])
+
+
+def diagnose(evidence: Evidence) -> list[Finding]:
+    """All findings, the gravest first."""
+    findings = [check(evidence) for check in CHECKS]
+    order: list[Level] = ["fault", "warning", "unknown", "fine"]
+    return sorted(findings, key=lambda finding: order.index(finding.level))
+
+
+def sync_delivers(evidence: Evidence) -> Finding:
+    name = "synchronisation"
+    rows = [row for row in evidence.rows if row["version"] > 0 and row.get("offpolicy/behavior_kl") is not None]
+    apart = np.array([row["actor/kl_k1"] for row in rows])
+    gap = np.array([-row["offpolicy/behavior_kl"] for row in rows])
+    if len(rows) < 3:
+        return Finding(name, "unknown", "too few steps after a synchronisation to tell", f"{len(rows)} steps", "")
+    far = np.abs(apart) > 1e-4
+    same = np.abs(gap - apart) <= 0.02 * np.abs(apart)
+    share = float((same & far).sum() / max(1, far.sum()))
+    evidence_line = (
+        f"the gap is the distance from the initial model at {share:.0%} of {int(far.sum())} steps with version above 0"
+    )
+    if far.sum() >= 3 and share > 0.8:
+        return Finding(
+            name, "fault", "the samplers still have the initial model: synchronisation delivers nothing", evidence_line,
+            "sync.verify=true tells it at the first sync; look at sync_fault in events.jsonl",
+        )  # fmt: skip
+    return Finding(name, "fine", "the samplers' weights follow the learner's", evidence_line, "")
+
+
+def sampler_agrees(evidence: Evidence) -> Finding:
+    name = "engine and learner"
+    fresh = evidence.tokens.where(evidence.tokens.lag == 0) if evidence.tokens else None
+    if fresh is None or len(fresh) < 200:
+        return _agreement_of_metrics(evidence)
+    size, share = np.abs(fresh.gap), float((np.abs(fresh.gap) > NEAR).mean())
+    numbers = f"{len(fresh)} tokens of lag 0: mean |gap| {size.mean():.1e}, largest {size.max():.1e}, {share:.1%} over {NEAR}"
+    if size.mean() <= NEAR or (size.mean() <= COARSE and share > 0.5 and abs(fresh.gap.mean()) < 0.3 * size.mean()):
+        return Finding(name, "fine", "engine and learner say the same of the same tokens", numbers, "")
+    first, later = size[fresh.since == 0], size[fresh.since >= 8]
+    if len(first) > 20 and len(later) > 20 and first.mean() > 5 * later.mean():
+        numbers += f"; {first.mean():.2f} on the first token of a turn, {later.mean():.4f} from the ninth on"
+        return Finding(
+            name, "fault", "the learner reads other tokens before the response than the engine did: text was tokenised again",
+            numbers, "train on the token ids that the engine was given and returned, never on decoded text",
+        )  # fmt: skip
+    moved = fresh.where(size > NEAR)
+    below, together = float((moved.gap < 0).mean()), _correlation(moved.behavior, moved.gap)
+    numbers += f"; {below:.0%} below 0, correlation with the log-probability {together:+.2f}"
+    if below > 0.97 or abs(together) > 0.35:
+        what = "top-p" if below > 0.97 else "temperature"
+        return Finding(
+            name, "fault", f"engine and learner do not mean the same distribution: another {what}", numbers,
+            "rollout.temperature and rollout.top_p must be those sampled with, log-probabilities those sampled from",
+        )  # fmt: skip
+    return Finding(
+        name, "fault", "engine and learner compute different log-probabilities with the same weights", numbers,
+        "model.dtype=float32 to see whether it is rounding; else compare versions and kernels of both",
+    )  # fmt: skip
+
+
+def _agreement_of_metrics(evidence: Evidence) -> Finding:
+    name = "engine and learner"
+    fresh = [row for row in evidence.rows if row.get("offpolicy/lag_max") == 0 and "offpolicy/ratio_max" in row]
+    fresh = [row for row in fresh if row.get("actor/updates", 1) == 1]  # later updates of a step have moved from it
+    if not fresh:
+        return Finding(name, "unknown", "no batch of lag 0 to compare on", "", "run.record=true keeps what is needed")
+    drift = np.array([abs(row["offpolicy/behavior_kl"]) for row in fresh])
+    spread = np.array([1 - row["offpolicy/ess"] for row in fresh])
+    numbers = f"{len(fresh)} batches of lag 0: mean gap up to {drift.max():.1e} nats, 1 - ESS up to {spread.max():.1e}"
+    if drift.max() <= NEAR and spread.max() <= COARSE:
+        return Finding(name, "fine", "engine and learner say the same of the same tokens", numbers, "")
+    return Finding(
+        name, "fault", "engine and learner differ on samples of lag 0", numbers,
+        "run.record=true, and ask again: the record tells temperature, top-p, tokens and rounding apart",
+    )  # fmt: skip
+
+
+def staleness(evidence: Evidence) -> Finding:
+    name = "staleness"
+    ess, lag = evidence.column("offpolicy/ess"), evidence.column("offpolicy/lag_max")
+    if not len(ess):
+        return Finding(name, "unknown", "nothing is known of the policy that sampled", "", "")
+    numbers = f"largest lag {lag.max():.0f}; effective sample size {np.median(ess):.0%} (median), {ess.min():.0%} (least)"
+    if evidence.tokens is not None and evidence.tokens.lag.max() > 0:
+        slope, intercept = np.polyfit(evidence.tokens.lag, np.abs(evidence.tokens.gap), 1)
+        numbers += f"; |gap| {intercept:.1e} + {slope:.1e} nats per update of lag"
+    if np.median(ess) < 0.5:
+        return Finding(
+            name, "warning", "samples are so stale that less than half of them count", numbers,
+            "lower sync.interval, sync.max_lag or learner.lr; or bound the ratio (a clip, algo.correction.cap)",
+        )  # fmt: skip
+    return Finding(name, "fine", "samples are near enough to the policy that learns from them", numbers, "")
+
+
+def ratios(evidence: Evidence) -> Finding:
+    name = "importance ratios"
+    largest, ess = evidence.column("offpolicy/ratio_max", 0.5), evidence.column("offpolicy/ess", 0.5)
+    if not len(largest):
+        return Finding(name, "unknown", "nothing is known of the policy that sampled", "", "")
+    numbers = (
+        f"second half: largest ratio {largest.max():.3g} (median over steps {np.median(largest):.3g}), ESS from {ess.min():.0%}"
+    )
+    if np.median(ess) < 0.1 or np.median(largest) > 1e4:
+        return Finding(
+            name, "fault", "ratios explode: a few tokens outweigh all others", numbers,
+            "algo.correction.weight=token algo.correction.cap=2.0 (with algo.anchor=proximal), or a clip; lower learner.lr",
+        )  # fmt: skip
+    return Finding(name, "fine", "ratios are bounded", numbers, "")
+
+
+def reward_varies(evidence: Evidence) -> Finding:
+    name = "reward"
+    spread, flat = evidence.column("reward/std"), evidence.column("reward/zero_std_frac", 0.5)
+    if not len(spread):
+        return Finding(name, "unknown", "the run has no rewards", "", "")
+    numbers = (
+        f"standard deviation {spread.min():.3g} to {spread.max():.3g}; {flat.mean():.0%} of groups all alike (second half)"
+    )
+    if spread.max() == 0:
+        return Finding(
+            name, "fault", "the reward never varies: there is nothing to learn", numbers,
+            "try reward.fn on a few completions of samples.jsonl by hand",
+        )  # fmt: skip
+    if flat.mean() > 0.85:
+        return Finding(
+            name, "warning", "most groups have no signal: all their samples earn the same", numbers,
+            "algo.refills, a larger algo.group_size, or problems of another difficulty",
+        )  # fmt: skip
+    return Finding(name, "fine", "the reward tells samples apart", numbers, "")
+
+
+def progress(evidence: Evidence) -> Finding:
+    name = "progress"
+    reward = evidence.column("reward/mean")
+    span = max(5, len(reward) // 12)
+    if len(reward) < 4 * span:
+        return Finding(name, "unknown", "too few steps to tell", f"{len(reward)} steps", "")
+    parts = np.array([part.mean() for part in np.array_split(reward, len(reward) // span)])
+    numbers = f"reward {parts[0]:.3f} at first, {parts.max():.3f} at best, {parts[-1]:.3f} at last (means of {span} steps)"
+    if parts[-1] - reward.min() < 0.6 * (parts.max() - reward.min()) and parts[-1] < 0.75 * parts.max() and parts.max() > 0:
+        return Finding(
+            name, "warning", "the policy had learned more than it has kept", numbers,
+            "lower learner.lr or sync.interval; bound the ratio (a clip, algo.correction.cap); algo.kl.coef=0.01",
+        )  # fmt: skip
+    return Finding(name, "fine", "what was learned was kept", numbers, "")
+
+
+def truncation(evidence: Evidence) -> Finding:
+    name = "length"
+    cut, length = evidence.column("response_length/truncated_frac", 0.25), evidence.column("response_length/mean", 0.25)
+    if not len(cut):
+        return Finding(name, "unknown", "the run sampled nothing", "", "")
+    numbers = f"last quarter: {cut.mean():.1%} of samples cut, mean length {length.mean():.1f} tokens"
+    if cut.mean() > 0.25:
+        return Finding(
+            name, "fault" if cut.mean() > 0.5 else "warning", "many samples end at the limit, not where they would", numbers,
+            "raise rollout.max_new_tokens, or algo.overlong.filter=true, algo.overlong.buffer=0.2",
+        )  # fmt: skip
+    return Finding(name, "fine", "samples end by themselves", numbers, "")
+
+
+def entropy(evidence: Evidence) -> Finding:
+    name = "entropy"
+    values = evidence.column("actor/entropy")
+    if len(values) < 10:
+        return Finding(name, "unknown", "too few steps to tell", f"{len(values)} steps", "")
+    tenth = max(1, len(values) // 10)
+    first, last = values[:tenth].mean(), values[-tenth:].mean()
+    numbers = f"{first:.4f} nats per token at first, {last:.4f} at last"
+    if last < 0.05 * first:
+        return Finding(
+            name, "fault", "entropy has collapsed: the policy says one thing only", numbers,
+            "algo.entropy_coef=0.001, algo.kl.coef=0.01, a wider upper clip, or a lower learner.lr",
+        )  # fmt: skip
+    return Finding(name, "fine", "the policy still explores", numbers, "")
+
+
+def idleness(evidence: Evidence) -> Finding:
+    name = "idle time"
+    learner, samplers = evidence.column("idle/learner_frac", 0.8), evidence.column("idle/rollout_frac", 0.8)
+    numbers = f"learner idle {_share(learner)}, samplers idle {_share(samplers)} of the time"
+    if len(learner) and learner.mean() > 0.8:
+        return Finding(
+            name, "warning", "the learner mostly waits for samples", numbers,
+            "more rollout.engines, a larger sync.interval or sync.offset, or sync.mode=async",
+        )  # fmt: skip
+    if len(samplers) and samplers.mean() > 0.8:
+        return Finding(
+            name, "warning", "the samplers mostly wait for the learner", numbers,
+            "fewer rollout.engines, more learner.workers, or a larger learner.token_budget",
+        )  # fmt: skip
+    return Finding(name, "fine", "both sides have work", numbers, "")
+
+
+CHECKS: tuple[Callable[[Evidence], Finding], ...] = (
+    sync_delivers,
+    sampler_agrees,
+    staleness,
+    ratios,
+    reward_varies,
+    progress,
+    truncation,
+    entropy,
+    idleness,
+)
+
+
+def bins(tokens: Tokens, by: Literal["lag", "position"], count: int = 8) -> list[tuple[str, int, float, float]]:
+    """(range, tokens, mean gap, mean |gap|) of tokens by lag or position, in at most `count` ranges of equal width."""
+    values: np.ndarray = getattr(tokens, by)
+    width = max(1, -(-(int(values.max()) + 1) // count))
+    found = []
+    for start in range(0, int(values.max()) + 1, width):
+        gap = tokens.gap[(values >= start) & (values < start + width)]
+        if len(gap):
+            label = str(start) if width == 1 else f"{start} to {start + width - 1}"
+            found.append((label, len(gap), float(gap.mean()), float(np.abs(gap).mean())))
+    return found
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.corrcoef(a, b)[0, 1]) if len(a) > 2 and a.std() > 0 and b.std() > 0 else 0.0
+
+
+def _share(values: np.ndarray) -> str:
+    return f"{values.mean():.0%}" if len(values) else "an unknown share"

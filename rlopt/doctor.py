@@ -1,0 +1,68 @@
+"""`python -m rlopt.doctor RUN`: what is wrong with a run, in plain words first, with the numbers below and remedies by key.
+
+It reads `metrics.jsonl` and, if the run kept one (`run.record=true`), `experience.jsonl.gz`. It exits with 1 on a fault.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from rlopt.diagnosis import Evidence, Finding, bins, diagnose, read
+
+COLORS = {"fault": "red", "warning": "yellow", "unknown": "dim", "fine": "green"}
+
+
+def verdict(findings: list[Finding]) -> str:
+    """One sentence for the whole run."""
+    faults, warnings = ([f.verdict for f in findings if f.level == level] for level in ("fault", "warning"))
+    if faults:
+        return f"Something is wrong: {'; '.join(faults)}."
+    if warnings:
+        return f"Nothing is broken, but: {'; '.join(warnings)}."
+    return "Healthy: nothing found."
+
+
+def show(run: Path, evidence: Evidence, findings: list[Finding], console: Console) -> None:
+    """Print the verdict, every finding, and the gap by lag and position."""
+    console.print(f"{run}: {len(evidence.rows)} steps. {verdict(findings)}\n", highlight=False, soft_wrap=True)
+    for f in findings:
+        console.print(f"[{COLORS[f.level]}]{f.level:8}[/]{f.name}: {f.verdict}", highlight=False, soft_wrap=True)
+        if f.evidence:
+            console.print(f"        [dim]{f.evidence}[/]", highlight=False, soft_wrap=True)
+        if f.remedy and f.level != "fine":
+            console.print(f"        what to do: {f.remedy}", highlight=False, soft_wrap=True)
+    console.print()
+    if evidence.tokens is None:
+        console.print("no record to bin the gap by lag and position; run.record=true keeps one", highlight=False)
+        return
+    for by in ("lag", "position"):
+        table = Table(title=f"policy - behavior by {by} (nats per token)", title_justify="left")
+        for column in (by, "tokens", "mean", "mean of size"):
+            table.add_column(column, justify="right")
+        for label, count, mean, size in bins(evidence.tokens, by):  # type: ignore[arg-type]
+            table.add_row(label, str(count), f"{mean:+.2e}", f"{size:.2e}")
+        console.print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m rlopt.doctor", description=__doc__)
+    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run")
+    run: Path = parser.parse_args().run
+    metrics = run / "metrics.jsonl"
+    if not metrics.is_file() or not metrics.stat().st_size:
+        sys.exit(f"error: {run}: holds no metrics.jsonl with a step; give the folder of a run")
+    try:
+        evidence = read(run)
+    except (json.JSONDecodeError, KeyError) as error:
+        sys.exit(f"error: {run}: cannot be read as a run ({type(error).__name__}: {error})")
+    findings = diagnose(evidence)
+    show(run, evidence, findings, Console())
+    sys.exit(1 if any(finding.level == "fault" for finding in findings) else 0)
+
+
+if __name__ == "__main__":
+    main()

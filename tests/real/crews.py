@@ -1,0 +1,145 @@
+"""One vLLM engine and one DeepSpeed learner that run after run takes over, and that can be meddled with.
+
+Starting them costs half a minute; a run of a few small steps on them costs seconds.
+"""
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+import ray
+from rich.console import Console
+
+from rlopt import launch, prepare, rollout
+from rlopt.data import Deal
+from rlopt.learner import Learners, LearnerWorker
+from rlopt.loop import Position
+from rlopt.objectives.core import Objective, Terms
+from rlopt.record import Recorder
+from rlopt.rollout import RolloutWorker
+from rlopt.settings import conf_dir, typed
+from rlopt.tracking import Journal
+from rlopt.types import Group, Metric, Stock
+from rlopt.weights import write_shared
+
+SMALL = ("data.prompts_per_step=4", "algo.group_size=4")
+
+
+class Engine(RolloutWorker):
+    """An engine that does one thing wrong when told to."""
+
+    wrong = ""
+
+    def meddle(self, wrong: str, in_flight: str) -> None:
+        self.wrong = wrong
+        self._engine_config = replace(self._engine_config, in_flight=in_flight)
+        self._honest = getattr(self, "_honest", self._config)
+        changes: dict[str, Any] = {
+            "temperature": {"temperature": 0.6},
+            "top-p": {"top_p": 0.8},
+            "truncation": {"max_new_tokens": 12},
+        }
+        self._config = replace(self._honest, **changes.get(wrong, {}))
+
+    async def _samples(self, deal: Deal) -> Group:
+        if self.wrong == "slow sampler":
+            await asyncio.sleep(1.0)
+        asked = deal
+        if self.wrong == "retokenised":  # the engine was given the last token of the prompt twice
+            asked = replace(deal, prompt=replace(deal.prompt, token_ids=deal.prompt.token_ids + deal.prompt.token_ids[-1:]))
+        group = await super()._samples(asked)
+        samples = list(group.samples)
+        if self.wrong == "noise":
+            import numpy as np
+
+            chance = np.random.default_rng(len(deal.prompt.text))
+            samples = [
+                replace(s, logprobs=(s.logprobs + chance.normal(0, 0.2, len(s.logprobs))).astype(np.float32)) for s in samples
+            ]
+        if self.wrong == "one reward":
+            samples = [replace(s, reward=0.5) for s in samples]
+        if self.wrong == "no signal":
+            samples = [replace(s, reward=float(len(deal.prompt.text) % 2)) for s in samples]
+        return Group(deal.prompt, tuple(samples), group.refills)
+
+    async def update_weights(self, update_info: dict[str, Any]) -> None:
+        data = Path(update_info["path"]).read_bytes()
+        self._first = getattr(self, "_first", data)
+        if self.wrong != "nothing delivered":
+            await super().update_weights(update_info)
+            return
+        path = write_shared(self._first)
+        await super().update_weights({**update_info, "path": path})
+        os.unlink(path)
+
+
+class Learner(LearnerWorker):
+    """A learner that can be given another objective."""
+
+    slow_s = 0.0
+
+    def follow(self, objective: Objective, terms: Terms, lr: float, slow_s: float) -> None:
+        self._setup = replace(self._setup, objective=objective, terms=terms)
+        self._config = replace(self._config, lr=lr)
+        self.slow_s = slow_s
+
+    def update(self, *arguments: Any) -> dict[str, Metric]:
+        time.sleep(self.slow_s)
+        return super().update(*arguments)
+
+
+def prepared_for(folder: Path, *overrides: str) -> prepare.Prepared:
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = typed(hydra.compose("config", [*overrides, f"run.dir={folder}", "tracking.wandb=disabled"]))
+    return prepare.prepare(config, Console(quiet=True))
+
+
+@contextmanager
+def started(folder: Path) -> Iterator[launch.Crew]:
+    """An engine and a learner, and in `folder / "fresh"` the learner as it begins."""
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch, "LearnerWorker", Learner)
+        patch.setattr(rollout, "RolloutWorker", Engine)
+        crew = launch.Crew(prepared_for(folder / "first", "+algo=grpo", *SMALL))
+        crew.start()
+        crew.join()
+    crew.learners.save(folder / "fresh")
+    yield crew
+    crew.close()
+
+
+def train(
+    crew: launch.Crew, prepared: prepare.Prepared, fresh: Path | None = None, wrong: str = "", lr: float = 3e-4
+) -> list[tuple[Position, Stock]]:
+    """Run what was prepared on the crew; with `fresh`, from the model as it was there. What was saved, and when."""
+    config, fleet = prepared.config, crew.fleet
+    assert fleet
+    assert crew._ranks
+    if fresh:
+        crew.learners.load(fresh)
+    for key in fleet.asked:  # what the run before had asked for in vain
+        fleet.cancel(key)
+    in_flight = config.sync.in_flight if config.sync.mode == "async" else "wait"
+    ray.get([handle.meddle.remote(wrong, in_flight) for handle in fleet.handles.values()])
+    slow_s = 1.0 if wrong == "slow learner" else 0.0
+    crew._ranks.call("follow", [prepared.objective, prepared.terms, lr, slow_s])
+    together = prepared.objective.traits.unit == "group"
+    crew.learners = Learners(crew._ranks, config.learner.token_budget, together, config.rollout.temperature)
+    recorder = Recorder(prepared.run, 0, prepared.about) if config.run.record else None
+    journal = Journal(prepared.run, 0, config.trainer.total_steps, 1, None, Console(quiet=True), recorder)
+    saved: list[tuple[Position, Stock]] = []
+    loop = launch._loop(prepared, crew, journal)
+    try:
+        replace(loop, save=lambda position, stock: saved.append((replace(position), stock))).run(Position())
+    finally:
+        journal.close(0)
+    return saved

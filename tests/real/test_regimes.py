@@ -1,0 +1,161 @@
+"""How stale the data is, on a real engine and learner: schedules, async, offline, mixed, replay; and the doctor on each."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import rows
+from crews import SMALL, prepared_for, started, train
+
+from rlopt import launch
+from rlopt.diagnosis import diagnose, read
+from rlopt.doctor import verdict
+from rlopt.errors import RloptError
+from rlopt.experience import Experience
+from rlopt.schedule import Schedule
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::ResourceWarning")
+
+STEPS = 24
+BASE = (*SMALL, f"trainer.total_steps={STEPS}", "run.record=true")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("regimes")
+
+
+@pytest.fixture(scope="module")
+def crew(home: Path) -> Iterator[launch.Crew]:
+    with started(home) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def recorded(home: Path, crew: launch.Crew) -> Path:
+    """A run of (4, 0) with its record."""
+    folder = home / "recorded"
+    train(crew, prepared_for(folder, "+algo=grpo", *BASE, "sync.interval=4"), home / "fresh")
+    return folder
+
+
+def healthy(folder: Path) -> bool:
+    """What the doctor says; with what it found where it is not."""
+    findings = diagnose(read(folder))
+    assert verdict(findings) == "Healthy: nothing found.", [f for f in findings if f.level != "fine"]
+    return True
+
+
+def versions(folder: Path) -> list[set[int]]:
+    """The versions of all tokens that every step learned from."""
+    tokens = read(folder).tokens
+    assert tokens is not None
+    return [set((step - 1 - tokens.lag[tokens.step == step]).tolist()) for step in range(1, STEPS + 1)]
+
+
+@pytest.mark.parametrize(("interval", "offset"), [(1, 0), (20, 0), (1, 10), (4, 2), (300, 199)])
+def test_every_token_is_spoken_by_the_version_of_the_schedule(
+    crew: launch.Crew, home: Path, tmp_path: Path, interval: int, offset: int
+) -> None:
+    overrides = [f"sync.interval={interval}", f"sync.offset={offset}"]
+    train(crew, prepared_for(tmp_path / "run", "+algo=grpo", *BASE, *overrides), home / "fresh")
+    assert versions(tmp_path / "run") == [{Schedule(interval, offset).version(b)} for b in range(1, STEPS + 1)]
+    assert healthy(tmp_path / "run")
+
+
+@pytest.mark.parametrize("in_flight", ["keep", "abort", "wait"])
+def test_samplers_that_never_stop_keep_to_the_bound_and_every_token_knows_its_version(
+    crew: launch.Crew, home: Path, tmp_path: Path, in_flight: str
+) -> None:
+    overrides = ["sync.mode=async", "sync.interval=1", "sync.max_lag=3", f"sync.in_flight={in_flight}"]
+    train(crew, prepared_for(tmp_path / "run", "+algo=grpo", *BASE, *overrides), home / "fresh")
+    metrics = rows(tmp_path / "run" / "metrics.jsonl")
+    assert max(row["offpolicy/lag_max"] for row in metrics) in (1, 2, 3)
+    assert all(row["offpolicy/dropped_groups"] == 0 and "response_length/finished_mean" in row for row in metrics)
+    tokens = read(tmp_path / "run").tokens
+    assert tokens is not None
+    fresh = tokens.where(tokens.lag == 0)
+    assert abs(fresh.gap).max() < 1e-4  # stamped with the weights that spoke it
+    assert healthy(tmp_path / "run")
+
+
+def test_a_run_can_be_learned_from_again_without_samplers_and_counts_its_own_updates_as_lag(
+    crew: launch.Crew, home: Path, recorded: Path, tmp_path: Path
+) -> None:
+    prepared = prepared_for(tmp_path / "run", "+algo=grpo", *BASE, f"data.experience={recorded}/experience.jsonl.gz")
+    assert (prepared.prompts, prepared.config.samples) == ([], False)
+    train(crew, prepared, home / "fresh")
+    first, again = rows(recorded / "metrics.jsonl"), rows(tmp_path / "run" / "metrics.jsonl")
+    assert [row["reward/mean"] for row in again] == [row["reward/mean"] for row in first]
+    assert [row["offpolicy/lag_max"] for row in again] == list(range(STEPS))
+    same = ("actor/pg_loss", "actor/grad_norm", "actor/kl_k2", "offpolicy/ratio_max")
+    for step in range(4):  # by the same weights, on the same groups, and with the same numbers
+        assert [again[step][name] for name in same] == pytest.approx([first[step][name] for name in same], rel=1e-4, abs=1e-9)
+
+
+def test_a_share_of_every_batch_may_be_recorded_and_another_replayed(
+    crew: launch.Crew, home: Path, recorded: Path, tmp_path: Path
+) -> None:
+    overrides = [f"data.experience={recorded}/experience.jsonl.gz", "data.experience_share=0.5", "sync.interval=1"]
+    replay = ["replay.capacity=16", "replay.share=0.5", "replay.reuse=3"]
+    train(crew, prepared_for(tmp_path / "run", "+algo=grpo", *BASE, *overrides, *replay), home / "fresh")
+    metrics = rows(tmp_path / "run" / "metrics.jsonl")
+    assert [row["samples_seen"] for row in metrics[:3]] == [12, 28, 44]  # nothing to replay in the first step
+    assert metrics[-1]["replay/samples_per_insert"] == pytest.approx(2, abs=0.1)
+    assert metrics[-1]["offpolicy/lag_max"] == STEPS - 1
+
+
+def test_a_record_of_no_use_is_refused_by_name(recorded: Path, tmp_path: Path) -> None:
+    whole = (recorded / "experience.jsonl.gz").read_bytes()
+    cut = tmp_path / "cut.jsonl.gz"
+    cut.write_bytes(whole[: len(whole) // 2])
+    prepared = prepared_for(tmp_path / "cut", "+algo=grpo", *BASE, f"data.experience={cut}")
+    assert isinstance(prepared.experience, Experience)
+    assert re.match(r"damaged from byte \d+ of \d+ on: the file ends in the middle of a block", str(prepared.experience.damage))
+    own = tmp_path / "own.jsonl"
+    own.write_text('{"prompt": "1+1=", "samples": [{"text": "Answer: 2", "reward": 1}, {"text": "Answer: 3", "reward": 0}]}\n')
+    with pytest.raises(RloptError, match="groups without behavior log-probabilities, and algo.objective=.*GRPO takes ratios"):
+        prepared_for(tmp_path / "own", "+algo=grpo", *BASE, f"data.experience={own}")
+    prepared_for(tmp_path / "own", "+algo=red_weight", *BASE, f"data.experience={own}")
+    with pytest.raises(RloptError, match="was sampled at temperature 1.0"):
+        prepared_for(
+            tmp_path / "hot", "+algo=grpo", *BASE, f"data.experience={recorded}/experience.jsonl.gz", "rollout.temperature=0.9"
+        )
+
+
+WRONG = {
+    "noise": "compute different log-probabilities",
+    "temperature": "another temperature",
+    "top-p": "another top-p",
+    "retokenised": "tokenised again",
+    "nothing delivered": "synchronisation delivers nothing",
+    "one reward": "the reward never varies",
+    "no signal": "most groups have no signal",
+    "truncation": "many samples end at the limit",
+    "slow sampler": "the learner mostly waits",
+    "slow learner": "the samplers mostly wait",
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_the_doctor_names_what_is_wrong(crew: launch.Crew, home: Path, tmp_path: Path, wrong: str) -> None:
+    overrides = ["sync.interval=4", "sync.verify=false"]
+    if wrong.startswith("slow"):
+        overrides.append("trainer.total_steps=9")
+    train(crew, prepared_for(tmp_path / "run", "+algo=grpo", *BASE, *overrides), home / "fresh", wrong, lr=1e-3)
+    said = verdict(diagnose(read(tmp_path / "run")))
+    assert WRONG[wrong] in said
+    others = [words for other, words in WRONG.items() if other != wrong and words in said]
+    assert others in ([], [WRONG["no signal"]]), said  # where all rewards are one, no group has any signal either
+
+
+def test_the_doctor_sees_entropy_collapse_and_ratios_explode(crew: launch.Crew, home: Path, tmp_path: Path) -> None:
+    narrowing = prepared_for(tmp_path / "narrow", "+algo=reinforce", *BASE, "sync.interval=1")
+    narrowing = replace(narrowing, terms=replace(narrowing.terms, entropy_coef=-3.0))
+    train(crew, narrowing, home / "fresh", lr=1e-3)
+    assert "entropy has collapsed" in verdict(diagnose(read(tmp_path / "narrow")))
+    wild = prepared_for(tmp_path / "wild", "+algo=reinforce", *BASE, "sync.interval=24")
+    train(crew, wild, home / "fresh", lr=1e-2)
+    assert "ratios explode" in verdict(diagnose(read(tmp_path / "wild")))
