@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 from ray.util import get_node_ip_address
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rlopt.config import ClusterConfig
 from rlopt.errors import RloptError
@@ -131,7 +132,7 @@ class Cluster:
     """A Ray cluster: one of our own on this machine, or one that runs already."""
 
     def __init__(self, config: ClusterConfig) -> None:
-        self._config = config
+        self._config, self._placed = config, 0
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         on_sigterm = signal.getsignal(signal.SIGTERM)
         common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "namespace": "rlopt"}
@@ -161,10 +162,18 @@ class Cluster:
 
         CPU threads are a matter of `env`, not of Ray's resources: two workers may share a core on a laptop.
         """
-        remote = ray.remote(cls).options(
-            num_cpus=0, num_gpus=gpus, runtime_env={"env_vars": env}, scheduling_strategy="SPREAD", max_restarts=0
-        )
-        return Workers(who, [remote.remote(*arguments) for arguments in each], self._config.step_deadline_s)
+        remote = ray.remote(cls)
+        common: dict[str, Any] = {"num_cpus": 0, "num_gpus": gpus, "runtime_env": {"env_vars": env}, "max_restarts": 0}
+        handles = [remote.options(**common, scheduling_strategy=self._place(gpus)).remote(*arguments) for arguments in each]
+        return Workers(who, handles, self._config.step_deadline_s)
+
+    def _place(self, gpus: float) -> Any:
+        """Where the next actor goes. GPUs spread actors by themselves; without any, Ray would put all of them anywhere."""
+        if gpus:
+            return "SPREAD"
+        nodes = sorted(node["NodeID"] for node in ray.nodes() if node["Alive"])
+        self._placed += 1
+        return NodeAffinitySchedulingStrategy(nodes[self._placed % len(nodes)], soft=False)
 
     def close(self) -> None:
         ray.shutdown()

@@ -234,6 +234,7 @@ class LearnerWorker:
     def load(self, folder: Path) -> None:
         """Go on from what `save` wrote."""
         self._engine.load_checkpoint(str(folder / "learner"), tag="state")
+        self._moved = 0.0
 
     def close(self) -> None:
         if torch.distributed.is_initialized():

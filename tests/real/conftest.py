@@ -3,11 +3,13 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from rlopt import launch
 
 SMALL = ("data.prompts_per_step=4", "algo.group_size=4")
 """A step of 16 samples."""
@@ -29,14 +31,36 @@ def rows(file: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The finished 45-step run of an algorithm, made once."""
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the crew; `fresh` in it is its learner as it began."""
+    return tmp_path_factory.mktemp("crew")
+
+
+@pytest.fixture(scope="session")
+def crew(home: Path) -> Iterator[launch.Crew]:
+    """Engines and a learner for one run after another. A test that starts Ray by itself cannot run beside it."""
+    from crews import started
+
+    with started(home) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Callable[[str], Path]:
+    """The finished 45-step run of an algorithm, made once: GRPO's by the command, the others' on the crew."""
     made: dict[str, Path] = {}
 
     def make(algo: str) -> Path:
         if algo not in made:
             folder = tmp_path_factory.mktemp(algo) / "run"
-            train(folder, f"+algo={algo}", *SMALL, "trainer.total_steps=45", "trainer.save_every=25")
+            overrides = (f"+algo={algo}", *SMALL, "trainer.total_steps=45", "trainer.save_every=25")
+            if algo == "grpo":
+                train(folder, *overrides)
+            else:
+                import crews
+
+                fresh = request.getfixturevalue("home") / "fresh"
+                crews.train(request.getfixturevalue("crew"), crews.prepared_for(folder, *overrides), fresh)
             made[algo] = folder
         return made[algo]
 

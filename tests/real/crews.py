@@ -1,4 +1,4 @@
-"""One vLLM engine and one DeepSpeed learner that run after run takes over, and that can be meddled with.
+"""Two vLLM engines and a DeepSpeed learner that run after run takes over, and that can be meddled with.
 
 Starting them costs half a minute; a run of a few small steps on them costs seconds.
 """
@@ -20,7 +20,7 @@ from rich.console import Console
 
 from rlopt import launch, prepare, rollout
 from rlopt.data import Deal
-from rlopt.learner import Learners, LearnerWorker
+from rlopt.learner import Learners, LearnerSetup, LearnerWorker
 from rlopt.loop import Position
 from rlopt.objectives.core import Objective, Terms
 from rlopt.record import Recorder
@@ -34,9 +34,10 @@ SMALL = ("data.prompts_per_step=4", "algo.group_size=4")
 
 
 class Engine(RolloutWorker):
-    """An engine that does one thing wrong when told to."""
+    """An engine that does one thing wrong when told to: with its samples, or the next few times with its weights."""
 
     wrong = ""
+    spoiling, times = "", 0
 
     def meddle(self, wrong: str, in_flight: str) -> None:
         self.wrong = wrong
@@ -70,24 +71,53 @@ class Engine(RolloutWorker):
             samples = [replace(s, reward=float(len(deal.prompt.text) % 2)) for s in samples]
         return Group(deal.prompt, tuple(samples), group.refills)
 
+    def spoil(self, how: str, times: int) -> None:
+        self.spoiling, self.times = how, times
+
+    async def start_weight_update(self) -> None:
+        self._now, self._bucket = (self.spoiling if self.times > 0 else ""), 0
+        self.times -= 1
+        if self._now != "deaf":
+            await super().start_weight_update()
+
     async def update_weights(self, update_info: dict[str, Any]) -> None:
-        data = Path(update_info["path"]).read_bytes()
-        self._first = getattr(self, "_first", data)
-        if self.wrong != "nothing delivered":
-            await super().update_weights(update_info)
+        """The file is not touched: the other engine reads it too."""
+        self._bucket += 1
+        data, number = Path(update_info["path"]).read_bytes(), self._bucket
+        kept: dict[int, list[bytes]] = getattr(self, "_kept", {})
+        self._kept = {**kept, number: [*kept.get(number, [])[:1], data]}  # the first ever, and the last
+        if self._now == "deaf" or (self._now == "dropped" and number == 2):
             return
-        path = write_shared(self._first)
+        if self.wrong == "nothing delivered":
+            data = self._kept[number][0]
+        if self._now == "stale" and number == 2:
+            data = kept[number][-1]
+        if self._now == "corrupt" and number == 2:
+            data = data[:40] + bytes([data[40] ^ 1]) + data[41:]
+        path = write_shared(data)
         await super().update_weights({**update_info, "path": path})
         os.unlink(path)
 
+    async def finish_weight_update(self, weight_version: str) -> None:
+        if self._now != "deaf":
+            await super().finish_weight_update(weight_version)
+
 
 class Learner(LearnerWorker):
-    """A learner that can be given another objective."""
+    """A learner that can be given another objective, sends in several buckets, and can be pushed a little."""
 
     slow_s = 0.0
 
-    def follow(self, objective: Objective, terms: Terms, lr: float, slow_s: float) -> None:
-        self._setup = replace(self._setup, objective=objective, terms=terms)
+    def __init__(self, setup: LearnerSetup, *rest: Any) -> None:
+        super().__init__(replace(setup, bucket_bytes=100_000), *rest)
+
+    def push(self, by: float) -> None:
+        for _, parameter in self._named():
+            parameter.data += by
+        self._moved = 1.0
+
+    def follow(self, objective: Objective, terms: Terms, verify: bool, lr: float, slow_s: float) -> None:
+        self._setup = replace(self._setup, objective=objective, terms=terms, verify=verify)
         self._config = replace(self._config, lr=lr)
         self.slow_s = slow_s
 
@@ -104,23 +134,23 @@ def prepared_for(folder: Path, *overrides: str) -> prepare.Prepared:
 
 @contextmanager
 def started(folder: Path) -> Iterator[launch.Crew]:
-    """An engine and a learner, and in `folder / "fresh"` the learner as it begins."""
+    """Engines and a learner, and in `folder / "fresh"` the learner as it begins."""
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:  # to the end, for engines that replace lost ones
         patch.setattr(launch, "LearnerWorker", Learner)
         patch.setattr(rollout, "RolloutWorker", Engine)
-        crew = launch.Crew(prepared_for(folder / "first", "+algo=grpo", *SMALL))
+        crew = launch.Crew(prepared_for(folder / "first", "+algo=grpo", "rollout.engines=2", *SMALL))
         crew.start()
         crew.join()
-    crew.learners.save(folder / "fresh")
-    yield crew
-    crew.close()
+        crew.learners.save(folder / "fresh")
+        yield crew
+        crew.close()
 
 
-def train(
+def instruct(
     crew: launch.Crew, prepared: prepare.Prepared, fresh: Path | None = None, wrong: str = "", lr: float = 3e-4
-) -> list[tuple[Position, Stock]]:
-    """Run what was prepared on the crew; with `fresh`, from the model as it was there. What was saved, and when."""
+) -> None:
+    """Make engines and learner those of what was prepared; with `fresh`, with the model as it was there."""
     config, fleet = prepared.config, crew.fleet
     assert fleet
     assert crew._ranks
@@ -130,10 +160,18 @@ def train(
         fleet.cancel(key)
     in_flight = config.sync.in_flight if config.sync.mode == "async" else "wait"
     ray.get([handle.meddle.remote(wrong, in_flight) for handle in fleet.handles.values()])
-    slow_s = 1.0 if wrong == "slow learner" else 0.0
-    crew._ranks.call("follow", [prepared.objective, prepared.terms, lr, slow_s])
+    slow_s = 2.0 if wrong == "slow learner" else 0.0
+    crew._ranks.call("follow", [prepared.objective, prepared.terms, config.sync.verify, lr, slow_s])
     together = prepared.objective.traits.unit == "group"
     crew.learners = Learners(crew._ranks, config.learner.token_budget, together, config.rollout.temperature)
+
+
+def train(
+    crew: launch.Crew, prepared: prepare.Prepared, fresh: Path | None = None, wrong: str = "", lr: float = 3e-4
+) -> list[tuple[Position, Stock]]:
+    """Run what was prepared on the crew; with `fresh`, from the model as it was there. What was saved, and when."""
+    config = prepared.config
+    instruct(crew, prepared, fresh, wrong, lr)
     recorder = Recorder(prepared.run, 0, prepared.about) if config.run.record else None
     journal = Journal(prepared.run, 0, config.trainer.total_steps, 1, None, Console(quiet=True), recorder)
     saved: list[tuple[Position, Stock]] = []

@@ -4,12 +4,11 @@ Each trains on groups that the engine samples (or on recorded rows) for two step
 """
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import rows
-from crews import SMALL, prepared_for, started, train
+from crews import SMALL, prepared_for, train
 
 from rlopt import launch
 from rlopt.settings import algorithms
@@ -29,12 +28,6 @@ ROWS = [
     for a in (11, 23, 35)
     for b in (3, 4, 8)
 ]
-
-
-@pytest.fixture(scope="module")
-def crew(tmp_path_factory: pytest.TempPathFactory) -> Iterator[launch.Crew]:
-    with started(tmp_path_factory.mktemp("family")) as made:
-        yield made
 
 
 @pytest.mark.parametrize("name", algorithms())

@@ -1,69 +1,21 @@
 """Synchronisations that go wrong on the real stack, each told at the very sync where it happens, by engine, tensor and version.
 
-Two vLLM engines and a DeepSpeed learner, whose engines can be told to spoil what they receive.
+The engines of `crews` can be told to spoil what they receive.
 """
 
 import re
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import hydra
 import pytest
 import ray
-from rich.console import Console
+from crews import instruct
 
-from rlopt import launch, prepare, rollout
+from rlopt import launch
 from rlopt.errors import RloptError
-from rlopt.learner import LearnerSetup, LearnerWorker
-from rlopt.rollout import RolloutWorker
-from rlopt.settings import conf_dir, typed
 from rlopt.sync import Synchroniser, canary_texts
-from rlopt.weights import write_shared
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::ResourceWarning")
-
-
-class Spoiler(RolloutWorker):
-    """An engine that spoils its weights in the way and as many times as it is told to."""
-
-    def spoil(self, how: str, times: int) -> None:
-        self.how, self.times = how, times
-
-    async def start_weight_update(self) -> None:
-        self.spoiling = getattr(self, "times", 0) > 0
-        self.times = getattr(self, "times", 0) - 1
-        self.number = 0
-        if not (self.spoiling and self.how == "deaf"):
-            await super().start_weight_update()
-
-    async def update_weights(self, update_info: dict[str, Any]) -> None:
-        self.number += 1
-        data = Path(update_info["path"]).read_bytes()
-        before, self.kept = getattr(self, "kept", {}), {**getattr(self, "kept", {}), self.number: data}
-        if self.spoiling and (self.how == "deaf" or (self.how == "dropped" and self.number == 2)):
-            return
-        if self.spoiling and self.number == 2:
-            changed = before[2] if self.how == "stale" else data[:40] + bytes([data[40] ^ 1]) + data[41:]
-            update_info = {**update_info, "path": write_shared(changed)}  # the other engine reads the file as it was sent
-        await super().update_weights(update_info)
-
-    async def finish_weight_update(self, weight_version: str) -> None:
-        if not (self.spoiling and self.how == "deaf"):
-            await super().finish_weight_update(weight_version)
-
-
-class Buckets(LearnerWorker):
-    """A learner that sends in several buckets, and can be moved a little."""
-
-    def __init__(self, setup: LearnerSetup, *rest: Any) -> None:
-        super().__init__(LearnerSetup(**{**vars(setup), "bucket_bytes": 100_000}), *rest)
-
-    def nudge(self, by: float) -> None:
-        for _, parameter in self._named():
-            parameter.data += by
-        self._moved = 1.0
 
 
 class Notes:
@@ -76,34 +28,17 @@ class Notes:
     def step(self, *_: Any) -> None: ...
 
 
-@pytest.fixture(scope="module")
-def crew(tmp_path_factory: pytest.TempPathFactory) -> Iterator[launch.Crew]:
-    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = typed(
-            hydra.compose("config", ["+algo=grpo", "rollout.engines=2", f"run.dir={tmp_path_factory.mktemp('faults')}/run"])
-        )
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launch, "LearnerWorker", Buckets)
-        patch.setattr(rollout, "RolloutWorker", Spoiler)
-        started = launch.Crew(prepare.prepare(config, Console(quiet=True)))
-        started.start()
-        started.join()
-    yield started
-    started.close()
-
-
 @pytest.fixture
-def sync(crew: launch.Crew) -> tuple[Synchroniser, Notes]:
+def sync(crew: launch.Crew, home: Path) -> tuple[Synchroniser, Notes]:
     notes = Notes()
     assert crew.fleet
     crew.fleet.report = notes.event
     texts = canary_texts(crew._prepared.prompts, 4)
-    crew._ranks.call("nudge", [1e-3])  # type: ignore[union-attr]
+    instruct(crew, crew._prepared, home / "fresh")
     made = Synchroniser(crew.learners, crew.fleet, texts, True, 1e-4, 1, notes)
     made.to(0)
     notes.events.clear()
-    crew._ranks.call("nudge", [1e-3])  # type: ignore[union-attr]
+    crew._ranks.call("push", [1e-3])  # type: ignore[union-attr]
     return made, notes
 
 
@@ -130,7 +65,8 @@ def test_a_fault_is_told_at_its_sync_by_engine_and_tensor_and_cured_by_sending_a
     metrics = made.to(1)
     assert [kind for kind, _ in notes.events] == ["sync_fault", "sync"]
     fault = notes.events[0][1]
-    assert (fault["version"], fault["engine"], fault["attempt"]) == (1, 1, 1)
+    assert crew.fleet
+    assert (fault["version"], fault["engine"], fault["attempt"]) == (1, sorted(crew.fleet.handles)[1], 1)
     assert re.match(what, fault["why"]), fault
     assert metrics["sync/faults"] == 1
     assert metrics["sync/canary_abs_diff"] < 1e-4  # and now it has them
@@ -142,7 +78,7 @@ def test_a_fault_that_stays_ends_the_run_by_engine_tensor_and_version(
     made, _ = sync
     spoil(crew, "corrupt", times=3)
     with pytest.raises(
-        RloptError, match=r"sync of version 1: engine 1: model\.\S+ arrived changed.*sent 3 times, each in vain"
+        RloptError, match=r"sync of version 1: engine \d+: model\.\S+ arrived changed.*sent 3 times, each in vain"
     ):
         made.to(1)
 
@@ -150,7 +86,7 @@ def test_a_fault_that_stays_ends_the_run_by_engine_tensor_and_version(
 def test_an_optimizer_that_moved_without_changing_a_weight_is_told(crew: launch.Crew, sync: tuple[Synchroniser, Notes]) -> None:
     made, _ = sync
     made.to(1)
-    crew._ranks.call("nudge", [0.0])  # type: ignore[union-attr]
+    crew._ranks.call("push", [0.0])  # type: ignore[union-attr]
     with pytest.raises(
         RloptError, match=r"sync of version 2: the optimizer moved, by a gradient norm of up to 1.0e\+00, and no"
     ):
@@ -182,7 +118,8 @@ def test_an_engine_that_is_killed_is_replaced_and_its_prompts_are_sampled_alike(
     assert notes.events[-1][0] == "engine_lost"
     assert len(fleet.handles) == 1
     fleet.join(wait=True)
+    assert len(fleet.handles) == 2
     notes.events.clear()
     made.to(1)
-    assert notes.events[-1][1]["engines"] == [0, 2]
+    assert notes.events[-1][1]["engines"] == sorted(fleet.handles)
     assert sample(kill=False) == whole

