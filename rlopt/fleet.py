@@ -126,15 +126,33 @@ class Fleet:
     def join(self, wait: bool) -> bool:
         """Take in the engines that have loaded, or with `wait` all that are loading; whether there were any.
 
-        They have no weights to sample with yet.
+        They have no weights to sample with yet. Where others are there, one that cannot load is reported and given up.
         """
         ready = [(engine, pending) for engine, pending in self._starting if wait or pending.done]
         for engine, pending in ready:
             self._starting.remove((engine, pending))
-            pending.result("starting up")
+            try:
+                pending.result("starting up")
+            except Exception as error:  # whatever loading a model may raise
+                engine.workers.close()
+                if not self._up:
+                    raise
+                self.report("engine_failed", engine=engine.number, why=str(error).splitlines()[0])
+                continue
             self._up.append(engine)
-        self._losses = 0 if wait else self._losses
         return bool(ready)
+
+    def resize(self, count: int) -> None:
+        """Have `count` engines: start more, or close the newest and hand their prompts to others."""
+        while len(self._up) + len(self._starting) < count:
+            self._make()
+            self.report("engine_added", engine=self._starting[-1][0].number)
+        while len(self._up) + len(self._starting) > max(1, count):
+            engine = self._starting.pop()[0] if self._starting else self._up.pop()
+            engine.workers.close()
+            self.report("engine_removed", engine=engine.number, asked_again=len(engine.calls))
+            for key, (deal, _) in engine.calls.items():
+                self.ask(key, deal)
 
     def settle(self) -> None:
         """Hand what nobody samples to the engines that are there; called when these have weights."""

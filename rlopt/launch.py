@@ -14,6 +14,7 @@ from rlopt import checkpoint
 from rlopt.cluster import Cluster, Workers, environment, undisturbed
 from rlopt.config import Config
 from rlopt.data import Dealer
+from rlopt.engines import wanted_engines
 from rlopt.fleet import Fleet
 from rlopt.groups import Groups, Samplers, Shares
 from rlopt.learner import Learners, LearnerSetup, LearnerWorker
@@ -205,6 +206,7 @@ def _samplers(prepared: Prepared, crew: Crew, fleet: Fleet, journal: Journal) ->
         tolerance=sync.tolerance * slack,
         ranks_per_engine=config.rollout.tensor_parallel,
         journal=journal,
+        wanted=lambda: wanted_engines(prepared.run, config.rollout.engines),
     )
     if sync.mode == "lockstep":
         batches = shelved(stock.shelves)

@@ -94,8 +94,7 @@ class Lockstep:
             try:
                 self.fleet.wait(self.deadline_s)
             except NoEngine:
-                self.fleet.join(wait=True)
-                self.sync.to(step)
+                revive(self.fleet, self.sync, step)
                 self.revived.add(step)
 
     def _check_engines(self, batch: int) -> None:
@@ -117,6 +116,15 @@ class Lockstep:
                         f"step {step}: a sample of prompt {group.prompt.id} was spoken by versions "
                         f"{sorted(set(sample.versions.tolist()))}, the schedule says {self.schedule.version(step)}"
                     )
+
+
+def revive(fleet: Fleet, sync: Synchroniser, step: int) -> None:
+    """Wait for the engines that replace those that died, and give them the weights of learner step `step`."""
+    if not fleet.join(wait=True):
+        raise RloptError(
+            "groups are waited for, nobody samples them, and no engine is being started: this is a fault of rlopt's"
+        )
+    sync.to(step)
 
 
 def shelved(shelves: Mapping[str, list[Group]]) -> dict[Key, Group]:

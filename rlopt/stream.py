@@ -13,7 +13,7 @@ import numpy as np
 
 from rlopt.data import Deal
 from rlopt.errors import NoEngine, RloptError
-from rlopt.live import Fleet, Synchroniser
+from rlopt.live import Fleet, Synchroniser, revive
 from rlopt.types import Group, Key, Stock
 
 
@@ -130,8 +130,7 @@ class Stream:
         try:
             self.fleet.wait(self.plan.deadline_s)
         except NoEngine:
-            self.fleet.join(wait=True)
-            self.sync.to(step)
+            revive(self.fleet, self.sync, step)
 
     def _count(self, ready: list[Key]) -> None:
         """Note the lengths of all samples that have come back, whether or not they are learned from."""

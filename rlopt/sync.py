@@ -6,7 +6,7 @@ run when that does not cure it.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -56,6 +56,7 @@ class Engines(Protocol):
     @property
     def handles(self) -> Mapping[int, Any]: ...
     def join(self, wait: bool) -> bool: ...
+    def resize(self, count: int) -> None: ...
     def settle(self) -> None: ...
     def canary(self, texts: list[tuple[int, ...]], numbers: list[int]) -> Mapping[int, Sequence[HeardLike]]: ...
     def lose(self, number: int, why: str) -> None: ...
@@ -73,6 +74,7 @@ class Synchroniser:
     Attributes:
         canaries: texts, as `canary_texts` makes them.
         tolerance: nats.
+        wanted: how many engines there shall be, asked at every synchronisation.
         version: what the engines hold, -1 before the first sync.
     """
 
@@ -83,6 +85,7 @@ class Synchroniser:
     tolerance: float
     ranks_per_engine: int
     journal: Journal
+    wanted: Callable[[], int]
     version: int = -1
     _connected: frozenset[int] = frozenset()
     _scores: list[Tensor] | None = None  # of the canaries, by the learner, at this sync
@@ -95,6 +98,7 @@ class Synchroniser:
         """
         started = time.monotonic()
         self._scores = None
+        self.engines.resize(self.wanted())
         self.engines.join(wait=not self.engines.handles)
         if frozenset(self.engines.handles) != self._connected:
             self.learners.connect(self.engines.handles, self.ranks_per_engine)

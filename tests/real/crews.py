@@ -51,7 +51,7 @@ class Engine(RolloutWorker):
         self._config = replace(self._honest, **changes.get(wrong, {}))
 
     async def _samples(self, deal: Deal) -> Group:
-        if self.wrong == "slow sampler":
+        if self.wrong == "slow sampler" or (self.wrong == "some slow" and sum(deal.prompt.token_ids) % 8 == 0):
             await asyncio.sleep(1.0)
         asked = deal
         if self.wrong == "retokenised":  # the engine was given the last token of the prompt twice
@@ -170,8 +170,9 @@ def train(
     crew: launch.Crew, prepared: prepare.Prepared, fresh: Path | None = None, wrong: str = "", lr: float = 3e-4
 ) -> list[tuple[Position, Stock]]:
     """Run what was prepared on the crew; with `fresh`, from the model as it was there. What was saved, and when."""
-    config = prepared.config
     instruct(crew, prepared, fresh, wrong, lr)
+    config = replace(prepared.config, rollout=replace(prepared.config.rollout, engines=2))
+    prepared = replace(prepared, config=config)
     recorder = Recorder(prepared.run, 0, prepared.about) if config.run.record else None
     journal = Journal(prepared.run, 0, config.trainer.total_steps, 1, None, Console(quiet=True), recorder)
     saved: list[tuple[Position, Stock]] = []

@@ -35,7 +35,7 @@ def sync(crew: launch.Crew, home: Path) -> tuple[Synchroniser, Notes]:
     crew.fleet.report = notes.event
     texts = canary_texts(crew._prepared.prompts, 4)
     instruct(crew, crew._prepared, home / "fresh")
-    made = Synchroniser(crew.learners, crew.fleet, texts, True, 1e-4, 1, notes)
+    made = Synchroniser(crew.learners, crew.fleet, texts, True, 1e-4, 1, notes, lambda: 2)
     made.to(0)
     notes.events.clear()
     crew._ranks.call("push", [1e-3])  # type: ignore[union-attr]
@@ -93,7 +93,7 @@ def test_an_optimizer_that_moved_without_changing_a_weight_is_told(crew: launch.
         made.to(2)
 
 
-def test_an_engine_that_is_killed_is_replaced_and_its_prompts_are_sampled_alike(
+def test_engines_are_lost_replaced_removed_and_added_and_all_samples_stay_the_same(
     crew: launch.Crew, sync: tuple[Synchroniser, Notes]
 ) -> None:
     made, notes = sync
@@ -122,4 +122,14 @@ def test_an_engine_that_is_killed_is_replaced_and_its_prompts_are_sampled_alike(
     notes.events.clear()
     made.to(1)
     assert notes.events[-1][1]["engines"] == sorted(fleet.handles)
+    assert sample(kill=False) == whole
+    made.wanted = lambda: 1
+    made.to(1)
+    assert len(fleet.handles) == 1
+    assert sample(kill=False) == whole
+    made.wanted = lambda: 2
+    made.to(1)
+    fleet.join(wait=True)
+    made.to(1)
+    assert len(fleet.handles) == 2
     assert sample(kill=False) == whole

@@ -1,5 +1,6 @@
 """How stale the data is, on a real engine and learner: schedules, async, offline, mixed, replay; and the doctor on each."""
 
+import os
 import re
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from rlopt.schedule import Schedule
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::ResourceWarning")
 
 STEPS = 24
+SEEDS = range(42, 42 + int(os.environ.get("RLOPT_SEEDS", "1")))
+"""Of the healthy runs; `RLOPT_SEEDS=10` is how the doctor was tried for false alarms."""
 BASE = (*SMALL, f"trainer.total_steps={STEPS}", "run.record=true")
 
 
@@ -42,21 +45,23 @@ def versions(folder: Path) -> list[set[int]]:
     return [set((step - 1 - tokens.lag[tokens.step == step]).tolist()) for step in range(1, STEPS + 1)]
 
 
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(("interval", "offset"), [(1, 0), (20, 0), (1, 10), (4, 2), (300, 199)])
 def test_every_token_is_spoken_by_the_version_of_the_schedule(
-    crew: launch.Crew, home: Path, tmp_path: Path, interval: int, offset: int
+    crew: launch.Crew, home: Path, tmp_path: Path, interval: int, offset: int, seed: int
 ) -> None:
-    overrides = [f"sync.interval={interval}", f"sync.offset={offset}"]
+    overrides = [f"sync.interval={interval}", f"sync.offset={offset}", f"run.seed={seed}"]
     train(crew, prepared_for(tmp_path / "run", "+algo=grpo", *BASE, *overrides), home / "fresh")
     assert versions(tmp_path / "run") == [{Schedule(interval, offset).version(b)} for b in range(1, STEPS + 1)]
     assert healthy(tmp_path / "run")
 
 
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("in_flight", ["keep", "abort", "wait"])
 def test_samplers_that_never_stop_keep_to_the_bound_and_every_token_knows_its_version(
-    crew: launch.Crew, home: Path, tmp_path: Path, in_flight: str
+    crew: launch.Crew, home: Path, tmp_path: Path, in_flight: str, seed: int
 ) -> None:
-    overrides = ["sync.mode=async", "sync.interval=1", "sync.max_lag=3", f"sync.in_flight={in_flight}"]
+    overrides = ["sync.mode=async", "sync.interval=1", "sync.max_lag=3", f"sync.in_flight={in_flight}", f"run.seed={seed}"]
     train(crew, prepared_for(tmp_path / "run", "+algo=grpo", *BASE, *overrides), home / "fresh")
     metrics = rows(tmp_path / "run" / "metrics.jsonl")
     assert max(row["offpolicy/lag_max"] for row in metrics) in (1, 2, 3)
@@ -66,6 +71,15 @@ def test_samplers_that_never_stop_keep_to_the_bound_and_every_token_knows_its_ve
     fresh = tokens.where((tokens.lag == 0) & tokens.pure)
     assert abs(fresh.gap).max() < 1e-4  # stamped with the weights that spoke it
     assert healthy(tmp_path / "run")
+
+
+def test_a_group_that_is_late_is_given_up_and_counted(crew: launch.Crew, home: Path, tmp_path: Path) -> None:
+    overrides = ["sync.mode=async", "sync.interval=1", "sync.max_lag=2", "sync.stale=drop"]
+    train(crew, prepared_for(tmp_path / "run", "+algo=grpo", *BASE, *overrides), home / "fresh", "some slow")
+    metrics = rows(tmp_path / "run" / "metrics.jsonl")
+    assert sum(row["offpolicy/dropped_groups"] for row in metrics) > 0
+    assert max(row["offpolicy/lag_max"] for row in metrics) <= 2
+    assert all(row["samples_seen"] == 16 * row["step"] for row in metrics)
 
 
 def test_a_run_can_be_learned_from_again_without_samplers_and_counts_its_own_updates_as_lag(
@@ -80,6 +94,7 @@ def test_a_run_can_be_learned_from_again_without_samplers_and_counts_its_own_upd
     same = ("actor/pg_loss", "actor/grad_norm", "actor/kl_k2", "offpolicy/ratio_max")
     for step in range(4):  # by the same weights, on the same groups, and with the same numbers
         assert [again[step][name] for name in same] == pytest.approx([first[step][name] for name in same], rel=1e-4, abs=1e-9)
+    assert healthy(tmp_path / "run")
 
 
 def test_a_share_of_every_batch_may_be_recorded_and_another_replayed(

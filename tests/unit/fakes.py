@@ -39,6 +39,7 @@ class Engines:
     under_way: dict[Key, Deal] = field(default_factory=dict)
     cancelled: list[Key] = field(default_factory=list)
     lost: list[tuple[int, str]] = field(default_factory=list)
+    wanted: int = 0
 
     @property
     def asked(self) -> list[Key]:
@@ -74,8 +75,11 @@ class Engines:
 
     def join(self, wait: bool) -> bool:
         self.numbers += self.loading
-        self.loading = []
-        return True
+        joined, self.loading = bool(self.loading), []
+        return joined
+
+    def resize(self, count: int) -> None:
+        self.wanted = count
 
     def settle(self) -> None:
         under_way, self.under_way = self.under_way, {}

@@ -24,6 +24,7 @@ FLOORS = (
         "record",
         "replay",
         "diagnosis",
+        "engines",
     },
     {
         "conformance",

@@ -31,7 +31,7 @@ def make(
         schedule=Schedule(interval, offset),
         deal=lambda batch: [Deal(prompt(f"{batch}/{i}"), "0") for i in range(2)],
         fleet=engines,
-        sync=Synchroniser(trainer, engines, [(1, 2, 3)], True, 1e-3, 1, diary),
+        sync=Synchroniser(trainer, engines, [(1, 2, 3)], True, 1e-3, 1, diary, lambda: 2),
         total_steps=total,
         deadline_s=1.0,
         requested=sampled,

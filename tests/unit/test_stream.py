@@ -20,7 +20,7 @@ def make(**changed: Any) -> tuple[Stream, Engines, Trainer]:
     plan |= changed
     engines = Engines()
     trainer = Trainer(engines)
-    sync = Synchroniser(trainer, engines, [(1, 2, 3)], True, 1e-3, 1, Diary())
+    sync = Synchroniser(trainer, engines, [(1, 2, 3)], True, 1e-3, 1, Diary(), lambda: 2)
     fleet: Fleet = engines
     stream = Stream(StreamPlan(**plan, deadline_s=1.0), lambda n: Deal(prompt(f"p{n}"), "0"), fleet, sync, 0, [])
     return stream, engines, trainer

@@ -1,0 +1,100 @@
+"""The figure and table of all runs: `python figure.py RUNS FOLDER` writes curves.csv, table.md and figure.{png,svg}.
+
+A point of `curves.csv` is the mean of 20 steps of a run. Bands are the smallest and the largest of the seeds.
+"""
+
+import csv
+import sys
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+from rlopt.tracking import read_column
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+SPAN, STEPS = 20, 400
+REGIMES = {
+    "on_policy": "on-policy (1, 0)",
+    "frozen_20": "frozen for 20 updates (20, 0)",
+    "pipeline_10": "pipeline (1, 10)",
+    "async_8": "async, max_lag 8",
+    "offline": "offline",
+}
+COLUMNS = {
+    "reward/mean": "Training Reward",
+    "actor/kl_k2": "KL Divergence (k2, nats/token)",
+    "offpolicy/lag_mean": "Lag (updates)",
+}
+COLORS = {
+    "reinforce": "#8C8C8C",
+    "grpo": "#4C72B0",
+    "rec_oneside_nois": "#DD8452",
+    "rec_oneside_is": "#C44E52",
+    "rec_oneside_wide": "#8172B3",
+    "red_weight": "#55A868",
+}
+
+
+def blocks(run: Path, name: str) -> np.ndarray:
+    """`[STEPS / SPAN]`: means of 20 steps."""
+    return np.nanmean(np.array(read_column(run, name)[:STEPS]).reshape(-1, SPAN), 1)
+
+
+runs, out = Path(sys.argv[1]), Path(sys.argv[2])
+curves: dict[tuple[str, str], dict[str, list[np.ndarray]]] = {}
+with (out / "curves.csv").open("w", newline="") as file:
+    writer = csv.writer(file)
+    writer.writerow(["algorithm", "regime", "seed", "step", *COLUMNS])
+    for path in sorted(runs.glob("*.*/metrics.jsonl")):
+        run = path.parent
+        if len(read_column(run, "step")) < STEPS:
+            continue
+        name, _, seed = run.name.rpartition("-")
+        algorithm, _, regime = name.partition(".")
+        values = {column: blocks(run, column) for column in COLUMNS}
+        for column, curve in values.items():
+            curves.setdefault((algorithm, regime), {}).setdefault(column, []).append(curve)
+        for block in range(STEPS // SPAN):
+            cells = [f"{values[column][block]:.5g}" for column in COLUMNS]
+            writer.writerow([algorithm, regime, seed, f"{block * SPAN + 1}-{(block + 1) * SPAN}", *cells])
+
+lines = [
+    "| algorithm | regime | reward, first 20 | last 20 | best 20 | KL (k2) at last | mean lag |",
+    "|---|---|---|---|---|---|---|",
+]
+for regime in REGIMES:
+    for algorithm in COLORS:
+        if (algorithm, regime) not in curves:
+            continue
+        reward, kl, lag = (np.array(curves[algorithm, regime][column]) for column in COLUMNS)
+        ends = (
+            f"{reward[:, 0].mean():.3f} | {reward[:, -1].mean():.3f} ± {reward[:, -1].std():.3f} | {reward.max(1).mean():.3f}"
+        )
+        lines.append(f"| `{algorithm}` | {REGIMES[regime]} | {ends} | {kl[:, -1].mean():.3g} | {lag.mean():.1f} |")
+(out / "table.md").write_text("\n".join(lines) + "\n")
+
+figure, axes = plt.subplots(len(COLUMNS), len(REGIMES), figsize=(16, 8), sharex=True, sharey="row", constrained_layout=True)
+steps = np.arange(SPAN, STEPS + 1, SPAN) - SPAN / 2
+for row, (column, title) in zip(axes, COLUMNS.items(), strict=True):
+    for axis, (regime, heading) in zip(row, REGIMES.items(), strict=True):
+        for algorithm, color in COLORS.items():
+            if (algorithm, regime) in curves:
+                values = np.array(curves[algorithm, regime][column])
+                axis.plot(steps, values.mean(0), color=color, label=algorithm)
+                axis.fill_between(steps, values.min(0), values.max(0), color=color, alpha=0.15, linewidth=0)
+        axis.grid(alpha=0.3)
+        if column == "reward/mean":
+            axis.set_title(heading)
+        if column == "actor/kl_k2":
+            axis.set_yscale("log")
+    row[0].set_ylabel(title)
+for axis in axes[-1]:
+    axis.set_xlabel("training step")
+handles, labels = axes[0][1].get_legend_handles_labels()
+figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+for suffix in ("png", "svg"):
+    figure.savefig(out / f"figure.{suffix}", dpi=110, metadata={"Date": None} if suffix == "svg" else None)
+print("\n".join(lines))

@@ -1,0 +1,23 @@
+"""How many engines a run shall have."""
+
+from pathlib import Path
+
+import pytest
+
+from rlopt.engines import ask_for, wanted_engines
+from rlopt.errors import RloptError
+
+
+def test_a_run_has_the_engines_of_its_config_until_others_are_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("{}")
+    assert wanted_engines(tmp_path, 2) == 2
+    ask_for(tmp_path, 3)
+    assert wanted_engines(tmp_path, 2) == 3
+
+
+def test_a_folder_without_a_run_and_a_count_of_none_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RloptError, match="holds no run; give the folder of one that is going on"):
+        ask_for(tmp_path, 2)
+    (tmp_path / "config.yaml").write_text("{}")
+    with pytest.raises(RloptError, match="0 engines: a run needs one at least"):
+        ask_for(tmp_path, 0)
