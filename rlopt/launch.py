@@ -14,13 +14,14 @@ from rlopt import checkpoint
 from rlopt.cluster import Cluster, Workers, environment, undisturbed
 from rlopt.config import Config
 from rlopt.data import Dealer
+from rlopt.describe import describe
 from rlopt.engines import wanted_engines
 from rlopt.fleet import Fleet
 from rlopt.groups import Groups, Samplers, Shares
 from rlopt.learner import Learners, LearnerSetup, LearnerWorker
 from rlopt.live import Lockstep, shelved
 from rlopt.loop import Loop, Plan, Position, Source
-from rlopt.prepare import Prepared, describe, dtype, prepare
+from rlopt.prepare import Prepared, dtype, prepare
 from rlopt.record import Recorder
 from rlopt.recorded import Recorded, References
 from rlopt.replay import Replay, ReplayPlan

@@ -153,12 +153,16 @@ def test_the_doctor_names_what_is_wrong(crew: launch.Crew, home: Path, tmp_path:
     assert others in ([], [WRONG["no signal"]]), said  # where all rewards are one, no group has any signal either
 
 
-def test_the_doctor_sees_entropy_collapse_and_ratios_explode(crew: launch.Crew, home: Path, tmp_path: Path) -> None:
+def test_the_doctor_sees_entropy_collapse_staleness_and_exploding_ratios(crew: launch.Crew, home: Path, tmp_path: Path) -> None:
     row = tmp_path / "row.jsonl"
     row.write_text('{"prompt": "12+7*3=", "completion": "Step 1: 7*3=21\\nStep 2: 12+21=33\\nAnswer: 33"}\n')
     narrow = ["+algo=sft", f"data.train={row}", "data.prompts_per_step=1", "trainer.total_steps=60"]
     train(crew, prepared_for(tmp_path / "narrow", *narrow), home / "fresh", lr=2e-3)
     assert "entropy has collapsed" in verdict(diagnose(read(tmp_path / "narrow")))
+    stale = prepared_for(tmp_path / "stale", "+algo=reinforce", *BASE, "sync.interval=24")
+    train(crew, stale, home / "fresh", lr=3e-3)
+    findings = {finding.name: finding.level for finding in diagnose(read(tmp_path / "stale"))}
+    assert (findings["staleness"], findings["engine and learner"], findings["importance ratios"]) == ("warning", "fine", "fine")
     wild = prepared_for(tmp_path / "wild", "+algo=reinforce", *BASE, "sync.interval=24")
     train(crew, wild, home / "fresh", lr=2e-2)
     assert "ratios explode" in verdict(diagnose(read(tmp_path / "wild")))

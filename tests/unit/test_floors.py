@@ -41,7 +41,7 @@ FLOORS = (
     },
     {"rollout", "fleet", "shm_engine", "learner"},
     {"loop", "live", "stream", "groups", "sync", "recorded"},
-    {"prepare", "launch", "harvest", "command"},
+    {"prepare", "describe", "launch", "harvest", "command"},
     {"train", "pairs", "report", "doctor", "objectives.__main__"},
 )
 BELOW = {f"objectives.{name}" for name in ("core", "advantages", "ratios", "corrections", "divergence", "preferences")}
@@ -62,6 +62,8 @@ SAME_FLOOR = {
     ("stream", "live"),
     ("recorded", "loop"),
     ("launch", "prepare"),
+    ("launch", "describe"),
+    ("describe", "prepare"),
 }
 """Pairs that stand on one floor and yet, by design, one over the other."""
 DOORS = {
