@@ -1,12 +1,15 @@
 """Runs of the real thing: the command line, Ray, vLLM and DeepSpeed, small and few."""
 
 import json
+import os
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from rlopt import launch
@@ -24,6 +27,22 @@ def train(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(command(*overrides, f"run.dir={folder}"), capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
     return done
+
+
+def try_out(line: list[str], cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command that is over soon; fail if a process of it, or of any of its children, is left running."""
+    mark = uuid.uuid4().hex
+    env = os.environ | {"RLOPT_TEST_MARK": mark}
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120, cwd=cwd, env=env)
+    assert not [process.cmdline() for process in psutil.process_iter() if _mark(process) == mark]
+    return done
+
+
+def _mark(process: psutil.Process) -> str | None:
+    try:
+        return process.environ().get("RLOPT_TEST_MARK")
+    except psutil.Error:
+        return None
 
 
 def rows(file: Path) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import rows
+from conftest import rows, try_out
 
 from rlopt import arithmetic
 from rlopt.steps import MEANING, on_eval_side
@@ -31,11 +31,10 @@ def start(*overrides: str) -> subprocess.Popen[str]:
 
 
 def refuse(*overrides: str, cwd: Path | None = None) -> str:
-    done = subprocess.run(command(*overrides), capture_output=True, text=True, timeout=120, cwd=cwd)
+    done = try_out(command(*overrides), cwd)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     (line,) = done.stderr.strip().splitlines()
-    assert not psutil.Process().children(recursive=True)
     return line
 
 

@@ -4,21 +4,19 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
-from conftest import SMALL, command
+from conftest import SMALL, command, try_out
 
 Runs = Callable[[str], Path]
 
 
 def refuse(*overrides: str) -> str:
-    done = subprocess.run(command(*overrides), capture_output=True, text=True, timeout=120)
+    done = try_out(command(*overrides))
     assert done.returncode == 1
     assert "Traceback" not in done.stdout + done.stderr
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1, done.stderr
     assert lines[0].startswith("error: ")
-    assert not psutil.Process().children(recursive=True)
     return lines[0]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import crews
 import psutil
 import pytest
 import torch
@@ -15,7 +16,7 @@ from conftest import SMALL, command, rows, train
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlopt import checkpoint
+from rlopt import checkpoint, launch
 from rlopt.metrics import DEFINITIONS
 from rlopt.model import find_model
 
@@ -130,18 +131,18 @@ def test_an_interrupted_run_was_heard_on_loopback_alone_leaves_no_process_and_go
 
 
 SHARDED = {
-    "one rank, ZeRO 0": ["learner.workers=1", "learner.zero_stage=0"],
     "two ranks, ZeRO 2": ["learner.workers=2", "learner.zero_stage=2"],
     "two ranks, two engines, ZeRO 3": ["learner.workers=2", "learner.zero_stage=3", "rollout.engines=2"],
 }
 
 
-def test_ranks_stages_and_engines_change_no_number(tmp_path: Path) -> None:
-    curves = {}
+def test_ranks_stages_and_engines_change_no_number(tmp_path: Path, crew: launch.Crew, home: Path) -> None:
+    steps = ["+algo=grpo", *SMALL, "trainer.total_steps=4", "sync.interval=2", "learner.token_budget=300"]
+    crews.train(crew, crews.prepared_for(tmp_path / "crew", *steps), home / "fresh")
+    curves = {"one rank, ZeRO 1": rows(tmp_path / "crew" / "metrics.jsonl")}
     for number, (name, overrides) in enumerate(SHARDED.items()):
         folder = tmp_path / str(number)
-        steps = ["trainer.total_steps=4", "sync.interval=2", "learner.token_budget=300", "tracking.wandb=disabled"]
-        train(folder, "+algo=grpo", *SMALL, *steps, *overrides)
+        train(folder, *steps, *overrides, "tracking.wandb=disabled")
         curves[name] = rows(folder / "metrics.jsonl")
         assert all(
             sync["sync/canary_abs_diff"] < TOLERANCE for sync in rows(folder / "events.jsonl") if sync["event"] == "sync"
