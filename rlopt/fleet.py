@@ -171,16 +171,20 @@ class Fleet:
         """The Ray nodes of the engines that are there, by number."""
         return {engine.number: engine.workers.nodes()[0] for engine in self._up}
 
-    def canary(self, texts: list[tuple[int, ...]], numbers: list[int]) -> dict[int, list[Heard]]:
-        """What each of the engines `numbers` says of the same texts, by number; of those that are alive."""
+    def canary(self, texts: list[tuple[int, ...]], numbers: list[int]) -> Callable[[], dict[int, list[Heard]]]:
+        """Ask the engines `numbers` what they say of the same texts; the function returned waits for it, by number."""
         pending = [(e, e.workers.start("canary", (texts,))) for e in self._up if e.number in numbers]
-        answers = {}
-        for engine, one in pending:
-            try:
-                answers[engine.number] = one.result("answering the canary prompts")[0]
-            except Lost as lost:
-                self.lose(engine.number, str(lost))
-        return answers
+
+        def collect() -> dict[int, list[Heard]]:
+            answers = {}
+            for engine, one in pending:
+                try:
+                    answers[engine.number] = one.result("answering the canary prompts")[0]
+                except Lost as lost:
+                    self.lose(engine.number, str(lost))
+            return answers
+
+        return collect
 
     def idle_frac(self) -> float:
         """Share of the time since this was last asked in which engines had no request; mean over engines."""

@@ -58,13 +58,13 @@ class Engines(Protocol):
     def join(self, wait: bool) -> bool: ...
     def resize(self, count: int) -> None: ...
     def settle(self) -> None: ...
-    def canary(self, texts: list[tuple[int, ...]], numbers: list[int]) -> Mapping[int, Sequence[HeardLike]]: ...
+    def canary(self, texts: list[tuple[int, ...]], numbers: list[int]) -> Callable[[], Mapping[int, Sequence[HeardLike]]]: ...
     def lose(self, number: int, why: str) -> None: ...
 
 
 def canary_texts(prompts: list[Prompt], count: int) -> list[tuple[int, ...]]:
     """The beginnings of the first prompts: enough to touch every weight, few enough to cost little."""
-    return [(prompt.token_ids * 2)[: max(2, min(len(prompt.token_ids), 128))] for prompt in prompts[:count]]
+    return [(prompt.token_ids * 2)[: max(2, min(len(prompt.token_ids), 16))] for prompt in prompts[:count]]
 
 
 @dataclass
@@ -136,12 +136,14 @@ class Synchroniser:
         meant = [n for n in self.engines.handles if n in self._connected and (only is None or n in only) and n not in faults]
         gaps: dict[int, float] = {}
         if self.verify and meant:
-            for number, answers in self.engines.canary(self.canaries, meant).items():
+            collect = self.engines.canary(self.canaries, meant)
+            scores = self._score()  # while the engines are at it
+            for number, answers in collect().items():
                 stale = [heard.version for heard in answers if heard.version != version]
                 if stale:
                     faults[number] = f"still answers with version {stale[0]}"
                     continue
-                gaps[number] = gap = self._gap([heard.logprobs for heard in answers])
+                gaps[number] = gap = _gap(scores, [heard.logprobs for heard in answers])
                 if not gap <= self.tolerance:
                     faults[number] = (
                         f"differs from the learner by {gap:.2e} nats on a canary token, sync.tolerance allows "
@@ -149,14 +151,18 @@ class Synchroniser:
                     )
         return _Verdict(faults, gaps)
 
-    def _gap(self, heard: list[np.ndarray]) -> float:
-        """The largest difference of a canary token's log-probability from the learner's, in nats."""
+    def _score(self) -> list[Tensor]:
+        """What the learner says of the canaries, asked once a synchronisation."""
         if self._scores is None:
             texts = pad_examples([Example(Prompt("canary", text[:1], "", "", ""), (text[1:],)) for text in self.canaries])
             scores = self.learners.score(texts, "policy", 1.0)
             self._scores = [row[mask > 0] for row, mask in zip(scores, texts.mask, strict=True)]
-        pairs = zip(self._scores, heard, strict=True)
-        return max(float(np.abs(mine.numpy() - theirs).max()) for mine, theirs in pairs)
+        return self._scores
+
+
+def _gap(scores: list[Tensor], heard: list[np.ndarray]) -> float:
+    """The largest difference of a canary token's log-probability between learner and engine, in nats."""
+    return max(float(np.abs(mine.numpy() - theirs).max()) for mine, theirs in zip(scores, heard, strict=True))
 
 
 @dataclass(frozen=True)

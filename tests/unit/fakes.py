@@ -1,6 +1,6 @@
 """Hand-written stand-ins for engines, learners and journal, in one process."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -94,8 +94,8 @@ class Engines:
         self.numbers.remove(number)
         self.lost.append((number, why))
 
-    def canary(self, texts: list[tuple[int, ...]], numbers: list[int]) -> dict[int, list[Heard]]:
-        return {n: [Heard(np.full(len(t) - 1, -0.5, np.float32), self.version) for t in texts] for n in numbers}
+    def canary(self, texts: list[tuple[int, ...]], numbers: list[int]) -> Callable[[], dict[int, list[Heard]]]:
+        return lambda: {n: [Heard(np.full(len(t) - 1, -0.5, np.float32), self.version) for t in texts] for n in numbers}
 
 
 @dataclass

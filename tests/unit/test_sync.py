@@ -80,12 +80,12 @@ def test_an_engine_that_dies_is_given_up_and_the_others_go_on() -> None:
 
 def test_an_engine_that_dies_under_the_canary_prompts_is_no_fault_of_the_weights() -> None:
     sync, engines, _, _ = make()
-    answer: Callable[..., dict[int, list[Heard]]] = engines.canary
+    ask: Callable[..., Callable[[], dict[int, list[Heard]]]] = engines.canary
 
-    def one_dies(texts: list[tuple[int, ...]], numbers: list[int]) -> dict[int, list[Heard]]:
+    def one_dies(texts: list[tuple[int, ...]], numbers: list[int]) -> Callable[[], dict[int, list[Heard]]]:
         if 0 in engines.numbers:
             engines.lose(0, "died")
-        return {1: answer(texts, [1])[1]}
+        return ask(texts, [1])
 
     engines.canary = one_dies  # type: ignore[method-assign]
     assert sync.to(1)["sync/faults"] == 0
@@ -93,4 +93,4 @@ def test_an_engine_that_dies_under_the_canary_prompts_is_no_fault_of_the_weights
 
 def test_canary_texts_are_the_beginnings_of_prompts_and_have_two_tokens_at_least() -> None:
     prompts = [prompt("short", 1), prompt("long", 500), prompt("third", 3)]
-    assert [len(text) for text in canary_texts(prompts, 2)] == [2, 128]
+    assert [len(text) for text in canary_texts(prompts, 2)] == [2, 16]
