@@ -76,12 +76,6 @@ class Pending:
         for ref in self.refs:
             ray.cancel(ref)
 
-    @property
-    def done(self) -> bool:
-        """All have answered, well or not."""
-        ready, _ = ray.wait(self.refs, num_returns=len(self.refs), timeout=0)
-        return len(ready) == len(self.refs)
-
 
 def finished(pending: list[Pending]) -> list[Pending]:
     """Those of `pending`, of one call each, that have answered, well or not."""
@@ -196,7 +190,7 @@ class EngineClient:
     """`weights.Client` for a learner: every verb goes to all engines and returns when all have done it.
 
     An engine that fails gets no further verb of that synchronisation; `faults` says why, by its number. It stays paused, as
-    the first verb left it, until a synchronisation reaches it.
+    the first verb left it, until a synchronisation reaches it; those in `dead` are none any more.
     """
 
     def __init__(self, engines: Mapping[int, Any], ranks_per_engine: int, deadline_s: float) -> None:
@@ -205,12 +199,13 @@ class EngineClient:
         self._here = _node_id(None)
         self.version = 0
         self.faults: dict[int, str] = {}
+        self.dead: set[int] = set()
         self._only = set(engines)
         self._nodes = self._all("__ray_call__", dict.fromkeys(engines, (_node_id,)))
 
     def begin(self, version: int, only: Iterable[int] | None) -> None:
         """What follows brings the engines, or those numbered in `only`, to `version`."""
-        self.version, self.faults = version, {}
+        self.version, self.faults, self.dead = version, {}, set()
         self._only = set(self._engines) if only is None else set(only)
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
@@ -257,6 +252,7 @@ class EngineClient:
                 self.faults[number] = f"{method} took over {self._deadline_s:.0f} s (cluster.step_deadline_s)"
             except ray.exceptions.RayActorError:
                 self.faults[number] = f"the engine died during {method}"
+                self.dead.add(number)
             except ray.exceptions.RayTaskError as error:
                 cause = error.as_instanceof_cause()
                 self.faults[number] = f"{method}: {cause.args[0] if cause.args else cause}"

@@ -13,15 +13,13 @@ policy - behavior, in nats. Where it comes from shows in what it goes with:
 | another top-p | at lag 0, is never above 0 |
 """
 
-import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from rlopt.record import Damaged, blocks
+from rlopt.evidence import Evidence, Tokens
 
 Level = Literal["fault", "warning", "fine", "unknown"]
 
@@ -34,13 +32,20 @@ COARSE = 0.03
 TOP_P = -1.2
 """Nats. A nucleus holds more of the distribution than e to this, 0.3, in any use."""
 
-MOST_TOKENS = 2_000_000
-"""Tokens of a record that are looked at; of longer ones every n-th step."""
+
+@dataclass(frozen=True)
+class Said:
+    """A verdict in plain words, the numbers it rests on, and what to do, by config key."""
+
+    level: Level
+    verdict: str
+    evidence: str = ""
+    remedy: str = ""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One verdict in plain words, the numbers it rests on, and what to do, by config key."""
+    """What a check said, and what it is about."""
 
     name: str
     level: Level
@@ -49,109 +54,33 @@ class Finding:
     remedy: str
 
 
-@dataclass(frozen=True, eq=False)
-class Tokens:
-    """Every token of a record that the policy spoke, all `[n]`.
-
-    `lag` in learner updates, by the version that spoke it; `pure` where one version spoke the whole sample (in the others a
-    token may have read what older weights had made of those before it); `position` counts from the first response token,
-    `since` from the first of the stretch that the policy spoke without interruption.
-    """
-
-    step: np.ndarray
-    lag: np.ndarray
-    pure: np.ndarray
-    position: np.ndarray
-    since: np.ndarray
-    behavior: np.ndarray
-    gap: np.ndarray
-
-    def where(self, rows: np.ndarray) -> "Tokens":
-        return Tokens(*(getattr(self, field.name)[rows] for field in fields(self)))
-
-    def __len__(self) -> int:
-        return len(self.step)
-
-
-@dataclass(frozen=True, eq=False)
-class Evidence:
-    """A run's metrics, step by step, and the tokens of its record, if it has one that ever saw log-probabilities."""
-
-    rows: list[Mapping[str, float]]
-    tokens: Tokens | None
-
-    def column(self, name: str, last: float = 1.0) -> np.ndarray:
-        """A metric over the `last` share of the steps, without steps that do not have it."""
-        values = [row[name] for row in self.rows if row.get(name) is not None]
-        return np.array(values[int(len(values) * (1 - last)) :], float)
-
-
-def read(run: Path) -> Evidence:
-    """What the folder of a run has."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    record = next(iter(run.glob("experience.jsonl*")), None)
-    return Evidence(rows, read_tokens(record) if record else None)
-
-
-def read_tokens(record: Path) -> Tokens | None:
-    """The tokens of a record, up to its damage; None where nothing is known of the policy that sampled."""
-    columns: list[list[np.ndarray]] = [[] for _ in fields(Tokens)]
-    stride = max(1, record.stat().st_size // MOST_TOKENS // 4)  # about four bytes a token
-    try:
-        for number, block in enumerate(blocks(record)):
-            if number % stride:
-                continue
-            for line in block.lines:
-                row = json.loads(line)
-                for sample in row.get("samples", []):
-                    _add(columns, row["step"], sample)
-    except Damaged:
-        pass  # what stands before it says enough
-    return Tokens(*map(np.concatenate, columns)) if columns[0] else None
-
-
-def _add(columns: list[list[np.ndarray]], step: int, sample: Mapping[str, list[float]]) -> None:
-    spoken = np.array(sample["spoken"], bool)
-    behavior, policy = np.array(sample["logprobs"]), np.array(sample["policy"])
-    place = np.arange(len(spoken))
-    fresh = spoken & ~np.concatenate([[False], spoken[:-1]])
-    since = place - np.maximum.accumulate(np.where(fresh, place, 0))
-    lag = step - 1 - np.array(sample["versions"])
-    about = np.full(len(spoken), step), lag, np.full(len(spoken), lag.min() == lag.max())
-    for column, values in zip(columns, (*about, place, since, behavior, policy - behavior), strict=True):
-        column.append(values[spoken])
-
-
 def diagnose(evidence: Evidence) -> list[Finding]:
     """All findings, the gravest first."""
-    findings = [check(evidence) for check in CHECKS]
+    said = ((name, check(evidence)) for name, check in CHECKS.items())
+    findings = [Finding(name, one.level, one.verdict, one.evidence, one.remedy) for name, one in said]
     order: list[Level] = ["fault", "warning", "unknown", "fine"]
     return sorted(findings, key=lambda finding: order.index(finding.level))
 
 
-def sync_delivers(evidence: Evidence) -> Finding:
-    name = "synchronisation"
+def sync_delivers(evidence: Evidence) -> Said:
     rows = [row for row in evidence.rows if row.get("version", 0) > 0 and row.get("offpolicy/behavior_kl") is not None]
     apart = np.array([row["actor/kl_k1"] for row in rows])
     gap = np.array([-row["offpolicy/behavior_kl"] for row in rows])
     if len(rows) < 3:
-        return Finding(name, "unknown", "too few steps after a synchronisation to tell", f"{len(rows)} steps", "")
+        return Said("unknown", "too few steps after a synchronisation to tell", f"{len(rows)} steps")
     far = np.abs(apart) > 1e-4
     same = np.abs(gap - apart) <= 0.02 * np.abs(apart)
     share = float((same & far).sum() / max(1, far.sum()))
-    evidence_line = (
-        f"the gap is the distance from the initial model at {share:.0%} of {int(far.sum())} steps with version above 0"
-    )
+    numbers = f"the gap is the distance from the initial model at {share:.0%} of {int(far.sum())} steps with version above 0"
     if far.sum() >= 3 and share > 0.8:
-        return Finding(
-            name, "fault", "the samplers still have the initial model: synchronisation delivers nothing", evidence_line,
+        return Said(
+            "fault", "the samplers still have the initial model: synchronisation delivers nothing", numbers,
             "sync.verify=true tells it at the first sync; look at sync_fault in events.jsonl",
         )  # fmt: skip
-    return Finding(name, "fine", "the samplers' weights follow the learner's", evidence_line, "")
+    return Said("fine", "the samplers' weights follow the learner's", numbers)
 
 
-def sampler_agrees(evidence: Evidence) -> Finding:
-    name = "engine and learner"
+def sampler_agrees(evidence: Evidence) -> Said:
     tokens = evidence.tokens
     fresh = tokens.where((tokens.lag == 0) & tokens.pure) if tokens else None
     if fresh is None or len(fresh) < 200:
@@ -159,12 +88,12 @@ def sampler_agrees(evidence: Evidence) -> Finding:
     size, share = np.abs(fresh.gap), float((np.abs(fresh.gap) > NEAR).mean())
     numbers = f"{len(fresh)} tokens of lag 0: mean |gap| {size.mean():.1e}, largest {size.max():.1e}, {share:.1%} over {NEAR}"
     if size.mean() <= NEAR or (size.mean() <= COARSE and share > 0.5 and abs(fresh.gap.mean()) < 0.3 * size.mean()):
-        return Finding(name, "fine", "engine and learner say the same of the same tokens", numbers, "")
+        return Said("fine", "engine and learner say the same of the same tokens", numbers)
     first_model = size[fresh.step == 1]
     if len(first_model) >= 100 and first_model.mean() <= NEAR:
         numbers += f"; {first_model.mean():.1e} at version 0"
-        return Finding(
-            name, "fault", "synchronisation delivers other weights than those of the version that engines claim", numbers,
+        return Said(
+            "fault", "synchronisation delivers other weights than those of the version that engines claim", numbers,
             "sync.verify=true tells it at the first sync; look at sync_fault in events.jsonl",
         )  # fmt: skip
     moved = fresh.where(size > NEAR)
@@ -176,183 +105,162 @@ def sampler_agrees(evidence: Evidence) -> Finding:
     bounded = below > 0.97 and fresh.gap.min() > TOP_P
     if bounded or abs(together) > 0.35:
         what = "top-p" if bounded else "temperature"
-        return Finding(
-            name, "fault", f"engine and learner do not mean the same distribution: another {what}", numbers,
+        return Said(
+            "fault", f"engine and learner do not mean the same distribution: another {what}", numbers,
             "rollout.temperature and rollout.top_p must be those sampled with, log-probabilities those sampled from",
         )  # fmt: skip
     if jumps or skew < -3:
         if jumps:
             numbers += f"; {first.mean():.2f} on the first token of a turn, {later.mean():.4f} from the ninth on"
-        return Finding(
-            name, "fault", "the learner reads other tokens than the engine did: text was tokenised again", numbers,
+        return Said(
+            "fault", "the learner reads other tokens than the engine did: text was tokenised again", numbers,
             "train on the token ids that the engine was given and returned, never on decoded text",
         )  # fmt: skip
-    return Finding(
-        name, "fault", "engine and learner compute different log-probabilities with the same weights", numbers,
+    return Said(
+        "fault", "engine and learner compute different log-probabilities with the same weights", numbers,
         "model.dtype=float32 to see whether it is rounding; else compare versions and kernels of both",
     )  # fmt: skip
 
 
-def _agreement_of_metrics(evidence: Evidence) -> Finding:
-    name = "engine and learner"
+def _agreement_of_metrics(evidence: Evidence) -> Said:
     fresh = [row for row in evidence.rows if row.get("offpolicy/lag_max") == 0 and "offpolicy/ratio_max" in row]
     fresh = [row for row in fresh if row.get("actor/updates", 1) == 1]  # later updates of a step have moved from it
     if not fresh:
-        return Finding(name, "unknown", "no batch of lag 0 to compare on", "", "run.record=true keeps what is needed")
+        return Said("unknown", "no batch of lag 0 to compare on", "", "run.record=true keeps what is needed")
     drift = np.array([abs(row["offpolicy/behavior_kl"]) for row in fresh])
     spread = np.array([1 - row["offpolicy/ess"] for row in fresh])
     numbers = f"{len(fresh)} batches of lag 0: mean gap up to {drift.max():.1e} nats, 1 - ESS up to {spread.max():.1e}"
     if drift.max() <= NEAR and spread.max() <= COARSE:
-        return Finding(name, "fine", "engine and learner say the same of the same tokens", numbers, "")
-    return Finding(
-        name, "fault", "engine and learner differ on samples of lag 0", numbers,
+        return Said("fine", "engine and learner say the same of the same tokens", numbers)
+    return Said(
+        "fault", "engine and learner differ on samples of lag 0", numbers,
         "run.record=true, and ask again: the record tells temperature, top-p, tokens and rounding apart",
     )  # fmt: skip
 
 
-def staleness(evidence: Evidence) -> Finding:
-    name = "staleness"
+def staleness(evidence: Evidence) -> Said:
     ess, lag = evidence.column("offpolicy/ess"), evidence.column("offpolicy/lag_max")
     if not len(ess):
-        return Finding(name, "unknown", "nothing is known of the policy that sampled", "", "")
+        return Said("unknown", "nothing is known of the policy that sampled")
     numbers = f"largest lag {lag.max():.0f}; effective sample size {np.median(ess):.0%} (median), {ess.min():.0%} (least)"
     if evidence.tokens is not None and evidence.tokens.lag.max() > 0:
         slope, intercept = np.polyfit(evidence.tokens.lag, np.abs(evidence.tokens.gap), 1)
         numbers += f"; |gap| {intercept:.1e} + {slope:.1e} nats per update of lag"
     if np.median(ess) < 0.6:
-        return Finding(
-            name, "warning", "samples are so stale that little more than half of them count", numbers,
+        return Said(
+            "warning", "samples are so stale that little more than half of them count", numbers,
             "lower sync.interval, sync.max_lag or learner.lr; or bound the ratio (a clip, algo.correction.cap)",
         )  # fmt: skip
-    return Finding(name, "fine", "samples are near enough to the policy that learns from them", numbers, "")
+    return Said("fine", "samples are near enough to the policy that learns from them", numbers)
 
 
-def ratios(evidence: Evidence) -> Finding:
-    name = "importance ratios"
+def ratios(evidence: Evidence) -> Said:
     largest, ess = evidence.column("offpolicy/ratio_max", 0.5), evidence.column("offpolicy/ess", 0.5)
     if not len(largest):
-        return Finding(name, "unknown", "nothing is known of the policy that sampled", "", "")
+        return Said("unknown", "nothing is known of the policy that sampled")
     numbers = (
         f"second half: largest ratio {largest.max():.3g} (median over steps {np.median(largest):.3g}), ESS from {ess.min():.0%}"
     )
     if np.median(ess) < 0.3 or np.median(largest) > 1e4:
-        return Finding(
-            name, "fault", "ratios explode: a few tokens outweigh all others", numbers,
+        return Said(
+            "fault", "ratios explode: a few tokens outweigh all others", numbers,
             "algo.correction.weight=token algo.correction.cap=2.0 (with algo.anchor=proximal), or a clip; lower learner.lr",
         )  # fmt: skip
-    return Finding(name, "fine", "ratios are bounded", numbers, "")
+    return Said("fine", "ratios are bounded", numbers)
 
 
-def reward_varies(evidence: Evidence) -> Finding:
-    name = "reward"
+def reward_varies(evidence: Evidence) -> Said:
     spread, flat = evidence.column("reward/std"), evidence.column("reward/zero_std_frac", 0.5)
     if not len(spread):
-        return Finding(name, "unknown", "the run has no rewards", "", "")
+        return Said("unknown", "the run has no rewards")
     numbers = (
         f"standard deviation {spread.min():.3g} to {spread.max():.3g}; {flat.mean():.0%} of groups all alike (second half)"
     )
     if spread.max() == 0:
-        return Finding(
-            name, "fault", "the reward never varies: there is nothing to learn", numbers,
+        return Said(
+            "fault", "the reward never varies: there is nothing to learn", numbers,
             "try reward.fn on a few completions of samples.jsonl by hand",
         )  # fmt: skip
     if flat.mean() > 0.85:
-        return Finding(
-            name, "warning", "most groups have no signal: all their samples earn the same", numbers,
+        return Said(
+            "warning", "most groups have no signal: all their samples earn the same", numbers,
             "algo.refills, a larger algo.group_size, or problems of another difficulty",
         )  # fmt: skip
-    return Finding(name, "fine", "the reward tells samples apart", numbers, "")
+    return Said("fine", "the reward tells samples apart", numbers)
 
 
-def progress(evidence: Evidence) -> Finding:
-    name = "progress"
+def progress(evidence: Evidence) -> Said:
     reward, spread = evidence.column("reward/mean"), evidence.column("reward/std")
     span = len(reward) // 8
     if span < 5:
-        return Finding(name, "unknown", "too few steps to tell", f"{len(reward)} steps", "")
+        return Said("unknown", "too few steps to tell", f"{len(reward)} steps")
     parts = np.array([part.mean() for part in np.array_split(reward, 8)])
     samples = evidence.rows[-1].get("samples_seen", 0.0) / len(reward) * span
     noise = spread.mean() / max(1.0, samples) ** 0.5 * 2  # siblings are alike, so a sample is worth less than one
     numbers = f"reward {parts[0]:.3f} at first, {parts.max():.3f} at best, {parts[-1]:.3f} at last (eighths of the run)"
     if parts[-1] < 0.75 * parts.max() and parts.max() - parts[-1] > 4 * noise:
-        return Finding(
-            name, "warning", "the policy had learned more than it has kept", numbers,
+        return Said(
+            "warning", "the policy had learned more than it has kept", numbers,
             "lower learner.lr or sync.interval; bound the ratio (a clip, algo.correction.cap); algo.kl.coef=0.01",
         )  # fmt: skip
-    return Finding(name, "fine", "what was learned was kept", numbers, "")
+    return Said("fine", "what was learned was kept", numbers)
 
 
-def truncation(evidence: Evidence) -> Finding:
-    name = "length"
+def truncation(evidence: Evidence) -> Said:
     cut, length = evidence.column("response_length/truncated_frac", 0.25), evidence.column("response_length/mean", 0.25)
     if not len(cut):
-        return Finding(name, "unknown", "the run sampled nothing", "", "")
+        return Said("unknown", "the run sampled nothing")
     numbers = f"last quarter: {cut.mean():.1%} of samples cut, mean length {length.mean():.1f} tokens"
     if cut.mean() > 0.25:
-        return Finding(
-            name, "fault" if cut.mean() > 0.5 else "warning", "many samples end at the limit, not where they would", numbers,
+        return Said(
+            "fault" if cut.mean() > 0.5 else "warning", "many samples end at the limit, not where they would", numbers,
             "raise rollout.max_new_tokens, or algo.overlong.filter=true, algo.overlong.buffer=0.2",
         )  # fmt: skip
-    return Finding(name, "fine", "samples end by themselves", numbers, "")
+    return Said("fine", "samples end by themselves", numbers)
 
 
-def entropy(evidence: Evidence) -> Finding:
-    name = "entropy"
+def entropy(evidence: Evidence) -> Said:
     values = evidence.column("actor/entropy")
     if len(values) < 10:
-        return Finding(name, "unknown", "too few steps to tell", f"{len(values)} steps", "")
+        return Said("unknown", "too few steps to tell", f"{len(values)} steps")
     tenth = max(1, len(values) // 10)
     first, last = values[:tenth].mean(), values[-tenth:].mean()
     numbers = f"{first:.4f} nats per token at first, {last:.4f} at last"
     if last < 0.05 * first:
-        return Finding(
-            name, "fault", "entropy has collapsed: the policy says one thing only", numbers,
+        return Said(
+            "fault", "entropy has collapsed: the policy says one thing only", numbers,
             "algo.entropy_coef=0.001, algo.kl.coef=0.01, a wider upper clip, or a lower learner.lr",
         )  # fmt: skip
-    return Finding(name, "fine", "the policy still explores", numbers, "")
+    return Said("fine", "the policy still explores", numbers)
 
 
-def idleness(evidence: Evidence) -> Finding:
-    name = "idle time"
+def idleness(evidence: Evidence) -> Said:
     learner, samplers = evidence.column("idle/learner_frac", 0.8), evidence.column("idle/rollout_frac", 0.8)
     numbers = f"learner idle {_share(learner)}, samplers idle {_share(samplers)} of the time"
     if len(learner) and learner.mean() > 0.9:
-        return Finding(
-            name, "warning", "the learner mostly waits for samples", numbers,
+        return Said(
+            "warning", "the learner mostly waits for samples", numbers,
             "more rollout.engines, a larger sync.interval or sync.offset, or sync.mode=async",
         )  # fmt: skip
     if len(samplers) and samplers.mean() > 0.8:
-        return Finding(
-            name, "warning", "the samplers mostly wait for the learner", numbers,
+        return Said(
+            "warning", "the samplers mostly wait for the learner", numbers,
             "fewer rollout.engines, more learner.workers, or a larger learner.token_budget",
         )  # fmt: skip
-    return Finding(name, "fine", "both sides have work", numbers, "")
+    return Said("fine", "both sides have work", numbers)
 
 
-CHECKS: tuple[Callable[[Evidence], Finding], ...] = (
-    sync_delivers,
-    sampler_agrees,
-    staleness,
-    ratios,
-    reward_varies,
-    progress,
-    truncation,
-    entropy,
-    idleness,
-)
-
-
-def bins(tokens: Tokens, by: Literal["lag", "position"], count: int = 8) -> list[tuple[str, int, float, float]]:
-    """(range, tokens, mean gap, mean |gap|) of tokens by lag or position, in at most `count` ranges of equal width."""
-    values: np.ndarray = getattr(tokens, by)
-    width = max(1, -(-(int(values.max()) + 1) // count))
-    found = []
-    for start in range(0, int(values.max()) + 1, width):
-        gap = tokens.gap[(values >= start) & (values < start + width)]
-        if len(gap):
-            label = str(start) if width == 1 else f"{start} to {start + width - 1}"
-            found.append((label, len(gap), float(gap.mean()), float(np.abs(gap).mean())))
-    return found
+CHECKS: Mapping[str, Callable[[Evidence], Said]] = {
+    "synchronisation": sync_delivers,
+    "engine and learner": sampler_agrees,
+    "staleness": staleness,
+    "importance ratios": ratios,
+    "reward": reward_varies,
+    "progress": progress,
+    "length": truncation,
+    "entropy": entropy,
+    "idle time": idleness,
+}
 
 
 def _goes_with_likelihood(tokens: Tokens) -> float:

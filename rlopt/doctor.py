@@ -11,7 +11,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from rlopt.diagnosis import Evidence, Finding, bins, diagnose, read
+from rlopt.diagnosis import Finding, diagnose
+from rlopt.evidence import Evidence, bins, read
 
 COLORS = {"fault": "red", "warning": "yellow", "unknown": "dim", "fine": "green"}
 

@@ -32,9 +32,10 @@ class Engine:
     busy_s: float = 0.0
     asked_at: float = 0.0
 
-    def say(self, method: str, *arguments: Any) -> Any:
-        """Call a method and wait for it."""
-        return self.workers.call(method, arguments)[0]
+    @property
+    def deals(self) -> dict[Key, Deal]:
+        """What it was asked for and has not answered."""
+        return {key: deal for key, (deal, _) in self.calls.items()}
 
 
 class Fleet:
@@ -128,7 +129,8 @@ class Fleet:
 
         They have no weights to sample with yet. Where others are there, one that cannot load is reported and given up.
         """
-        ready = [(engine, pending) for engine, pending in self._starting if wait or pending.done]
+        loaded = finished([pending for _, pending in self._starting])
+        ready = [(engine, pending) for engine, pending in self._starting if wait or pending in loaded]
         for engine, pending in ready:
             self._starting.remove((engine, pending))
             try:
@@ -151,15 +153,13 @@ class Fleet:
             engine = self._starting.pop()[0] if self._starting else self._up.pop()
             engine.workers.close()
             self.report("engine_removed", engine=engine.number, asked_again=len(engine.calls))
-            for key, (deal, _) in engine.calls.items():
-                self.ask(key, deal)
+            self._hand_on(engine.deals)
 
     def settle(self) -> None:
         """Hand what nobody samples to the engines that are there; called when these have weights."""
         self._losses = 0
         homeless, self._homeless = self._homeless, {}
-        for key, deal in homeless.items():
-            self.ask(key, deal)
+        self._hand_on(homeless)
 
     @property
     def handles(self) -> dict[int, Any]:
@@ -191,7 +191,7 @@ class Fleet:
         shares = []
         for engine in list(self._up):
             try:
-                busy_s, now = engine.say("busy_s"), time.monotonic()
+                busy_s, now = engine.workers.call("busy_s")[0], time.monotonic()
             except Lost as lost:
                 self.lose(engine.number, str(lost))
                 continue
@@ -214,12 +214,15 @@ class Fleet:
         if self._losses > MOST_LOSSES:
             raise Stalled(f"{self._losses} engines were lost since the last sync, the last one, engine {number}: {why}")
         self._make()
-        for key, (deal, _) in engine.calls.items():
-            self.ask(key, deal)
+        self._hand_on(engine.deals)
 
     def close(self) -> None:
         for engine in [*self._up, *(engine for engine, _ in self._starting)]:
             engine.workers.close()
+
+    def _hand_on(self, deals: Mapping[Key, Deal]) -> None:
+        for key, deal in deals.items():
+            self.ask(key, deal)
 
     def _make(self) -> None:
         engine = Engine(self._made, self._spawn(f"engine {self._made}", 1))

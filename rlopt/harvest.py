@@ -28,7 +28,7 @@ from rlopt.errors import RloptError
 from rlopt.model import context_length, find_model
 from rlopt.processes import Pool
 from rlopt.rewards import Question
-from rlopt.rollout import EngineConfig, Sampler, make_engines
+from rlopt.rollout import EngineConfig, Sampler, spawner
 from rlopt.steps import MEANING, Answer, Chunk, Ledger, Opening, Recipe, Row, check_place, check_steps, make_chunk
 from rlopt.tracking import TrainingBar
 from rlopt.types import Prompt
@@ -176,7 +176,8 @@ class Workshop:
             seed=job.run.seed,
             in_flight="wait",
         )
-        engines = make_engines(self._cluster, job.cluster, engine, job.rollout, job.reward, job.pairs.attempts)
+        spawn = spawner(self._cluster, job.cluster, engine, job.rollout, job.reward, job.pairs.attempts)
+        engines = spawn("engine", job.rollout.engines)
         self._open.append(engines)
         self._sampler = Sampler(engines)
         starting = engines.start("start", deadline_s=job.cluster.start_deadline_s)

@@ -56,11 +56,12 @@ class LearnerSetup:
 
 @dataclass(frozen=True)
 class Sent:
-    """What one synchronisation cost, and why engines did not get it: `faults` by engine number."""
+    """What one synchronisation cost, why engines did not get it (`faults`, by number), and which of these are `dead`."""
 
     bytes: int
     seconds: float
     faults: Mapping[int, str]
+    dead: set[int]
 
 
 class LearnerWorker:
@@ -201,7 +202,8 @@ class LearnerWorker:
                 "changed; learner.lr may be too small for model.dtype"
             )
         self._moved = 0.0
-        return Sent(sum(spec.nbytes for spec in self.metadata()), time.monotonic() - started, self._client.faults)
+        size, seconds = sum(spec.nbytes for spec in self.metadata()), time.monotonic() - started
+        return Sent(size, seconds, self._client.faults, self._client.dead)
 
     # `weights.Source`: the policy under its Hugging Face names.
 

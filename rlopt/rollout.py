@@ -270,14 +270,6 @@ class RolloutWorker:
         self._llm.shutdown()
 
 
-def make_engines(
-    cluster: Cluster, config: ClusterConfig, engine: EngineConfig, rollout: RolloutConfig, reward: RewardConfig, group_size: int
-) -> Workers:
-    """The actors of `rollout.engines` engines, not started yet."""
-    spawn = spawner(cluster, config, engine, rollout, reward, group_size)
-    return spawn("engine", rollout.engines)
-
-
 def spawner(
     cluster: Cluster, config: ClusterConfig, engine: EngineConfig, rollout: RolloutConfig, reward: RewardConfig, group_size: int
 ) -> Callable[[str, int], Workers]:

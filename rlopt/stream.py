@@ -106,22 +106,25 @@ class Stream:
         left = (plan.total_steps - step + 1) * plan.per_step
         while True:
             asked, done = len(self.fleet.asked), len(self.fleet.done)
-            due = version + plan.max_lag + 1
             enough = asked - done >= plan.ahead or done >= plan.per_step  # more would only be older when its turn comes
-            if asked >= left or enough or due < step + asked // plan.per_step:
+            if asked >= left or enough or self._due(version) < step + asked // plan.per_step:
                 return
             number = self.again.pop(0) if self.again else self.next
             self.next = max(self.next, number + 1)
             self.fleet.ask((version, number), self.deal(number))
 
+    def _due(self, version: int) -> int:
+        """The last learner step that may learn from a group that was asked for with `version`."""
+        return version + self.plan.max_lag + 1
+
     def _in_time(self, keys: list[Key], step: int) -> bool:
         """Whether all of `keys`, oldest first, can be learned from while they may be, from learner step `step` on."""
-        return all(version + self.plan.max_lag + 1 >= step + i // self.plan.per_step for i, (version, _) in enumerate(keys))
+        return all(self._due(version) >= step + i // self.plan.per_step for i, (version, _) in enumerate(keys))
 
     def _drop_late(self, step: int) -> None:
         """Give up the groups that may not be learned from at `step` any more."""
         for version, number in self.fleet.asked:
-            if version + self.plan.max_lag + 1 < step:
+            if self._due(version) < step:
                 self.fleet.cancel((version, number))
                 self._counted.discard((version, number))
                 self.dropped += 1

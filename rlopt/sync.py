@@ -32,7 +32,7 @@ class HeardLike(Protocol):
 
 
 class SentLike(Protocol):
-    """What a sending cost, and why engines did not get it: `faults` by engine number."""
+    """What a sending cost, why engines did not get it, and which of them are dead: `learner.Sent`."""
 
     @property
     def bytes(self) -> int: ...
@@ -40,6 +40,8 @@ class SentLike(Protocol):
     def seconds(self) -> float: ...
     @property
     def faults(self) -> Mapping[int, str]: ...
+    @property
+    def dead(self) -> set[int]: ...
 
 
 class Learners(Protocol):
@@ -103,20 +105,18 @@ class Synchroniser:
         if frozenset(self.engines.handles) != self._connected:
             self.learners.connect(self.engines.handles, self.ranks_per_engine)
             self._connected = frozenset(self.engines.handles)
-        sent = self.learners.sync(version, None)
-        seconds, gaps, wrong, attempt = sent.seconds, dict[int, float](), self._wrong(version, None, sent), 1
-        gaps |= wrong.gaps
-        while wrong.faults:
-            for number, why in wrong.faults.items():
+        seconds, gaps, only = 0.0, dict[int, float](), None
+        for attempt in range(1, ATTEMPTS + 1):
+            sent = self.learners.sync(version, only)
+            verdict = self._judge(version, only, sent)
+            seconds, gaps, only = seconds + sent.seconds, gaps | verdict.gaps, sorted(verdict.faults)
+            if not only:
+                break
+            for number, why in verdict.faults.items():
                 self.journal.event("sync_fault", version=version, engine=number, attempt=attempt, why=why)
-            if attempt == ATTEMPTS:
-                number, why = next(iter(wrong.faults.items()))
-                raise RloptError(f"sync of version {version}: engine {number}: {why}; sent {ATTEMPTS} times, each in vain")
-            attempt += 1
-            sent = self.learners.sync(version, sorted(wrong.faults))
-            seconds += sent.seconds
-            wrong = self._wrong(version, sorted(wrong.faults), sent)
-            gaps |= wrong.gaps
+        else:
+            number, why = next(iter(verdict.faults.items()))
+            raise RloptError(f"sync of version {version}: engine {number}: {why}; sent {ATTEMPTS} times, each in vain")
         self.version = version
         self.engines.settle()
         metrics: dict[str, float] = {"sync/seconds": seconds, "sync/bytes": sent.bytes, "sync/faults": attempt - 1}
@@ -126,13 +126,11 @@ class Synchroniser:
         self.journal.event("sync", version=version, engines=sorted(self.engines.handles), **metrics)
         return metrics
 
-    def _wrong(self, version: int, only: list[int] | None, sent: SentLike) -> "_Verdict":
+    def _judge(self, version: int, only: list[int] | None, sent: SentLike) -> "_Verdict":
         """What is wrong with the engines `only` (all: None) after a sending, and how far each is from the learner."""
-        faults = dict(sent.faults)
-        for number, why in sent.faults.items():
-            if "died" in why:
-                self.engines.lose(number, why)
-                del faults[number]
+        faults = {number: why for number, why in sent.faults.items() if number not in sent.dead}
+        for number in sorted(sent.dead):
+            self.engines.lose(number, sent.faults[number])
         meant = [n for n in self.engines.handles if n in self._connected and (only is None or n in only) and n not in faults]
         gaps: dict[int, float] = {}
         if self.verify and meant:
@@ -170,4 +168,4 @@ class _Verdict:
     """By engine number: why it has not the weights, and how far it is from the learner."""
 
     faults: Mapping[int, str]
-    gaps: Mapping[int, float]
+    gaps: dict[int, float]

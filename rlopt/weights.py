@@ -136,8 +136,8 @@ class ShmSender:
         self.manifest = {}
         copies = ((name, tensor.detach().to("cpu", copy=True).contiguous()) for name, tensor in self._source)
         for bucket in in_buckets(copies, self._bucket_bytes, lambda copy: copy[1].nbytes):
-            info, digests = write_bucket(bucket)
-            self.manifest |= digests
+            info = write_bucket(bucket)
+            self.manifest |= {name: digest(tensor) for name, tensor in bucket}
             try:
                 self._client.update_weights(info)
             finally:
@@ -160,15 +160,14 @@ def in_buckets(items: Iterable[T], limit: int, nbytes: Callable[[T], int]) -> It
     yield bucket
 
 
-def write_bucket(tensors: list[tuple[str, Tensor]]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Write `tensors` to a new file in shared memory; what the receiver needs to read it, as plain types, and their digests."""
-    info = {
-        "path": write_shared(b"".join(tensor.flatten().view(torch.uint8).numpy().tobytes() for _, tensor in tensors)),
+def write_bucket(tensors: list[tuple[str, Tensor]]) -> dict[str, Any]:
+    """Write `tensors` to a new file in shared memory; what the receiver needs to read it, as plain types."""
+    return {
+        "path": write_shared(b"".join(_raw(tensor) for _, tensor in tensors)),
         "names": [name for name, _ in tensors],
         "dtypes": [str(tensor.dtype).removeprefix("torch.") for _, tensor in tensors],
         "shapes": [list(tensor.shape) for _, tensor in tensors],
     }
-    return info, {name: digest(tensor) for name, tensor in tensors}
 
 
 def write_shared(data: bytes) -> str:
@@ -193,7 +192,12 @@ def read_bucket(path: str, names: list[str], dtypes: list[str], shapes: list[lis
 
 def digest(tensor: Tensor) -> str:
     """Of a tensor on CPU, by its bytes."""
-    return xxhash.xxh3_128_hexdigest(tensor.flatten().view(torch.uint8).numpy().data)
+    return xxhash.xxh3_128_hexdigest(_raw(tensor))
+
+
+def _raw(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor on CPU, not copied where it is contiguous."""
+    return tensor.flatten().view(torch.uint8).numpy().data
 
 
 def difference(sent: Mapping[str, str], received: Mapping[str, str]) -> str | None:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Every group-relative algorithm as its YAML has it, samplers 20 updates stale, 120 steps, three seeds: about two and a half hours on two
-# cores. Interrupted, it goes on where it was. RUNS chooses where the runs go, JOBS how many run at a time.
+# Every group-relative algorithm as its YAML has it, samplers 20 updates stale, 120 steps, three seeds: about three hours on
+# two cores. Interrupted, it goes on where it was. RUNS chooses where the runs go, JOBS how many run at a time.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export RUNS=${RUNS:-runs/family} PYTHON=${PYTHON:-.venv/bin/python}

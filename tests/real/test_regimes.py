@@ -9,9 +9,10 @@ from conftest import rows
 from crews import SMALL, prepared_for, train
 
 from rlopt import launch
-from rlopt.diagnosis import diagnose, read
+from rlopt.diagnosis import diagnose
 from rlopt.doctor import verdict
 from rlopt.errors import RloptError
+from rlopt.evidence import read
 from rlopt.experience import Experience
 from rlopt.schedule import Schedule
 

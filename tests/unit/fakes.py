@@ -16,6 +16,7 @@ from rlopt.types import Batch, Group, Key, Sequences
 @dataclass(frozen=True)
 class Sent:
     faults: Mapping[int, str] = field(default_factory=dict)
+    dead: set[int] = field(default_factory=set)
     bytes: int = 8
     seconds: float = 0.1
 
@@ -106,6 +107,7 @@ class Trainer:
     gap: float = 0.0
     arrives: bool = True
     faults: list[dict[int, str]] = field(default_factory=list)
+    dead: set[int] = field(default_factory=set)
     updates: list[int] = field(default_factory=list)
     synced: list[int] = field(default_factory=list)
     sent_to: list[list[int] | None] = field(default_factory=list)
@@ -131,7 +133,8 @@ class Trainer:
         self.sent_to.append(only)
         if self.arrives:
             self.engines.version = version
-        return Sent(self.faults.pop(0) if self.faults else {})
+        faults = self.faults.pop(0) if self.faults else {}
+        return Sent(faults, self.dead & faults.keys())
 
 
 @dataclass

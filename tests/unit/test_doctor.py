@@ -9,8 +9,9 @@ import pytest
 import torch
 from builders import group
 
-from rlopt.diagnosis import Evidence, Finding, Tokens, bins, diagnose, read
+from rlopt.diagnosis import Finding, diagnose
 from rlopt.doctor import verdict
+from rlopt.evidence import Evidence, Tokens, bins, read
 from rlopt.record import Recorder, header
 
 STEPS = 60

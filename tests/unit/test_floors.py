@@ -24,6 +24,7 @@ FLOORS = (
         "record",
         "replay",
         "diagnosis",
+        "evidence",
         "engines",
     },
     {
@@ -55,7 +56,8 @@ SAME_FLOOR = {
     ("fleet", "rollout"),
     ("experience", "data"),
     ("checkpoint", "record"),
-    ("diagnosis", "record"),
+    ("evidence", "record"),
+    ("diagnosis", "evidence"),
     ("cluster", "weights"),
     ("sync", "loop"),
     ("groups", "loop"),

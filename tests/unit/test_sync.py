@@ -67,7 +67,7 @@ def test_an_engine_that_keeps_its_old_version_is_named() -> None:
 
 def test_an_engine_that_dies_is_given_up_and_the_others_go_on() -> None:
     sync, engines, trainer, diary = make()
-    trainer.faults = [{0: "the engine died during update_weights"}]
+    trainer.faults, trainer.dead = [{0: "the engine died during update_weights"}], {0}
     sync.to(4)
     assert engines.lost == [(0, "the engine died during update_weights")]
     assert diary.facts[-1]["engines"] == [1]

@@ -18,8 +18,8 @@ from torch.nn.functional import pad
 from rlopt.batching import weights
 from rlopt.objectives.advantages import EPSILON, centered, standardized
 from rlopt.objectives.cispo import CISPO
-from rlopt.objectives.core import Objective, Terms, total_loss
-from rlopt.objectives.corrections import Correction, Corrections
+from rlopt.objectives.core import Objective, Terms, no_terms, total_loss
+from rlopt.objectives.corrections import NO_CORRECTIONS
 from rlopt.objectives.dapo import DAPO
 from rlopt.objectives.dpo import DPO
 from rlopt.objectives.dr_grpo import DrGRPO
@@ -35,20 +35,7 @@ pytest.importorskip("trl", reason="TRL is not installed; the lock file has it, f
 PROMPT = 3  # tokens of every prompt
 LIMIT = 14  # of the longest response that a run would allow
 TRL_EPSILON = 1e-4  # beside the standard deviation
-UNCORRECTED = Corrections(
-    dual_clip=None, importance=Correction(weight="none", cap=None, mask="none", low=0.0, high=1.0), opsm_delta=None
-)
-PLAIN = Terms(
-    kl_coef=0.0,
-    kl_estimator="k3",
-    kl_place="loss",
-    entropy_coef=0.0,
-    corrections=UNCORRECTED,
-    overlong_buffer=0.0,
-    overlong_filter=False,
-    limit=LIMIT,
-    off_policy=True,
-)
+PLAIN = replace(no_terms(LIMIT), kl_estimator="k3", off_policy=True)
 
 
 @pytest.fixture(scope="module")
@@ -230,8 +217,8 @@ SEQUENCE_GRPO = GRPO(clip_low=0.2, clip_high=0.2, std="sample", average="sequenc
 DR_GRPO = DrGRPO(clip_low=0.2, clip_high=0.2, average="constant")
 GSPO_NARROW = GSPO(clip_low=3e-4, clip_high=4e-4, std="sample")
 SAPO_EXACT = SAPO(tau_positive=1.0, tau_negative=2.0, std="sample", gate_only=False)
-DUAL_CLIP = replace(UNCORRECTED, dual_clip=1.8)
-OPSM = replace(UNCORRECTED, opsm_delta=0.1)
+DUAL_CLIP = replace(NO_CORRECTIONS, dual_clip=1.8)
+OPSM = replace(NO_CORRECTIONS, opsm_delta=0.1)
 SEQUENCE = {"importance_sampling_level": "sequence"}
 
 CASES = {
