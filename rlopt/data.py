@@ -6,6 +6,7 @@ Because `Dealer.rows` depends on nothing else, a resumed run deals the same rows
 import hashlib
 import json
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -75,6 +76,36 @@ def sample_seed(run_seed: int, prompt_id: str, draw: str, index: int) -> int:
     """The seed of one sample: 63 bits of a hash, so that scheduling cannot change what is drawn."""
     key = f"{run_seed}/{prompt_id}/{draw}/{index}".encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest()) >> 1
+
+
+class Unusable(Exception):
+    """Why a recorded row cannot be used. Never leaves its reader."""
+
+
+def refuse_unusable(where: str, dropped: Mapping[str, list[int]], usable: int, what: str, place: str) -> None:
+    """Refuse a file of which some rows cannot be used.
+
+    Args:
+        where: the setting and its value.
+        dropped: reason to the numbers of its rows.
+        usable: rows that can be used.
+        what, place: what the rows hold and how one is found: `rows` and `row`, or `groups` and `line`.
+    """
+    count = sum(map(len, dropped.values()))
+    if count:
+        reasons = "; ".join(f"{place} {numbers[0]}: {why}" + _more(numbers) for why, numbers in dropped.items())
+        raise RloptError(
+            f"{where}: {count} of {count + usable} {what} are unusable ({reasons}); mend them, or data.invalid_rows=drop"
+        )
+
+
+def _more(numbers: list[int]) -> str:
+    return f" (and {len(numbers) - 1} more like it)" if len(numbers) > 1 else ""
+
+
+def ended(ids: list[int], tokenizer: Tokenizer) -> tuple[int, ...]:
+    """An answer's ids with the end token, once."""
+    return tuple(ids) if ids[-1:] == [tokenizer.eos_token_id] else (*ids, tokenizer.eos_token_id)
 
 
 def fingerprint(tokenizer: Any) -> str:

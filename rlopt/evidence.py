@@ -69,7 +69,8 @@ def read_tokens(record: Path) -> Tokens | None:
             for line in block.lines:
                 row = json.loads(line)
                 for sample in row.get("samples", []):
-                    _add(columns, row["step"], sample)
+                    if sample["logprobs"] is not None:
+                        _add(columns, row["step"], sample)
     except Damaged:
         pass  # what stands before it says enough
     return Tokens(*map(np.concatenate, columns)) if columns[0] else None

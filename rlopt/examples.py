@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rlopt import arithmetic
-from rlopt.data import Tokenizer, read_jsonl
+from rlopt.data import Tokenizer, Unusable, ended, read_jsonl, refuse_unusable
 from rlopt.errors import RloptError
 from rlopt.types import Example, Prompt
 
@@ -22,10 +22,6 @@ class Loaded:
 
     examples: list[Example]
     dropped: Mapping[str, list[int]]
-
-
-class _Unusable(Exception):
-    """Why a row cannot be used."""
 
 
 def load_examples(
@@ -54,23 +50,15 @@ def load_examples(
             example = parse(row, tokenizer, f"{key}:{name}:{number}")
             longest = len(example.prompt.token_ids) + max(map(len, example.answers))
             if longest > max_tokens:
-                raise _Unusable(f"more than {max_tokens} tokens")
+                raise Unusable(f"more than {max_tokens} tokens")
             examples.append(example)
-        except _Unusable as why:
+        except Unusable as why:
             dropped.setdefault(str(why), []).append(number)
-    count = sum(map(len, dropped.values()))
-    if count and not drop:
-        reasons = "; ".join(f"row {numbers[0]}: {why}" + _more(numbers) for why, numbers in dropped.items())
-        raise RloptError(
-            f"{key}={name}: {count} of {len(read)} rows are unusable ({reasons}); mend them, or data.invalid_rows=drop"
-        )
+    if not drop:
+        refuse_unusable(f"{key}={name}", dropped, len(examples), "rows", "row")
     if not examples:
         raise RloptError(f"{key}={name}: none of {len(read)} rows can be used ({'; '.join(dropped)})")
     return Loaded(examples, dropped)
-
-
-def _more(numbers: list[int]) -> str:
-    return f" (and {len(numbers) - 1} more like it)" if len(numbers) > 1 else ""
 
 
 def _pair(row: Mapping[str, Any], tokenizer: Tokenizer, name: str) -> Example:
@@ -80,7 +68,7 @@ def _pair(row: Mapping[str, Any], tokenizer: Tokenizer, name: str) -> Example:
     chosen, rejected = _sides(row, *keys)
     sides = _ended(before + chosen, tokenizer), _ended(before + rejected, tokenizer)
     if sides[0] == sides[1]:
-        raise _Unusable("chosen and rejected are the same tokens")
+        raise Unusable("chosen and rejected are the same tokens")
     return Example(_prompt(row, tokenizer, name), sides)
 
 
@@ -91,16 +79,16 @@ def _step_pair(row: Mapping[str, Any], tokenizer: Tokenizer, name: str) -> Examp
     for side, step in (("chosen", chosen), ("rejected", rejected)):
         full = row.get(f"full_{side}")
         if isinstance(full, str) and not full.startswith(step):
-            raise _Unusable(f"initial_reason_steps does not end where the step begins: full_{side} does not begin with {side}")
+            raise Unusable(f"initial_reason_steps does not end where the step begins: full_{side} does not begin with {side}")
     before = tokenizer.encode(prefix, add_special_tokens=False)
     sides = []
     for side, step in (("chosen", chosen), ("rejected", rejected)):
         whole = tokenizer.encode(prefix + step, add_special_tokens=False)
         if whole[: len(before)] != before or len(whole) == len(before):
-            raise _Unusable(f"a token reaches from initial_reason_steps into {side}")
+            raise Unusable(f"a token reaches from initial_reason_steps into {side}")
         sides.append(tuple(whole[len(before) :]))
     if sides[0] == sides[1]:
-        raise _Unusable("chosen and rejected are the same tokens")
+        raise Unusable("chosen and rejected are the same tokens")
     asked = _prompt(row, tokenizer, name)
     begun = Prompt(asked.id, (*asked.token_ids, *before), asked.text + prefix, asked.answer, asked.source)
     return Example(begun, (sides[0], sides[1]))
@@ -110,17 +98,17 @@ def _answer(row: Mapping[str, Any], tokenizer: Tokenizer, name: str) -> Example:
     key = next((key for key in ("completion", "response", "answer") if key in row), "completion")
     text = _text(row, key, None)
     if not text:
-        raise _Unusable(f"{key} is empty")
+        raise Unusable(f"{key} is empty")
     return Example(_prompt(row, tokenizer, name), (_ended(text, tokenizer),))
 
 
 def _prompt(row: Mapping[str, Any], tokenizer: Tokenizer, name: str) -> Prompt:
     text = _text(row, "prompt" if "prompt" in row else "question", None)
     if not text:
-        raise _Unusable("prompt is empty")
+        raise Unusable("prompt is empty")
     ids = tuple(tokenizer.encode(text))
     if not ids:
-        raise _Unusable("prompt has no token that the tokenizer knows")
+        raise Unusable("prompt has no token that the tokenizer knows")
     return Prompt(name, ids, text, str(row.get("answer", "")), name.rpartition(":")[0])
 
 
@@ -128,16 +116,16 @@ def _sides(row: Mapping[str, Any], chosen_key: str, rejected_key: str) -> tuple[
     chosen, rejected = _text(row, chosen_key, None), _text(row, rejected_key, None)
     for key, text in ((chosen_key, chosen), (rejected_key, rejected)):
         if not text.strip():
-            raise _Unusable(f"{key} is empty")
+            raise Unusable(f"{key} is empty")
     if chosen == rejected:
-        raise _Unusable(f"{chosen_key} and {rejected_key} are equal")
+        raise Unusable(f"{chosen_key} and {rejected_key} are equal")
     return chosen, rejected
 
 
 def _text(row: Mapping[str, Any], key: str, default: str | None) -> str:
     value = row.get(key, default)
     if not isinstance(value, str):
-        raise _Unusable(f"no text under {key!r}, only {sorted(row)}" if key not in row else f"{key} is no text")
+        raise Unusable(f"no text under {key!r}, only {sorted(row)}" if key not in row else f"{key} is no text")
     return value
 
 
@@ -145,5 +133,5 @@ def _ended(text: str, tokenizer: Tokenizer) -> tuple[int, ...]:
     """An answer's ids with the end token, once."""
     ids = tokenizer.encode(text, add_special_tokens=False)
     if not ids:
-        raise _Unusable("an answer has no token that the tokenizer knows")
-    return tuple(ids) if ids[-1] == tokenizer.eos_token_id else (*ids, tokenizer.eos_token_id)
+        raise Unusable("an answer has no token that the tokenizer knows")
+    return ended(ids, tokenizer)

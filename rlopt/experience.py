@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from rlopt.data import Tokenizer
+from rlopt.data import Tokenizer, Unusable, ended, refuse_unusable
 from rlopt.errors import RloptError
-from rlopt.record import Block, Damaged, blocks, group_from_json, refuse_foreign
+from rlopt.record import NAME, Block, Damaged, blocks, group_from_json, refuse_foreign
 from rlopt.types import Group, Prompt, Sample
 
 
@@ -36,10 +36,6 @@ class Needs:
     max_tokens: int
     siblings: bool
     logprobs: str | None
-
-
-class _Unusable(Exception):
-    """Why a group cannot be used."""
 
 
 @dataclass
@@ -93,9 +89,7 @@ def load_experience(name: str, tokenizer: Tokenizer, mine: Mapping[str, object],
     """
     path, where = Path(name), f"data.experience={name}"
     if not path.is_file():
-        raise RloptError(
-            f"{where}: no such file; give the {'experience.jsonl.gz'} of a run with run.record=true, or JSON lines"
-        )
+        raise RloptError(f"{where}: no such file; give the {NAME} of a run with run.record=true, or JSON lines")
     found = Experience(path, tokenizer, [], {}, None, True, 0, 0)
     dropped: dict[str, list[int]] = {}
     try:
@@ -111,7 +105,7 @@ def load_experience(name: str, tokenizer: Tokenizer, mine: Mapping[str, object],
                     continue
                 try:
                     group, known = _checked(row, tokenizer, f"{path.name}:{number}", needs)
-                except _Unusable as why:
+                except Unusable as why:
                     dropped.setdefault(str(why), []).append(number)
                     continue
                 found.places.append((block.start, block.first, line))
@@ -127,12 +121,8 @@ def load_experience(name: str, tokenizer: Tokenizer, mine: Mapping[str, object],
 
 
 def _refuse(found: Experience, where: str, needs: Needs, drop: bool) -> None:
-    count = sum(map(len, found.dropped.values()))
-    if count and not drop:
-        reasons = "; ".join(f"line {lines[0]}: {why}" for why, lines in found.dropped.items())
-        raise RloptError(
-            f"{where}: {count} of {count + len(found)} groups are unusable ({reasons}); mend them, or data.invalid_rows=drop"
-        )
+    if not drop:
+        refuse_unusable(where, found.dropped, len(found), "groups", "line")
     if not len(found):
         raise RloptError(f"{where}: no group can be used ({found.damage or '; '.join(found.dropped) or 'the file is empty'})")
     if needs.logprobs and not found.has_logprobs:
@@ -147,13 +137,13 @@ def _checked(row: Any, tokenizer: Tokenizer, name: str, needs: Needs) -> tuple[G
     try:
         group, known = _parse(row, tokenizer, name)
     except RloptError as refusal:
-        raise _Unusable(str(refusal)) from None
+        raise Unusable(str(refusal)) from None
     if not group.samples:
-        raise _Unusable("no samples")
+        raise Unusable("no samples")
     if needs.siblings and len(group.samples) == 1:
-        raise _Unusable("one sample, and credit is relative to siblings")
+        raise Unusable("one sample, and credit is relative to siblings")
     if len(group.prompt.token_ids) + max(len(sample.token_ids) for sample in group.samples) > needs.max_tokens:
-        raise _Unusable(f"more than {needs.max_tokens} tokens")
+        raise Unusable(f"more than {needs.max_tokens} tokens")
     return group, known
 
 
@@ -170,23 +160,22 @@ def _parse(row: Any, tokenizer: Tokenizer, name: str) -> tuple[Group, bool]:
         ]
         return group_from_json({**row, "samples": samples}), known
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise _Unusable(f"no group ({type(error).__name__}: {error})") from None
+        raise Unusable(f"no group ({type(error).__name__}: {error})") from None
 
 
 def _from_text(row: Mapping[str, Any], tokenizer: Tokenizer, name: str) -> Group:
     """A group of texts: tokenised as a prompt and its answers are, each with the end token."""
     prompt = Prompt(name, tuple(tokenizer.encode(row["prompt"])), row["prompt"], str(row.get("answer", "")), "experience")
     if not prompt.token_ids:
-        raise _Unusable("prompt has no token that the tokenizer knows")
+        raise Unusable("prompt has no token that the tokenizer knows")
     samples = []
     for sample in row["samples"]:
-        ids = tokenizer.encode(sample["text"], add_special_tokens=False)
-        ids = ids if ids[-1:] == [tokenizer.eos_token_id] else [*ids, tokenizer.eos_token_id]
+        ids = ended(tokenizer.encode(sample["text"], add_special_tokens=False), tokenizer)
         samples.append(_silent(prompt, ids, sample["text"], float(sample["reward"])))
     return Group(prompt, tuple(samples))
 
 
-def _silent(prompt: Prompt, ids: list[int], text: str, reward: float) -> Sample:
+def _silent(prompt: Prompt, ids: tuple[int, ...], text: str, reward: float) -> Sample:
     """A sample of an unknown policy."""
     return Sample(
         prompt_id=prompt.id,

@@ -68,7 +68,7 @@ def train(config: Config, console: Console) -> Outcome:
             crew.join()
         console.print(f"started in {time.monotonic() - started:.0f} s", highlight=False)
         position = Position(**prepared.state["position"])
-        recorder = Recorder(prepared.run, position.step, prepared.about) if config.run.record else None
+        recorder = _recorder(prepared, position.step)
         steps, log_samples = config.trainer.total_steps, config.trainer.log_samples
         journal = Journal(prepared.run, position.step, steps, log_samples, wandb_run, console, recorder)
         journal.event("start", step=position.step, resumed_from=str(prepared.resume) if prepared.resume else None)
@@ -131,6 +131,12 @@ class Crew:
             if part:
                 part.close()
         self._cluster.close()
+
+
+def _recorder(prepared: Prepared, step: int) -> Recorder | None:
+    if not prepared.config.run.record:
+        return None
+    return Recorder(prepared.run, step, prepared.about, known=prepared.terms.off_policy)
 
 
 def _loop(prepared: Prepared, crew: Crew, journal: Journal) -> Loop:

@@ -7,7 +7,8 @@ A record is JSON lines: first one that says what made the groups, then one per g
      "samples": [{"token_ids": [...], "spoken": [...], "logprobs": [...], "versions": [...], "text": "...", "finish": "stop",
                   "reward": 1.0, "parts": {}, "policy": [...]}], "refills": 0}
 
-`logprobs` are those of the policy that sampled, `policy` those of the policy that was about to learn, both in nats per token.
+`logprobs` are those of the policy that sampled (null where the run learned from groups that had none), `policy` those of the
+policy that was about to learn, both in nats per token.
 A run writes `experience.jsonl.gz`, a gzip member per learner step: it can be read while it grows (`zcat`), a step that an
 interruption cut short is told by its checksum, and damage costs nothing that stands before it.
 """
@@ -101,8 +102,9 @@ def _stretches(file: IO[bytes], start: int) -> Iterator[tuple[int, int, bytes]]:
 class Recorder:
     """Writes the record of a run. A resumed run's record forgets the steps that are made again."""
 
-    def __init__(self, run: Path, step: int, about: Mapping[str, object]) -> None:
-        """`step` is the step that the run goes on from; `about` is what `header` makes."""
+    def __init__(self, run: Path, step: int, about: Mapping[str, object], known: bool) -> None:
+        """`step` is the step that the run goes on from; `about` is what `header` makes; `known`: groups have log-probabilities."""
+        self._known = known
         path = run / NAME
         if path.exists():
             end = _end_of(path, step)
@@ -119,6 +121,8 @@ class Recorder:
             row, start = {"step": step, **group_to_json(group)}, len(group.prompt.token_ids)
             for sample in row["samples"]:
                 sample["policy"] = short(next(values)[start : start + len(sample["token_ids"])])
+                if not self._known:
+                    sample["logprobs"] = None
             rows.append(row)
         self._write(rows)
 

@@ -23,7 +23,6 @@ from rlopt.data import Deal
 from rlopt.learner import Learners, LearnerSetup, LearnerWorker
 from rlopt.loop import Position
 from rlopt.objectives.core import Objective, Terms
-from rlopt.record import Recorder
 from rlopt.rollout import RolloutWorker
 from rlopt.settings import conf_dir, typed
 from rlopt.tracking import Journal
@@ -173,7 +172,7 @@ def train(
     instruct(crew, prepared, fresh, wrong, lr)
     config = replace(prepared.config, rollout=replace(prepared.config.rollout, engines=2))
     prepared = replace(prepared, config=config)
-    recorder = Recorder(prepared.run, 0, prepared.about) if config.run.record else None
+    recorder = launch._recorder(prepared, 0)
     journal = Journal(prepared.run, 0, config.trainer.total_steps, 1, None, Console(quiet=True), recorder)
     saved: list[tuple[Position, Stock]] = []
     loop = launch._loop(prepared, crew, journal)

@@ -128,7 +128,7 @@ def test_bins_have_the_mean_gap_and_the_mean_of_its_size() -> None:
 
 
 def test_a_record_is_read_up_to_its_damage_and_turns_are_counted_from_their_first_token(tmp_path: Path) -> None:
-    recorder = Recorder(tmp_path, 0, header("0", "m", 1.0, 1.0))
+    recorder = Recorder(tmp_path, 0, header("0", "m", 1.0, 1.0), known=True)
     one = group("a", (1.0,), version=1)
     long = one.samples[0]
     object.__setattr__(long, "spoken", np.array([False, True]))

@@ -12,6 +12,7 @@ from builders import group
 
 from rlopt.batching import pad
 from rlopt.errors import RloptError
+from rlopt.evidence import read_tokens
 from rlopt.experience import Experience, Needs, load_experience
 from rlopt.record import NAME, Damaged, Recorder, blocks, group_from_json, group_to_json, header, short
 
@@ -28,8 +29,8 @@ class Letters:
         return [ord(letter) - 95 for letter in text if letter.islower()]
 
 
-def write(run: Path, steps: range, first: int = 0) -> Path:
-    recorder = Recorder(run, first, ABOUT)
+def write(run: Path, steps: range, first: int = 0, known: bool = True) -> Path:
+    recorder = Recorder(run, first, ABOUT, known=known)
     for step in steps:
         groups = [group(f"{step}/{i}", (1.0, 0.0)) for i in range(2)]
         recorder.step(step, groups, torch.arange(24, dtype=torch.float32).reshape(4, 6) * -0.1)
@@ -61,6 +62,15 @@ def test_a_record_is_lines_that_any_tool_reads_with_both_log_probabilities_of_ev
     assert first["logprobs"] == [-0.5, -0.5]
     assert first["policy"] == pytest.approx([-0.3, -0.4])  # after three tokens of prompt
     assert second["policy"] == pytest.approx([-0.9, -1.0, -1.1])
+
+
+def test_log_probabilities_that_are_not_known_are_recorded_as_null_and_not_as_zero(tmp_path: Path) -> None:
+    path = write(tmp_path, range(1, 3), known=False)
+    row = json.loads(gzip.decompress(path.read_bytes()).decode().splitlines()[1])
+    assert row["samples"][0]["logprobs"] is None
+    assert row["samples"][0]["policy"] == pytest.approx([-0.3, -0.4])
+    assert load(path).has_logprobs is False
+    assert read_tokens(path) is None
 
 
 def test_a_resumed_run_writes_over_the_steps_that_it_makes_again_and_over_a_half_written_one(tmp_path: Path) -> None:
