@@ -45,11 +45,20 @@ class DataConfig:
     experience: str | None
     experience_share: float
     prompts_per_step: int
+    subset: str | None
+    split: str
+    eval_split: str
     prompt_key: str | None
     answer_key: str | None
+    answer_format: Literal["auto", "text", "hash", "boxed"]
+    template: str | None
+    chat: Literal["auto", "always", "never"]
+    system: str | None
     invalid_rows: Literal["refuse", "drop"]
 
     def __post_init__(self) -> None:
+        template = self.template
+        need(template is None or "{prompt}" in template, "data.template", template, "has no {prompt}, where the prompt stands")
         need(self.prompts_per_step >= 1, "data.prompts_per_step", self.prompts_per_step, "must be at least 1")
         need(self.size >= 1, "data.size", self.size, "must be at least 1")
         share = self.experience_share
@@ -438,5 +447,4 @@ class PairsJob:
         data, steps, ranks = self.data, self.data.prompts_per_step, self.cluster.gpus_per_learner
         need(steps == self.pairs.chunk, "data.prompts_per_step", steps, "there are no learner steps here; set pairs.chunk")
         need(data.eval is None, "data.eval", data.eval, "nothing is scored here; pairs.eval_share holds rows out")
-        need(data.invalid_rows == "refuse", "data.invalid_rows", data.invalid_rows, "is of recorded rows; leave it out")
         need(ranks == 0, "cluster.gpus_per_learner", ranks, "there is no learner here; leave it out")

@@ -1,4 +1,4 @@
-"""Prompts: read once, tokenised once, and dealt to batches by a pure function of seed and batch number.
+"""Prompts dealt to batches by a pure function of seed and batch number, and what all readers of rows share.
 
 Because `Dealer.rows` depends on nothing else, a resumed run deals the same rows, none skipped and none repeated.
 """
@@ -8,11 +8,8 @@ import json
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
-from rlopt import arithmetic
-from rlopt.config import DataConfig
 from rlopt.errors import RloptError
 from rlopt.types import Prompt
 
@@ -23,6 +20,7 @@ class Tokenizer(Protocol):
     eos_token_id: int
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
+    def apply_chat_template(self, conversation: Any, *, tokenize: Literal[False], add_generation_prompt: bool) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -112,63 +110,3 @@ def fingerprint(tokenizer: Any) -> str:
     """What tells tokenizers apart whose ids mean different things: a hash of the vocabulary."""
     vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=False)
     return hashlib.blake2b(vocabulary.encode(), digest_size=8).hexdigest()
-
-
-def load_prompts(config: DataConfig, seed: int, tokenizer: Tokenizer, max_tokens: int) -> list[Prompt]:
-    """All training prompts.
-
-    Args:
-        seed: of the embedded task's problems.
-        max_tokens: the longest prompt that leaves the model room to answer.
-
-    Raises:
-        RloptError: no file, no rows, a row that cannot be read, or a prompt that is too long.
-    """
-    if config.train == "arithmetic":
-        rows = [(p.text, p.text, str(p.answer)) for p in arithmetic.problems(seed, config.size)]
-    else:
-        rows = _read_rows(config)
-    prompts = [Prompt(key, tuple(tokenizer.encode(text)), text, answer, config.train) for key, text, answer in rows]
-    for prompt in prompts:
-        if len(prompt.token_ids) > max_tokens:
-            raise RloptError(
-                f"data.train={config.train}: prompt {prompt.id} has {len(prompt.token_ids)} tokens and the model has room "
-                f"for {max_tokens}; shorten it, or lower rollout.max_new_tokens"
-            )
-    return prompts
-
-
-def _read_rows(config: DataConfig) -> list[tuple[str, str, str]]:
-    """(id, prompt, answer) of every row of a JSONL file."""
-    rows = []
-    for number, row in read_jsonl("data.train", config.train):
-        prompt_key = config.prompt_key or next((key for key in ("prompt", "question") if key in row), "prompt")
-        answer_key = config.answer_key or "answer"
-        for key, setting in ((prompt_key, "data.prompt_key"), (answer_key, "data.answer_key")):
-            if not isinstance(row.get(key), str | int | float):
-                where = f"data.train={config.train}: row {number}"
-                raise RloptError(f"{where} has no text under {key!r}, only {sorted(row)}; set {setting}")
-        rows.append((f"{Path(config.train).name}:{number}", str(row[prompt_key]), str(row[answer_key])))
-    return rows
-
-
-def read_jsonl(key: str, name: str) -> list[tuple[int, dict[str, Any]]]:
-    """(line number, object) of every row of the file `name`, which the config key `key` names."""
-    path = Path(name)
-    if not path.is_file():
-        raise RloptError(f"{key}={name}: no such file; give a JSONL file, or arithmetic for the embedded task")
-    rows = []
-    lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines, which cuts inside a text at U+2028
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise RloptError(f"{key}={name}: row {number} is not JSON ({error}); want one object a line") from None
-        if not isinstance(row, dict):
-            raise RloptError(f"{key}={name}: row {number} is no JSON object; want one object a line")
-        rows.append((number, row))
-    if not rows:
-        raise RloptError(f"{key}={name}: the file has no rows; put one JSON object a line")
-    return rows

@@ -31,8 +31,10 @@ def describe(prepared: Prepared) -> str:
             f"a step   {origins} groups of {config.group_size} = {samples} samples, "
             f"at most {samples * config.rollout.max_new_tokens} response tokens; longest sequence {prepared.longest}"
         ]
-        if new:
-            lines += [f"data     {len(prepared.prompts)} prompts, {steps * new / len(prepared.prompts):.1f} epochs"]
+        if data := prepared.data:
+            count = len(data.prompts)
+            lines += [f"data     {count} prompts of {config.data.train}, {data.about}, {steps * new / count:.1f} epochs"]
+            lines += [_left_out("data.train", data.left_out)] if data.left_out else []
         if experience := prepared.experience:
             epochs = steps * recorded / len(experience)
             lines += [f"record   {experience.path}: {len(experience)} groups, {epochs:.1f} epochs"]

@@ -5,12 +5,15 @@ steps before it are tokenised with it, and the row is refused where a token reac
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from rlopt import arithmetic
-from rlopt.data import Tokenizer, Unusable, ended, read_jsonl, refuse_unusable
+from rlopt.config import DataConfig
+from rlopt.data import Tokenizer, Unusable, ended, refuse_unusable
 from rlopt.errors import RloptError
+from rlopt.prompts import Wording, asked, make_prompt
+from rlopt.rows import read_rows
 from rlopt.types import Example, Prompt
 
 Rows = Literal["pairs", "step_pairs", "answers"]
@@ -25,56 +28,56 @@ class Loaded:
 
 
 def load_examples(
-    key: str, name: str, rows: Rows, tokenizer: Tokenizer, max_tokens: int, seed: int, size: int, drop: bool
+    key: Literal["data.train", "data.eval"], config: DataConfig, rows: Rows, words: Wording, max_tokens: int, seed: int
 ) -> Loaded:
-    """The rows of the JSONL file `name`, which the config key `key` names.
+    """The rows of `data.train` or `data.eval`.
 
-    With `rows="answers"`, `arithmetic` is `size` problems of `seed` with worked solutions.
+    With `rows="answers"`, `arithmetic` is `data.size` problems of `seed` with worked solutions.
 
     Args:
         max_tokens: the longest sequence, prompt and answer together.
-        drop: leave rows that cannot be used out, and count them.
 
     Raises:
-        RloptError: no such file, no JSON, rows that cannot be used and are not to be dropped, or none left.
+        RloptError: nothing to read, rows that cannot be used and are not to be dropped, or none left.
     """
+    name, split = (config.train, config.split) if key == "data.train" else (str(config.eval), config.eval_split)
     if name == "arithmetic" and rows == "answers":
-        problems = arithmetic.problems(seed, size, held_out=key == "data.eval")
+        problems = arithmetic.problems(seed, config.size, held_out=key == "data.eval")
         read = [(i, {"prompt": p.text, "completion": arithmetic.worked(p)}) for i, p in enumerate(problems, 1)]
     else:
-        read = read_jsonl(key, name)
-    parse: Callable[[Any, Tokenizer, str], Example] = {"pairs": _pair, "step_pairs": _step_pair, "answers": _answer}[rows]
+        read = read_rows(key, name, config.subset, split)
+    parse: Callable[[Any, Wording, str], Example] = {"pairs": _pair, "step_pairs": _step_pair, "answers": _answer}[rows]
     examples, dropped = [], dict[str, list[int]]()
     for number, row in read:
         try:
-            example = parse(row, tokenizer, f"{key}:{name}:{number}")
+            example = parse(row, words, f"{key}:{name}:{number}")
             longest = len(example.prompt.token_ids) + max(map(len, example.answers))
             if longest > max_tokens:
                 raise Unusable(f"more than {max_tokens} tokens")
             examples.append(example)
         except Unusable as why:
             dropped.setdefault(str(why), []).append(number)
-    if not drop:
+    if config.invalid_rows == "refuse":
         refuse_unusable(f"{key}={name}", dropped, len(examples), "rows", "row")
     if not examples:
         raise RloptError(f"{key}={name}: none of {len(read)} rows can be used ({'; '.join(dropped)})")
     return Loaded(examples, dropped)
 
 
-def _pair(row: Mapping[str, Any], tokenizer: Tokenizer, name: str) -> Example:
+def _pair(row: Mapping[str, Any], words: Wording, name: str) -> Example:
     """Whole answers: `chosen` and `rejected`; in rows of Math-Step-DPO-10K the prefix and all that follows from the step on."""
     before = _text(row, "initial_reason_steps", "") if "full_chosen" in row else ""
     keys = ("full_chosen", "full_rejected") if "full_chosen" in row else ("chosen", "rejected")
     chosen, rejected = _sides(row, *keys)
-    sides = _ended(before + chosen, tokenizer), _ended(before + rejected, tokenizer)
+    sides = _ended(before + chosen, words.tokenizer), _ended(before + rejected, words.tokenizer)
     if sides[0] == sides[1]:
         raise Unusable("chosen and rejected are the same tokens")
-    return Example(_prompt(row, tokenizer, name), sides)
+    return Example(_prompt(row, words, name), sides)
 
 
-def _step_pair(row: Mapping[str, Any], tokenizer: Tokenizer, name: str) -> Example:
+def _step_pair(row: Mapping[str, Any], words: Wording, name: str) -> Example:
     """The step alone, after prompt and prefix; no end token, for a step does not end an answer."""
-    prefix = _text(row, "initial_reason_steps", None)
+    prefix, tokenizer = _text(row, "initial_reason_steps", None), words.tokenizer
     chosen, rejected = _sides(row, "chosen", "rejected")
     for side, step in (("chosen", chosen), ("rejected", rejected)):
         full = row.get(f"full_{side}")
@@ -89,27 +92,22 @@ def _step_pair(row: Mapping[str, Any], tokenizer: Tokenizer, name: str) -> Examp
         sides.append(tuple(whole[len(before) :]))
     if sides[0] == sides[1]:
         raise Unusable("chosen and rejected are the same tokens")
-    asked = _prompt(row, tokenizer, name)
-    begun = Prompt(asked.id, (*asked.token_ids, *before), asked.text + prefix, asked.answer, asked.source)
+    start = _prompt(row, words, name)
+    begun = replace(start, token_ids=(*start.token_ids, *before), text=start.text + prefix)
     return Example(begun, (sides[0], sides[1]))
 
 
-def _answer(row: Mapping[str, Any], tokenizer: Tokenizer, name: str) -> Example:
+def _answer(row: Mapping[str, Any], words: Wording, name: str) -> Example:
     key = next((key for key in ("completion", "response", "answer") if key in row), "completion")
     text = _text(row, key, None)
     if not text:
         raise Unusable(f"{key} is empty")
-    return Example(_prompt(row, tokenizer, name), (_ended(text, tokenizer),))
+    return Example(_prompt(row, words, name), (_ended(text, words.tokenizer),))
 
 
-def _prompt(row: Mapping[str, Any], tokenizer: Tokenizer, name: str) -> Prompt:
-    text = _text(row, "prompt" if "prompt" in row else "question", None)
-    if not text:
-        raise Unusable("prompt is empty")
-    ids = tuple(tokenizer.encode(text))
-    if not ids:
-        raise Unusable("prompt has no token that the tokenizer knows")
-    return Prompt(name, ids, text, str(row.get("answer", "")), name.rpartition(":")[0])
+def _prompt(row: Mapping[str, Any], words: Wording, name: str) -> Prompt:
+    key = next((key for key in ("prompt", "question", "problem") if key in row), "prompt")
+    return make_prompt(name, asked(row, key), str(row.get("answer", "")), name.rpartition(":")[0], words, {})
 
 
 def _sides(row: Mapping[str, Any], chosen_key: str, rejected_key: str) -> tuple[str, str]:
@@ -124,6 +122,9 @@ def _sides(row: Mapping[str, Any], chosen_key: str, rejected_key: str) -> tuple[
 
 def _text(row: Mapping[str, Any], key: str, default: str | None) -> str:
     value = row.get(key, default)
+    match value:
+        case [{"role": "assistant", "content": str(said)}]:  # as TRL has it where the prompt is a conversation
+            return said
     if not isinstance(value, str):
         raise Unusable(f"no text under {key!r}, only {sorted(row)}" if key not in row else f"{key} is no text")
     return value

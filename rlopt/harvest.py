@@ -23,10 +23,10 @@ from transformers import AutoTokenizer
 
 from rlopt.cluster import Cluster, Workers, undisturbed
 from rlopt.config import PairsJob
-from rlopt.data import load_prompts
 from rlopt.errors import RloptError
 from rlopt.model import context_length, find_model
 from rlopt.processes import Pool
+from rlopt.prompts import load_prompts, wording
 from rlopt.rewards import Question
 from rlopt.rollout import EngineConfig, Sampler, spawner
 from rlopt.steps import MEANING, Answer, Chunk, Ledger, Opening, Recipe, Row, check_place, check_steps, make_chunk
@@ -120,7 +120,7 @@ def find_source(job: PairsJob, console: Console) -> Source:
     folder = find_model(job.model.path, TrainingBar(console, f"training {job.model.path} (once on this machine)"))
     tokenizer = AutoTokenizer.from_pretrained(folder)
     room = context_length(folder) - job.rollout.max_new_tokens
-    prompts = load_prompts(job.data, job.run.seed, tokenizer, room)
+    prompts = load_prompts(job.data, "data.train", job.run.seed, wording(job.data, tokenizer), room).prompts
     random.Random(f"{job.run.seed}/pairs").shuffle(prompts)
     return Source(folder, tokenizer, prompts, max(len(prompt.token_ids) for prompt in prompts) + job.rollout.max_new_tokens)
 

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from rlopt import checkpoint, processes
 from rlopt.config import Config, GroupRelativeConfig
-from rlopt.data import fingerprint, load_prompts
+from rlopt.data import fingerprint
 from rlopt.errors import RloptError, need
 from rlopt.examples import load_examples
 from rlopt.experience import Experience, Needs, load_experience
@@ -23,6 +23,7 @@ from rlopt.loop import Position
 from rlopt.model import context_length, find_model
 from rlopt.objectives.core import Objective, Terms, WithCredit, no_terms
 from rlopt.objectives.corrections import Correction, Corrections
+from rlopt.prompts import Loaded, Wording, load_prompts, wording
 from rlopt.record import header
 from rlopt.rewards import load as load_reward
 from rlopt.schedule import Schedule
@@ -50,7 +51,7 @@ class Prepared:
     Attributes:
         state: of the checkpoint in `resume`, or to begin with.
         folder: of the model.
-        prompts: to sample from; none where nothing is sampled.
+        data: to sample from; None where nothing is sampled.
         recordings: rows to learn from, in the place of groups.
         experience: recorded groups to learn from, alone or beside sampled ones.
         about: the first line of a record of this run.
@@ -65,11 +66,16 @@ class Prepared:
     state: dict[str, Any]
     folder: Path
     tokenizer: Any
-    prompts: list[Prompt]
+    data: Loaded | None
     recordings: Recordings | None
     experience: Experience | None
     about: Mapping[str, object]
     longest: int
+
+    @property
+    def prompts(self) -> list[Prompt]:
+        """To sample from; none where nothing is sampled."""
+        return self.data.prompts if self.data else []
 
     @property
     def schedule(self) -> Schedule:
@@ -84,25 +90,27 @@ def prepare(config: Config, console: Console) -> Prepared:
     resume = _find_resume(config, run)
     folder = find_model(config.model.path, TrainingBar(console, f"training {config.model.path} (once on this machine)"))
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    prompts, recordings, experience, longest = list[Prompt](), None, None, 0
+    words = wording(config.data, tokenizer)
+    data, recordings, experience, longest = None, None, None, 0
     about = header(fingerprint(tokenizer), config.model.path, config.rollout.temperature, config.rollout.top_p)
     context, held_out = context_length(folder), 0
     if config.samples:
         load_reward(config.reward.fn)
-        prompts = load_prompts(config.data, config.run.seed, tokenizer, context - config.rollout.max_new_tokens)
-        longest = max(len(prompt.token_ids) for prompt in prompts) + config.rollout.max_new_tokens
+        room = context - config.rollout.max_new_tokens
+        data = load_prompts(config.data, "data.train", config.run.seed, words, room)
+        longest = max(len(prompt.token_ids) for prompt in data.prompts) + config.rollout.max_new_tokens
     if config.data.experience and config.algo.group_relative:
         experience = _load_experience(config, objective, terms, tokenizer, about, context)
         terms = replace(terms, off_policy=experience.has_logprobs)
         longest = max(longest, experience.longest)
     if not config.algo.group_relative:
-        recordings = _load_recordings(config, objective, tokenizer, context)
+        recordings = _load_recordings(config, objective, words, context)
         rows = recordings.train + recordings.held_out
         longest, held_out = max(len(e.prompt.token_ids) + len(a) for e in rows for a in e.answers), len(recordings.held_out)
     check_sizes(config, objective, longest, held_out)
     state = _prepare_run(config, run, resume)
     return Prepared(
-        config, objective, terms, run, resume, state, folder, tokenizer, prompts, recordings, experience, about, longest
+        config, objective, terms, run, resume, state, folder, tokenizer, data, recordings, experience, about, longest
     )
 
 
@@ -208,17 +216,16 @@ def _why_logprobs(config: Config, objective: Objective, terms: Terms) -> str | N
     return None
 
 
-def _load_recordings(config: Config, objective: Objective, tokenizer: Any, context: int) -> Recordings:
+def _load_recordings(config: Config, objective: Objective, words: Wording, context: int) -> Recordings:
     rows = objective.traits.rows
     if rows == "groups":
         raise RloptError(f"algo={config.algo.name}: learns from groups, which are sampled and not recorded")
     budget = config.learner.token_budget // (2 if objective.traits.unit == "group" else 1)
     limit, data = min(context, budget), config.data
-    drop, seed = data.invalid_rows == "drop", config.run.seed
-    train = load_examples("data.train", data.train, rows, tokenizer, limit, seed, data.size, drop)
+    train = load_examples("data.train", data, rows, words, limit, config.run.seed)
     dropped, held_out = {"data.train": train.dropped}, list[Example]()
     if data.eval:
-        loaded = load_examples("data.eval", data.eval, rows, tokenizer, limit, seed, data.size, drop)
+        loaded = load_examples("data.eval", data, rows, words, limit, config.run.seed)
         held_out, dropped["data.eval"] = loaded.examples, loaded.dropped
     return Recordings(train.examples, held_out, dropped)
 

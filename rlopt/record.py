@@ -103,7 +103,7 @@ class Recorder:
     """Writes the record of a run. A resumed run's record forgets the steps that are made again."""
 
     def __init__(self, run: Path, step: int, about: Mapping[str, object], known: bool) -> None:
-        """`step` is the step that the run goes on from; `about` is what `header` makes; `known`: groups have log-probabilities."""
+        """`step`: that the run goes on from; `about`: what `header` makes; `known`: groups have log-probabilities."""
         self._known = known
         path = run / NAME
         if path.exists():

@@ -40,10 +40,12 @@ def typed(composed: DictConfig) -> Config:
     return config
 
 
-ROWS = ["reward.*", "rollout.*", "sync.*", "replay.*", "run.record", "data.prompt_key", "data.answer_key"]
+ROWS = ["reward.*", "rollout.*", "sync.*", "replay.*", "run.record", "data.prompt_key", "data.answer_key", "data.answer_format"]
 ROWS += ["data.experience", "data.experience_share", "trainer.log_samples", "cluster.gpus_per_engine"]
 """What means nothing to a run on recorded rows; a star is every key of a section."""
-OFFLINE = ["reward.*", "sync.*", "data.train", "data.size", "data.prompt_key", "data.answer_key", "cluster.gpus_per_engine"]
+OFFLINE = ["reward.*", "sync.*", "cluster.gpus_per_engine"]
+OFFLINE += [f"data.{key}" for key in ("train", "size", "subset", "split", "prompt_key", "answer_key", "answer_format")]
+OFFLINE += [f"data.{key}" for key in ("template", "chat", "system")]
 OFFLINE += [f"rollout.{key}" for key in ("engines", "tensor_parallel", "max_num_seqs", "kv_cache_gib", "gpu_memory_share")]
 """What means nothing to a run on recorded groups alone; temperature and limit of the samplers still do."""
 GROUPS = ["data.eval", "trainer.eval_every"]
@@ -58,7 +60,7 @@ def _refuse_ignored(config: Config, raw: dict[str, Any]) -> None:
     elif not config.samples:
         vain, why = OFFLINE + GROUPS, f"data.experience={config.data.experience} alone, it has no samplers"
     else:
-        vain, why = GROUPS + ([] if config.data.experience else ["data.invalid_rows"]), f"{name}, it samples its data"
+        vain, why = GROUPS, f"{name}, it samples its data"
     default: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / "config.yaml"))
     for name in vain:
         section, _, key = name.partition(".")

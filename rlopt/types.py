@@ -10,7 +10,7 @@ log-probability the policy gives after reading tokens `0..t-1`. Nothing here kno
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -27,13 +27,22 @@ Key = tuple[int, int]
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """What is asked. `token_ids` are final: nothing downstream tokenises `text` again."""
+    """What is asked.
+
+    Attributes:
+        token_ids: final; nothing downstream tokenises again.
+        text: as its row has it, before template and chat template.
+        answer: what counts of the row's answer.
+        source: the data set.
+        columns: the row's others, for reward functions. Not kept in records and checkpoints: a reward was given before.
+    """
 
     id: str
     token_ids: tuple[int, ...]
     text: str
     answer: str
     source: str
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

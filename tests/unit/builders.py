@@ -1,13 +1,17 @@
 """Small things that tests are made of."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
+import yaml
 
 from rlopt.batching import credit, pad
+from rlopt.config import DataConfig
 from rlopt.objectives.core import Terms, no_terms
 from rlopt.objectives.rec import OneSide
+from rlopt.settings import conf_dir
 from rlopt.types import Batch, Group, Prompt, Sample
 
 OBJECTIVE = OneSide(clip_low=0.2, clip_high=0.2, importance_sampling=False, std="none")
@@ -22,6 +26,11 @@ def batch_of(groups: list[Group], step: int = 1) -> Batch:
     sequences = pad(groups, step)
     (batch,) = credit(sequences, sequences.behavior, torch.zeros_like(sequences.mask), OBJECTIVE, terms())
     return batch
+
+
+def data_config(**changed: Any) -> DataConfig:
+    """As `conf/config.yaml` has it, but for what is `changed`."""
+    return DataConfig(**{**yaml.safe_load((conf_dir() / "config.yaml").read_text())["data"], **changed})
 
 
 def prompt(name: str = "p", length: int = 3) -> Prompt:

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import data_config
 
 from rlopt.errors import RloptError
 from rlopt.examples import Loaded, load_examples
+from rlopt.prompts import Wording, wording
 
 STEP = {
     "prompt": "1+2*3=",
@@ -39,8 +41,17 @@ class Pairs(Letters):
 def load(folder: Path, rows: str, *content: dict[str, Any], drop: bool = False, tokenizer: Letters | None = None) -> Loaded:
     file = folder / "rows.jsonl"
     file.write_text(encoding="utf-8", data="".join(json.dumps(row, ensure_ascii=False) + "\n" for row in content))
-    chosen = tokenizer or Letters()
-    return load_examples("data.train", str(file), rows, chosen, 60, seed=1, size=5, drop=drop)  # type: ignore[arg-type]
+    config = data_config(train=str(file), invalid_rows="drop" if drop else "refuse")
+    return load_examples("data.train", config, rows, plain(tokenizer or Letters()), 60, seed=1)  # type: ignore[arg-type]
+
+
+def plain(tokenizer: Letters) -> Wording:
+    return wording(data_config(), tokenizer)
+
+
+def embedded(key: str, size: int) -> Loaded:
+    config = data_config(train="arithmetic", eval="arithmetic", size=size)
+    return load_examples(key, config, "answers", plain(Letters()), 200, seed=1)  # type: ignore[arg-type]
 
 
 def text(ids: tuple[int, ...]) -> str:
@@ -76,7 +87,7 @@ def test_an_answer_to_imitate_may_have_any_of_three_names_and_ends_once(tmp_path
 
 
 def test_the_embedded_task_has_worked_answers_to_imitate() -> None:
-    loaded = load_examples("data.train", "arithmetic", "answers", Letters(), 200, seed=1, size=5, drop=False)
+    loaded = embedded("data.train", 5)
     assert len(loaded.examples) == 5
     assert "Answer: " in text(loaded.examples[0].answers[0])
 
@@ -127,7 +138,7 @@ def test_what_is_no_json_object_is_refused_by_its_line(tmp_path: Path) -> None:
     for line, message in (("[1]", "row 1 is no JSON object"), ("{", "row 1 is not JSON")):
         file.write_text(line + "\n")
         with pytest.raises(RloptError, match=message):
-            load_examples("data.train", str(file), "pairs", Letters(), 60, seed=1, size=5, drop=True)
+            load_examples("data.train", data_config(train=str(file)), "pairs", plain(Letters()), 60, seed=1)
 
 
 @pytest.mark.parametrize(("rows", "row", "message"), [
@@ -148,6 +159,12 @@ def test_text_that_is_nothing_or_nothing_else_to_the_tokenizer_is_refused(
         load(tmp_path, rows, row, tokenizer=Blind())
 
 
+def test_sides_may_be_messages_where_the_prompt_is_a_conversation(tmp_path: Path) -> None:
+    said = {side: [{"role": "assistant", "content": text}] for side, text in (("chosen", "b"), ("rejected", "c"))}
+    (example,) = load(tmp_path, "pairs", {"prompt": [{"role": "user", "content": "a"}], **said}).examples
+    assert [text(ids) for ids in (example.prompt.token_ids, *example.answers)] == ["a", "b<end>", "c<end>"]
+
+
 def test_a_text_may_hold_any_line_separator_but_the_files_own(tmp_path: Path) -> None:
     (example,) = load(tmp_path, "answers", {"prompt": "a\u2028b", "completion": "c"}).examples
     assert example.prompt.text == "a\u2028b"
@@ -155,7 +172,7 @@ def test_a_text_may_hold_any_line_separator_but_the_files_own(tmp_path: Path) ->
 
 def test_embedded_problems_that_are_held_out_are_others() -> None:
     def problems(key: str) -> set[str]:
-        loaded = load_examples(key, "arithmetic", "answers", Letters(), 200, seed=1, size=50, drop=False)
+        loaded = embedded(key, 50)
         return {example.prompt.text for example in loaded.examples}
 
     assert not problems("data.train") & problems("data.eval")

@@ -30,6 +30,8 @@ FLOORS = (
     {
         "conformance",
         "data",
+        "rows",
+        "prompts",
         "examples",
         "experience",
         "tiny",
@@ -53,6 +55,10 @@ SAME_FLOOR = {
     ("trial", "batching"),
     ("model", "tiny"),
     ("examples", "data"),
+    ("examples", "rows"),
+    ("examples", "prompts"),
+    ("prompts", "data"),
+    ("prompts", "rows"),
     ("fleet", "rollout"),
     ("experience", "data"),
     ("checkpoint", "record"),
@@ -73,6 +79,7 @@ DOORS = {
     "deepspeed": {"learner"},
     "vllm": {"rollout", "shm_engine", "weights"},
     "wandb": {"tracking"},
+    "datasets": {"rows"},
     "hydra": {"command"},
 }
 LIGHT = {"torch", "numpy", "rlopt"} | set(sys.stdlib_module_names)

@@ -76,7 +76,6 @@ def test_the_defaults_are_the_founding_setting() -> None:
             "replay.share=0.7: groups learned from replay.reuse=3 times",
         ),
         (["+algo=grpo", "replay.capacity=5"], "replay.capacity=5: a step draws 8 groups; raise it to that at least"),
-        (["+algo=grpo", "data.invalid_rows=drop"], "data.invalid_rows=drop: means nothing to +algo=grpo, it samples its data"),
         (["+algo=dpo", "data.experience=x"], "data.experience=x: means nothing to +algo=dpo, it has no samplers; drop it"),
         (["+algo=dpo", "run.record=true"], "run.record=True: means nothing to +algo=dpo"),
         (["+algo=grpo", "learner.zero_stage=4"], "learner.zero_stage=4: input should be 0, 1, 2 or 3"),

@@ -367,16 +367,17 @@ def test_advantages_are_those_of_trl_up_to_its_epsilon(trl: SimpleNamespace) -> 
     torch.testing.assert_close(centered(outcomes), trl_advantages(trl, rewards, "none"), atol=1e-9, rtol=0)
 
 
-class PreferenceModel:
+class PreferenceModel(torch.nn.Module):
     """A model as DPOTrainer calls it, with TRL's fused head: the log-probability of every label, 0 where there is none."""
 
     training = True
     is_gradient_checkpointing = False
 
     def __init__(self, logprobs: Tensor) -> None:
+        super().__init__()
         self.logprobs = logprobs
 
-    def __call__(self, labels: Tensor, **_: object) -> SimpleNamespace:
+    def forward(self, labels: Tensor, **_: object) -> SimpleNamespace:
         said = self.logprobs[:, 1:].masked_fill(labels[:, 1:] == -100, 0)
         nothing = torch.zeros_like(said)
         return SimpleNamespace(log_probs=said, entropy=nothing, mean_logits=nothing, is_top1=nothing.bool(), aux_loss=None)

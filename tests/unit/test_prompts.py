@@ -1,0 +1,159 @@
+"""From rows to prompts: columns, wording, answers, and what is left out."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders import data_config
+
+from rlopt.data import Unusable
+from rlopt.errors import RloptError
+from rlopt.prompts import Loaded, boxed, final_answer, load_prompts, wording
+
+
+class Letters:
+    """A tokenizer of letters without a chat template."""
+
+    eos_token_id = 0
+    chat_template: str | None = None
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        return [*([1] if add_special_tokens else []), *map(ord, text)]
+
+
+class Chatty(Letters):
+    chat_template = "as below"
+
+    def apply_chat_template(self, conversation: Any, *, tokenize: bool, add_generation_prompt: bool) -> str:
+        assert (tokenize, add_generation_prompt) == (False, True)
+        return "".join(f"<{m['role']}>{m['content']}" for m in conversation) + "<assistant>"
+
+
+def load(folder: Path, *rows: Any, tokenizer: Letters | None = None, room: int = 100, **config: Any) -> Loaded:
+    file = folder / "rows.jsonl"
+    file.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    data = data_config(train=str(file), **config)
+    return load_prompts(data, "data.train", 0, wording(data, tokenizer or Letters()), room)
+
+
+def worded(loaded: Loaded, number: int = 0) -> str:
+    return "".join(map(chr, loaded.prompts[number].token_ids)).replace("\1", "^")
+
+
+ASKED = [{"role": "user", "content": "1+1"}]
+
+
+@pytest.mark.parametrize(("row", "about"), [
+    ({"question": "1+1", "answer": "2"}, "questions and answers (question, answer)"),
+    ({"prompt": "1+1", "answer": 2}, "TRL's columns (prompt, answer)"),
+    ({"prompt": "1+1", "solution": "2"}, "TRL's columns (prompt, solution)"),
+    ({"problem": "1+1", "solution": r"It is \boxed{2}."}, r"problems and solutions (problem, solution in \boxed{})"),
+    ({"question": "1+1", "answer": "1+1=<<1+1=2>>2\n#### 2"}, "questions and answers (question, answer after ####)"),
+    ({"prompt": "1+1", "data_source": "sums", "reward_model": {"style": "rule", "ground_truth": "2"}, "answer": "unused"},
+     "verl's columns (prompt, reward_model.ground_truth)"),
+    ({"prompt": ASKED, "answer": "2"}, "TRL's columns (prompt, answer)"),
+])  # fmt: skip
+def test_rows_of_other_frameworks_are_told_apart_by_their_columns(tmp_path: Path, row: dict[str, Any], about: str) -> None:
+    loaded = load(tmp_path, row)
+    (only,) = loaded.prompts
+    assert (only.id, only.text, only.answer, worded(loaded)) == ("rows.jsonl:1", "1+1", "2", "^1+1")
+    assert loaded.about == about
+
+
+def test_other_columns_are_kept_for_the_reward_and_messages_as_they_were(tmp_path: Path) -> None:
+    row = {"prompt": ASKED, "data_source": "sums", "reward_model": {"ground_truth": "2"}, "extra_info": {"index": 3}}
+    (only,) = load(tmp_path, row).prompts
+    assert only.columns == {
+        "data_source": "sums",
+        "reward_model": {"ground_truth": "2"},
+        "extra_info": {"index": 3},
+        "messages": ASKED,
+    }
+
+
+def test_columns_that_are_named_are_taken_and_dots_lead_inside(tmp_path: Path) -> None:
+    loaded = load(tmp_path, {"q": {"en": "1+1"}, "answer": "3", "a": "2"}, prompt_key="q.en", answer_key="a")
+    assert (loaded.prompts[0].text, loaded.prompts[0].answer) == ("1+1", "2")
+    assert loaded.about == "columns as named (q.en, a)"
+
+
+def test_columns_that_are_not_known_or_not_there_are_answered_with_those_that_are(tmp_path: Path) -> None:
+    with pytest.raises(RloptError, match=r"columns a, q do not say which holds what; set data.prompt_key and data.answer_key"):
+        load(tmp_path, {"q": "1+1", "a": "2"})
+    with pytest.raises(RloptError, match=r"data.prompt_key=task: .* has no such column; there are a, q"):
+        load(tmp_path, {"q": "1+1", "a": "2"}, prompt_key="task")
+
+
+def test_a_template_stands_around_the_prompt_and_the_reward_sees_the_prompt_alone(tmp_path: Path) -> None:
+    loaded = load(tmp_path, {"prompt": "1+1", "answer": "2"}, template="Q: {prompt}\nA: ")
+    assert worded(loaded) == "^Q: 1+1\nA: "
+    assert loaded.prompts[0].text == "1+1"
+    with pytest.raises(RloptError, match=r"data.template=Q:: has no \{prompt\}"):
+        data_config(template="Q:")
+
+
+def test_a_tokenizer_with_a_chat_template_gets_conversations(tmp_path: Path) -> None:
+    row = {"prompt": "1+1", "answer": "2"}
+    assert worded(load(tmp_path, row, tokenizer=Chatty())) == "<user>1+1<assistant>"
+    assert worded(load(tmp_path, row, tokenizer=Chatty(), chat="never")) == "^1+1"
+    asked = load(tmp_path, row, tokenizer=Chatty(), system="Be brief.", template="{prompt}=")
+    assert worded(asked) == "<system>Be brief.<user>1+1=<assistant>"
+    own = [{"role": "system", "content": "Own."}, *ASKED]
+    assert worded(load(tmp_path, {"prompt": own, "answer": "2"}, tokenizer=Chatty(), system="Be brief.")) == (
+        "<system>Own.<user>1+1<assistant>"
+    )
+
+
+def test_what_needs_a_chat_template_is_refused_without_one(tmp_path: Path) -> None:
+    with pytest.raises(RloptError, match="data.chat=always: the model's tokenizer has no chat template"):
+        load(tmp_path, {"prompt": "1", "answer": "2"}, chat="always")
+    with pytest.raises(RloptError, match=r"data.system='Be brief.': prompts are no conversations here"):
+        load(tmp_path, {"prompt": "1", "answer": "2"}, system="Be brief.")
+
+
+@pytest.mark.parametrize(("kind", "text", "answer"), [
+    ("text", " 2 ", "2"),
+    ("hash", "so\n#### 1,234", "1234"),
+    ("hash", "#### 1\n#### 2", "2"),
+    ("boxed", r"\boxed{1} or \boxed{\frac{1}{2}} it is", r"\frac{1}{2}"),
+])  # fmt: skip
+def test_what_counts_of_an_answer(kind: Any, text: str, answer: str) -> None:
+    assert final_answer(text, kind) == answer
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"), [("hash", "2"), ("hash", "####"), ("boxed", "2"), ("boxed", r"\boxed{"), ("text", " ")]
+)
+def test_an_answer_without_what_counts_cannot_be_used(kind: Any, text: str) -> None:
+    with pytest.raises(Unusable):
+        final_answer(text, kind)
+
+
+def test_a_box_that_is_never_closed_gives_way_to_the_one_before() -> None:
+    assert boxed(r"\boxed{1} and \boxed{2") == "1"
+
+
+@pytest.mark.parametrize(("rows", "message"), [
+    ([""], "the file has no rows"),
+    (["\n"], "the file has no rows"),
+    ([{"prompt": "a", "answer": "b"}, '{"prompt"'], "row 2 is not JSON"),
+    ([{"prompt": "a", "answer": "b"}, {"prompt": "a"}], r"1 of 2 rows are unusable \(row 2: no answer, only prompt\)"),
+    ([{"prompt": "a", "answer": "b"}, {"prompt": "", "answer": "b"}], "row 2: prompt is empty"),
+    ([{"prompt": "a", "answer": "b"}, {"prompt": "a", "answer": ["b"]}], "row 2: answer is no text but a list"),
+    ([{"prompt": ["a"], "answer": "b"}], "row 1: prompt is a list, but not of messages with role and content"),
+    ([{"prompt": "abcdef", "answer": "b"}], "no prompt is left, 1 are prompts of more than 5 tokens"),
+])  # fmt: skip
+def test_rows_that_cannot_be_used_are_refused_by_number(tmp_path: Path, rows: list[Any], message: str) -> None:
+    with pytest.raises(RloptError, match=message):
+        load(tmp_path, *rows, room=5)
+
+
+def test_rows_to_be_dropped_and_prompts_that_are_too_long_are_counted(tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "answer": "b"}, {"prompt": "", "answer": "b"}, {"prompt": "abcdef", "answer": "b"}]
+    loaded = load(tmp_path, *rows, room=5, invalid_rows="drop")
+    assert [prompt.id for prompt in loaded.prompts] == ["rows.jsonl:1"]
+    assert loaded.left_out == {
+        "prompt is empty": [2],
+        "prompts of more than 5 tokens, which leave no room for rollout.max_new_tokens": [3],
+    }

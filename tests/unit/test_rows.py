@@ -1,0 +1,74 @@
+"""Rows of files, as other tools write them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rlopt.errors import RloptError
+from rlopt.rows import look_up, read_rows
+
+ROWS = [{"question": "1+1", "answer": "2"}, {"question": "2+2", "answer": "4"}]
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()
+
+
+def test_parquet_csv_and_json_say_the_same_as_json_lines(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "rows.parquet")
+    (tmp_path / "rows.csv").write_text("question,answer\n1+1,2\n2+2,4\n")
+    (tmp_path / "rows.json").write_text(json.dumps(ROWS))
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    for name in ("rows.parquet", "rows.json", "rows.jsonl", "rows.csv"):
+        read = [
+            (number, {key: str(value) for key, value in row.items()}) for number, row in read_rows("k", str(tmp_path / name))
+        ]
+        assert read == list(enumerate(ROWS, 1)), name
+
+
+def test_a_folder_has_splits(tmp_path: Path) -> None:
+    for split, row in zip(("train", "test"), ROWS, strict=True):
+        (tmp_path / "set" / split).mkdir(parents=True)
+        (tmp_path / "set" / split / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    assert read_rows("k", str(tmp_path / "set"), split="test") == [(1, ROWS[1])]
+    with pytest.raises(RloptError, match=r"k=.*set: cannot be read \(ValueError: Unknown split .*nosuch"):
+        read_rows("k", str(tmp_path / "set"), split="nosuch")
+
+
+@pytest.mark.parametrize(("name", "message"), [
+    ("/nowhere", "k=/nowhere: no such file or folder; give"),
+    ("nowhere.jsonl", "k=nowhere.jsonl: no such file"),
+    ("nowhere.parquet", "k=nowhere.parquet: no such file"),
+    ("a/b/c", "k=a/b/c: no such file or folder; give"),
+])  # fmt: skip
+def test_what_is_not_there_is_refused_by_name(name: str, message: str) -> None:
+    with pytest.raises(RloptError, match=message):
+        read_rows("k", name)
+
+
+def test_a_data_set_of_the_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(RloptError, match=r"k=nobody/nothing: cannot be read \(.*\); check name, data.subset, .*") as refusal:
+        read_rows("k", "nobody/nothing")
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_file_that_is_not_what_its_name_says_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "rows.parquet").write_text("no parquet")
+    with pytest.raises(RloptError, match=r"rows.parquet: cannot be read \(.*\); check the file"):
+        read_rows("k", str(tmp_path / "rows.parquet"))
+
+
+def test_dots_look_inside_and_a_column_with_a_dot_comes_first() -> None:
+    assert look_up({"a": {"b": 1}}, "a.b") == 1
+    assert look_up({"a": {"b": 1}, "a.b": 2}, "a.b") == 2
+    assert look_up({"a": 1}, "a.b") is None
