@@ -74,11 +74,17 @@ class DataConfig:
 @dataclass(frozen=True)
 class RewardConfig:
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
-    fn: str
+    fn: str | list[str]
+    weights: list[float] | None
     timeout_s: float
     workers: int
+    on_error: Literal["stop", "skip"]
 
     def __post_init__(self) -> None:
+        count = 1 if isinstance(self.fn, str) else len(self.fn)
+        need(count >= 1, "reward.fn", self.fn, "names no function")
+        fits = self.weights is None or len(self.weights) == count
+        need(fits, "reward.weights", self.weights, f"reward.fn names {count} function(s); give one weight for each")
         need(self.workers >= 1, "reward.workers", self.workers, "must be at least 1")
         need(self.timeout_s > 0, "reward.timeout_s", self.timeout_s, "must be above 0 seconds")
 

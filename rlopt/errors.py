@@ -1,4 +1,7 @@
-"""The one exception that users meet. No imports, so that reward processes stay light."""
+"""The one exception that users meet, and what else may go wrong. Light, because reward processes import it."""
+
+from dataclasses import dataclass
+from typing import Literal
 
 
 class RloptError(Exception):
@@ -13,3 +16,11 @@ def need(condition: bool, key: str, value: object, way_out: str) -> None:
 
 class NoEngine(Exception):
     """Groups are asked for and no engine is left to sample them; the replacements wait for weights. Never leaves the loop."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why a sample has no reward: the function took too long, or it failed. `why` has the function and its input."""
+
+    kind: Literal["timeout", "error"]
+    why: str

@@ -23,11 +23,11 @@ from transformers import AutoTokenizer
 
 from rlopt.cluster import Cluster, Workers, undisturbed
 from rlopt.config import PairsJob
-from rlopt.errors import RloptError
+from rlopt.errors import Fault, RloptError
 from rlopt.model import context_length, find_model
 from rlopt.processes import Pool
 from rlopt.prompts import load_prompts, wording
-from rlopt.rewards import Question
+from rlopt.rewards import Scored
 from rlopt.rollout import EngineConfig, Sampler, spawner
 from rlopt.steps import MEANING, Answer, Chunk, Ledger, Opening, Recipe, Row, check_place, check_steps, make_chunk
 from rlopt.tracking import TrainingBar
@@ -189,8 +189,11 @@ class Workshop:
         return self._sampler.complete(openings, count)
 
     def grade(self, answers: list[tuple[Prompt, str]]) -> list[float | None]:
-        scored = self._sampler.grade([Question(prompt.text, text, prompt.answer) for prompt, text in answers])
-        return [one.reward if one else None for one in scored]
+        scored = self._sampler.grade(answers)
+        for fault in scored:
+            if isinstance(fault, Fault):
+                raise RloptError(fault.why)
+        return [one.reward if isinstance(one, Scored) else None for one in scored]
 
     def split(self, texts: list[str]) -> list[list[str]]:
         found = self._split.call_each([SplitCall(text) for text in texts])

@@ -25,6 +25,9 @@ DEFINITIONS: Mapping[str, tuple[str, str]] = {
     "actor/lr": ("rate", "learning rate of the step"),
     "actor/updates": ("count", "optimizer updates made in the step (`algo.minibatches`)"),
     "reward/refills": ("groups", "groups without signal that were sampled and replaced (`algo.refills`)"),
+    "reward/timeout_frac": ("share", "samples asked for that are left out because their reward took over `reward.timeout_s`"),
+    "reward/error_frac": ("share", "samples asked for that are left out because their reward failed"),
+    "reward/part/NAME": ("as reported", "mean of what the reward reports as NAME; of several functions, one part each"),
     "response_length/mean": ("tokens", "mean over samples, end token included"),
     "response_length/min": ("tokens", "shortest sample"),
     "response_length/max": ("tokens", "longest sample"),
@@ -78,6 +81,8 @@ def batch_metrics(groups: list[Group], step: int, asked: int) -> dict[str, float
     rewards = np.array([sample.reward for sample in samples])
     lengths = np.array([len(sample.token_ids) for sample in samples])
     lags = np.array([step - 1 - sample.version for sample in samples])
+    faults = [fault for group in groups for fault in group.faults]
+    parts = sorted({part for sample in samples for part in sample.parts})
     flat = [len({sample.reward for sample in group.samples}) == 1 for group in groups if group.samples]
     values = {
         "version": step - 1 - lags.max(),
@@ -85,6 +90,11 @@ def batch_metrics(groups: list[Group], step: int, asked: int) -> dict[str, float
         "reward/std": rewards.std(),
         "reward/zero_std_frac": np.mean(flat),
         "reward/refills": sum(group.refills for group in groups),
+        "reward/timeout_frac": sum(fault.kind == "timeout" for fault in faults) / asked,
+        "reward/error_frac": sum(fault.kind == "error" for fault in faults) / asked,
+        **{
+            f"reward/part/{part}": np.mean([sample.parts[part] for sample in samples if part in sample.parts]) for part in parts
+        },
         "response_length/mean": lengths.mean(),
         "response_length/min": lengths.min(),
         "response_length/max": lengths.max(),

@@ -6,7 +6,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from rlopt import command
+from rlopt import command, rewards
 from rlopt.config import PairsJob
 from rlopt.processes import load
 from rlopt.settings import read
@@ -21,7 +21,8 @@ def typed(composed: DictConfig) -> PairsJob:
 
 def make(job: PairsJob) -> None:
     """Make the rows that one config asks for, and say what was dropped."""
-    for key, name in (("reward.fn", job.reward.fn), ("pairs.split", job.pairs.split), ("pairs.locate", job.pairs.locate)):
+    rewards.load(job.reward.fn, job.reward.weights)
+    for key, name in (("pairs.split", job.pairs.split), ("pairs.locate", job.pairs.locate)):
         load(key, name)
     from rlopt import harvest  # heavy: only once the config and its functions are known to be good
 

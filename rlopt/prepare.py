@@ -95,7 +95,7 @@ def prepare(config: Config, console: Console) -> Prepared:
     about = header(fingerprint(tokenizer), config.model.path, config.rollout.temperature, config.rollout.top_p)
     context, held_out = context_length(folder), 0
     if config.samples:
-        load_reward(config.reward.fn)
+        load_reward(config.reward.fn, config.reward.weights)
         room = context - config.rollout.max_new_tokens
         data = load_prompts(config.data, "data.train", config.run.seed, words, room)
         longest = max(len(prompt.token_ids) for prompt in data.prompts) + config.rollout.max_new_tokens

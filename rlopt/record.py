@@ -5,7 +5,7 @@ A record is JSON lines: first one that says what made the groups, then one per g
     {"rlopt": "experience", "format": 1, "tokenizer": "5f1c...", "model": "tiny_s", "temperature": 1.0, "top_p": 1.0}
     {"step": 21, "prompt": {"id": "...", "text": "...", "answer": "...", "source": "...", "token_ids": [...]},
      "samples": [{"token_ids": [...], "spoken": [...], "logprobs": [...], "versions": [...], "text": "...", "finish": "stop",
-                  "reward": 1.0, "parts": {}, "policy": [...]}], "refills": 0}
+                  "reward": 1.0, "parts": {}, "policy": [...]}], "refills": 0, "faults": []}
 
 `logprobs` are those of the policy that sampled (null where the run learned from groups that had none), `policy` those of the
 policy that was about to learn, both in nats per token.
@@ -24,7 +24,7 @@ from typing import IO, Any
 import numpy as np
 from torch import Tensor
 
-from rlopt.errors import RloptError
+from rlopt.errors import Fault, RloptError
 from rlopt.types import Group, Prompt, Sample
 
 NAME = "experience.jsonl.gz"
@@ -176,7 +176,10 @@ def group_to_json(group: Group) -> dict[str, Any]:
     ]
     prompt = group.prompt
     about = {"id": prompt.id, "text": prompt.text, "answer": prompt.answer, "source": prompt.source}
-    return {"prompt": about | {"token_ids": list(prompt.token_ids)}, "samples": samples, "refills": group.refills}
+    return {"prompt": about | {"token_ids": list(prompt.token_ids)}, "samples": samples} | {
+        "refills": group.refills,
+        "faults": [vars(fault) for fault in group.faults],
+    }
 
 
 def group_from_json(row: Mapping[str, Any]) -> Group:
@@ -196,7 +199,7 @@ def group_from_json(row: Mapping[str, Any]) -> Group:
         )
         for sample in row["samples"]
     ]
-    return Group(prompt, tuple(samples), row["refills"])
+    return Group(prompt, tuple(samples), row["refills"], tuple(Fault(**fault) for fault in row.get("faults", [])))
 
 
 def short(values: np.ndarray) -> list[float]:

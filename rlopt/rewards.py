@@ -1,19 +1,26 @@
-"""Rewards: a function of the user's, run in processes of its own with a deadline.
+"""Rewards: functions of the user's, run in processes of their own with a deadline for each call.
 
-    reward(prompt, completion, answer, **extra) -> float | {"score": float, ...} | None
+    reward(prompt, completion, answer, **columns) -> float | {"score": float, ...} | None
 
-`None` leaves the sample out. A function that raises, dies or overruns ends the run with its name and input: a silent 0
-would teach the model something.
+`columns` are the row's others. Functions that were written for verl, `compute_score(data_source, solution_str, ground_truth,
+extra_info)`, and for TRL, `f(completions, **columns)`, are called as they expect it; their parameters tell them apart. `None`
+leaves the sample out. So does a call that takes too long or ends its process; the run goes on, and counts them. A function
+that raises ends the run with its name and input, or with `reward.on_error=skip` is counted too. None of it is ever a silent 0,
+which would teach the model something.
 """
 
+import inspect
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
 
 from rlopt import processes
-from rlopt.errors import RloptError
+from rlopt.errors import Fault, RloptError
 
-RewardFunction = Callable[..., float | Mapping[str, float] | None]
+Value = float | Mapping[str, Any] | None
+RewardFunction = Callable[..., Value]
 
 
 @dataclass(frozen=True)
@@ -31,37 +38,166 @@ class Question:
     prompt: str
     completion: str
     answer: str
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
-def load(name: str) -> RewardFunction:
-    """The function that `module:function` names."""
-    return processes.load("reward.fn", name)  # type: ignore[return-value]
+def load(names: str | Sequence[str], weights: Sequence[float] | None = None) -> RewardFunction:
+    """The function that `reward.fn` names, taking the fields of a `Question`; of several, their weighted sum.
+
+    Raises:
+        RloptError: one cannot be imported, or is called in a way that we do not know.
+    """
+    several = [names] if isinstance(names, str) else list(names)
+    functions = [_adapted(name, processes.load("reward.fn", name)) for name in several]
+    if len(functions) == 1 and weights is None:
+        return functions[0]
+    labels = [name.rpartition(":")[2] for name in several]
+    if len(set(labels)) < len(labels):
+        labels = several
+    return partial(_sum, list(zip(labels, functions, weights or [1.0] * len(functions), strict=True)))
 
 
 class RewardPool:
-    """`workers` processes that score lists of questions; a list that takes over `timeout_s` seconds kills its process."""
+    """`workers` processes that score lists of questions."""
 
-    def __init__(self, name: str, workers: int, timeout_s: float) -> None:
-        self._name, self._pool = name, processes.Pool("reward.fn", name, workers, timeout_s)
+    def __init__(
+        self,
+        names: str | Sequence[str],
+        weights: Sequence[float] | None,
+        workers: int,
+        timeout_s: float,
+        on_error: Literal["stop", "skip"],
+    ) -> None:
+        shown = names if isinstance(names, str) else ",".join(names)
+        self._where, self._on_error = f"reward.fn={shown}", on_error
+        self._pool = processes.Pool("reward.fn", shown, workers, timeout_s, partial(load, names, weights))
 
-    def score(self, questions: list[Question]) -> list[Scored | None]:
-        """One result per question, in order. Blocks; call it from a thread when that matters.
+    def score(self, questions: list[Question]) -> list[Scored | Fault | None]:
+        """One result per question, in order: None where it leaves the sample out, a fault where there is none.
+
+        Blocks; call it from a thread when that matters.
 
         Raises:
-            RloptError: the function raised, overran, died, or returned something else than a finite number.
+            RloptError: `reward.on_error` is stop, and the function raised or returned something else than a finite number.
         """
-        answers = self._pool.call(questions)
-        return [_checked(self._name, question, answer) for question, answer in zip(questions, answers, strict=True)]
+        answers = self._pool.attempt(questions)
+        return [self._checked(question, answer) for question, answer in zip(questions, answers, strict=True)]
 
     def close(self) -> None:
         self._pool.close()
 
+    def _checked(self, question: Question, answer: object) -> Scored | Fault | None:
+        if answer is None:
+            return None
+        if isinstance(answer, processes.Failed):
+            why = self._pool.explain(question, answer)
+            if answer.kind == "raised" and self._on_error == "stop":
+                raise RloptError(f"{why}; mend it, or reward.on_error=skip")
+            return Fault("timeout" if answer.kind == "timeout" else "error", why)
+        parts: dict[str, Any] = dict(answer) if isinstance(answer, dict) else {"score": answer}
+        numbers = {key: float(value) for key, value in parts.items() if isinstance(value, int | float)}
+        if len(numbers) < len(parts) or not all(map(math.isfinite, numbers.values())) or "score" not in numbers:
+            want = "want a finite number or a dict with 'score'"
+            why = f"{self._where} returned {answer!r} for {question!r}; {want}"
+            if self._on_error == "stop":
+                raise RloptError(why)
+            return Fault("error", why)
+        return Scored(numbers.pop("score"), numbers)
 
-def _checked(name: str, question: Question, answer: object) -> Scored | None:
-    if answer is None:
+
+def _adapted(name: str, function: processes.Function) -> RewardFunction:
+    """`function` as one that takes the fields of a `Question`."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # of a builtin
+        raise RloptError(f"reward.fn={name}: its parameters cannot be told; wrap it in a function of your own") from None
+    if {"solution_str", "ground_truth"} <= parameters.keys():
+        return partial(_verl, function, _accepted(parameters))
+    if "completions" in parameters:
+        return partial(_trl, function, _accepted(parameters))
+    if "completion" not in parameters and _accepted(parameters) is not None:
+        raise RloptError(
+            f"reward.fn={name}: takes ({', '.join(parameters)}); want (prompt, completion, answer, **columns), "
+            "verl's (data_source, solution_str, ground_truth, extra_info) or TRL's (completions, **columns)"
+        )
+    return partial(_ours, function, _accepted(parameters))
+
+
+def _accepted(parameters: Mapping[str, inspect.Parameter]) -> set[str] | None:
+    """The keywords that a function takes; None: all."""
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return None
-    parts: dict[object, object] = dict(answer) if isinstance(answer, Mapping) else {"score": answer}
-    numbers = {str(key): float(value) for key, value in parts.items() if isinstance(value, int | float)}
-    if len(numbers) < len(parts) or not all(math.isfinite(value) for value in numbers.values()) or "score" not in numbers:
-        raise RloptError(f"reward.fn={name} returned {answer!r} for {question!r}; want a finite number or a dict with 'score'")
-    return Scored(numbers.pop("score"), numbers)
+    return set(parameters)
+
+
+def _call(function: processes.Function, accepted: set[str] | None, values: Mapping[str, Any]) -> Any:
+    return function(**{key: value for key, value in values.items() if accepted is None or key in accepted})
+
+
+def _ours(
+    function: processes.Function,
+    accepted: set[str] | None,
+    prompt: str,
+    completion: str,
+    answer: str,
+    columns: Mapping[str, Any],
+) -> Value:
+    return _call(function, accepted, {**columns, "prompt": prompt, "completion": completion, "answer": answer})  # type: ignore[no-any-return]
+
+
+def _verl(
+    function: processes.Function,
+    accepted: set[str] | None,
+    prompt: str,
+    completion: str,
+    answer: str,
+    columns: Mapping[str, Any],
+) -> Value:
+    kept = columns.get("reward_model")
+    values = {
+        "data_source": columns.get("data_source", ""),
+        "solution_str": completion,
+        "ground_truth": kept["ground_truth"] if isinstance(kept, Mapping) and "ground_truth" in kept else answer,
+        "extra_info": columns.get("extra_info"),
+    }
+    said = _call(function, accepted, values)
+    if not isinstance(said, Mapping):
+        return said  # type: ignore[no-any-return]
+    return {key: value for key, value in said.items() if isinstance(value, int | float)}  # verl lets texts stand there too
+
+
+def _trl(
+    function: processes.Function,
+    accepted: set[str] | None,
+    prompt: str,
+    completion: str,
+    answer: str,
+    columns: Mapping[str, Any],
+) -> Value:
+    """In a batch of one: the deadline is for each completion."""
+    messages = columns.get("messages")
+    values = {key: [value] for key, value in {"answer": answer, **columns}.items() if key != "messages"}
+    values["prompts"] = [messages or prompt]
+    values["completions"] = [[{"role": "assistant", "content": completion}] if messages else completion]
+    (value,) = _call(function, accepted, values)
+    return value  # type: ignore[no-any-return]
+
+
+def _sum(
+    functions: Sequence[tuple[str, RewardFunction, float]],
+    prompt: str,
+    completion: str,
+    answer: str,
+    columns: Mapping[str, Any],
+) -> Value:
+    """The weighted sum of what the functions say, and beside it each of them. One that says None is left out of it."""
+    total, parts = None, dict[str, Any]()
+    for label, function, weight in functions:
+        said = function(prompt=prompt, completion=completion, answer=answer, columns=columns)
+        if said is None:
+            continue
+        own = dict(said) if isinstance(said, Mapping) else {"score": said}
+        parts[label] = own.pop("score")
+        parts |= {f"{label}/{key}": value for key, value in own.items()}
+        total = (total or 0.0) + weight * parts[label]
+    return None if total is None else {"score": total, **parts}

@@ -17,6 +17,7 @@ import numpy as np
 from rlopt.cluster import Cluster, Workers, environment
 from rlopt.config import ClusterConfig, RewardConfig, RolloutConfig
 from rlopt.data import Deal, sample_seed
+from rlopt.errors import Fault
 from rlopt.rewards import Question, RewardPool, Scored
 from rlopt.steps import Answer, Opening
 from rlopt.types import Group, Prompt, Sample
@@ -56,7 +57,7 @@ class RolloutWorker:
 
     def __init__(self, engine: EngineConfig, config: RolloutConfig, reward: RewardConfig, group_size: int) -> None:
         self._engine_config, self._config, self._group_size = engine, config, group_size
-        self._rewards = RewardPool(reward.fn, reward.workers, reward.timeout_s)
+        self._rewards = RewardPool(reward.fn, reward.weights, reward.workers, reward.timeout_s, reward.on_error)
         # A window's requests come all at once; handing them over as places come free keeps the first batch first.
         self._places = asyncio.Semaphore(config.max_num_seqs)
         self._requests = 0
@@ -139,10 +140,10 @@ class RolloutWorker:
         """`count` answers that go on from each opening, no longer as a whole than any other answer. No reward."""
         return list(await asyncio.gather(*(self._answers(opening, count) for opening in openings)))
 
-    async def grade(self, questions: list[Question]) -> list[Scored | None]:
-        """What the reward function says; the deadline is for each."""
-        scored = await asyncio.gather(*(asyncio.to_thread(self._rewards.score, [question]) for question in questions))
-        return [one for (one,) in scored]
+    async def grade(self, answers: list[tuple[Prompt, str]]) -> list[Scored | Fault | None]:
+        """What the reward function says of each text."""
+        calls = (asyncio.to_thread(self._rewards.score, [_question(prompt, text)]) for prompt, text in answers)
+        return [one for (one,) in await asyncio.gather(*calls)]
 
     async def busy_s(self) -> float:
         """Seconds since the start with at least one request in flight."""
@@ -162,10 +163,14 @@ class RolloutWorker:
         top_p, limit = self._config.top_p, self._config.max_new_tokens
         outputs = await asyncio.gather(*(self._generate(deal.prompt.token_ids, seed, top_p, limit) for seed in seeds))
         texts = [self._tokenizer.decode(output.token_ids, skip_special_tokens=True) for output in outputs]
-        questions = [Question(deal.prompt.text, text, deal.prompt.answer) for text in texts]
-        scored = await asyncio.to_thread(self._rewards.score, questions)
-        kept = [(output, text, score) for output, text, score in zip(outputs, texts, scored, strict=True) if score]
-        return Group(deal.prompt, tuple(self._sample(deal.prompt, *one) for one in kept))
+        prompt = deal.prompt
+        scored = await asyncio.to_thread(self._rewards.score, [_question(prompt, text) for text in texts])
+        samples = [
+            self._sample(prompt, output, text, score)
+            for output, text, score in zip(outputs, texts, scored, strict=True)
+            if isinstance(score, Scored)
+        ]
+        return Group(prompt, tuple(samples), faults=tuple(fault for fault in scored if isinstance(fault, Fault)))
 
     async def _answers(self, opening: Opening, count: int) -> list[Answer]:
         start, limit = opening.prompt + opening.begun, self._config.max_new_tokens - len(opening.begun)
@@ -293,10 +298,14 @@ class Sampler:
         shares = _deal(openings, len(self._workers))
         return _gather(self._workers.start("complete", *([share, count] for share in shares)).result("sampling answers"))
 
-    def grade(self, questions: list[Question]) -> list[Scored | None]:
-        """What the reward function, beside the engines, says of each; None where it leaves an answer out."""
-        shares = _deal(questions, len(self._workers))
+    def grade(self, answers: list[tuple[Prompt, str]]) -> list[Scored | Fault | None]:
+        """What the reward function, beside the engines, says of each text; None where it leaves an answer out."""
+        shares = _deal(answers, len(self._workers))
         return _gather(self._workers.start("grade", *([share] for share in shares)).result("grading answers"))
+
+
+def _question(prompt: Prompt, text: str) -> Question:
+    return Question(prompt.text, text, prompt.answer, prompt.columns)
 
 
 def _deal(items: list[T], count: int) -> list[list[T]]:

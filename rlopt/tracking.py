@@ -75,13 +75,16 @@ class Journal:
 
     def step(self, metrics: Mapping[str, float], groups: list[Group], policy: Tensor | None) -> None:
         """Write one learner step; with a recorder also its groups, with what the policy says of them, `[B, T]`."""
-        own = {name for name in metrics if name.startswith("objective/")}  # an objective's of the user's own
+        own = {name for name in metrics if name.startswith(("objective/", "reward/part/"))}  # named by the user's own code
         unknown = metrics.keys() - DEFINITIONS.keys() - own
         if unknown:
             raise RloptError(f"metrics without a definition: {sorted(unknown)}; an objective's own begin with objective/")
         step = int(metrics["step"])
         ordered = {name: _plain(metrics[name]) for name in [*DEFINITIONS, *sorted(own)] if name in metrics}
         self._write("metrics", ordered)
+        for group in groups:
+            for fault in group.faults:
+                self.event("reward_fault", step=step, fault=fault.kind, why=fault.why)
         for group in groups[: self._log_samples]:
             for sample in group.samples[:1]:
                 self._write(

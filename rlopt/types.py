@@ -16,7 +16,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from torch import Tensor
 
-from rlopt.errors import RloptError
+from rlopt.errors import Fault, RloptError
 
 Average = Literal["token_mean", "sequence_mean", "sequence_sum", "constant", "constant_sum", "pair_mean"]
 """How per-token losses become one number. `batching.weights` has the formulas."""
@@ -90,12 +90,15 @@ class Sample:
 class Group:
     """A prompt and its samples: the unit that is stored, aged and drawn, because credit is relative to siblings.
 
-    `refills` counts the groups without signal that were sampled and thrown away before this one.
+    Attributes:
+        refills: groups without signal that were sampled and thrown away before this one.
+        faults: of samples that are not among these because they have no reward.
     """
 
     prompt: Prompt
     samples: tuple[Sample, ...]
     refills: int = 0
+    faults: tuple[Fault, ...] = ()
 
     def __post_init__(self) -> None:
         for number, sample in enumerate(self.samples):

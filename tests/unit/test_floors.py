@@ -31,6 +31,7 @@ FLOORS = (
         "conformance",
         "data",
         "rows",
+        "grading",
         "prompts",
         "examples",
         "experience",
@@ -82,7 +83,7 @@ DOORS = {
     "datasets": {"rows"},
     "hydra": {"command"},
 }
-LIGHT = {"torch", "numpy", "rlopt"} | set(sys.stdlib_module_names)
+LIGHT = {"torch", "numpy", "psutil", "rlopt"} | set(sys.stdlib_module_names)
 
 
 def files() -> dict[str, Path]:
