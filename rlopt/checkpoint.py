@@ -5,9 +5,10 @@ holds groups that were sampled and not done with, so that a resumed run repeats 
 """
 
 import json
+import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from rlopt.record import group_from_json, group_to_json
 from rlopt.types import Stock
 
 
-def save(run: Path, step: int, state: dict[str, Any], stock: Stock, write_model: Callable[[Path], None], keep: int) -> Path:
-    """Write a checkpoint and remove all but the `keep` newest.
+def save(
+    run: Path, step: int, state: dict[str, Any], stock: Stock, write_model: Callable[[Path], None], keep: int, best: "Best"
+) -> Path:
+    """Write a checkpoint and remove all but the `keep` newest and the best.
 
     Args:
         run: the run's folder.
@@ -40,10 +43,40 @@ def save(run: Path, step: int, state: dict[str, Any], stock: Stock, write_model:
     draft = target / ".manifest.json"
     draft.write_text(json.dumps({"step": step, "files": files}, indent=2))
     os.replace(draft, target / "manifest.json")
+    best.write()
     for old in find_all(run)[:-keep]:
+        if old.name == f"step_{best.step}":
+            continue
         (old / "manifest.json").unlink()
         shutil.rmtree(old)
     return target
+
+
+class Best:
+    """Which checkpoint of a run had the largest value of a metric, kept in `checkpoints/best.json`."""
+
+    def __init__(self, run: Path, metric: str | None, step: int) -> None:
+        """`step` is the step that the run goes on from: what comes after it is made again."""
+        self._file, self._metric = run / "checkpoints" / "best.json", metric
+        self.step, self.value = -1, -math.inf
+        if metric and self._file.exists():
+            kept = json.loads(self._file.read_text())
+            if kept["metric"] == metric and kept["step"] <= step:
+                self.step, self.value = kept["step"], kept["value"]
+
+    def improved(self, metrics: Mapping[str, float]) -> bool:
+        """Whether this step, whose metrics these are, is the best so far; then it must be saved."""
+        value = metrics.get(self._metric or "", -math.inf)
+        if value <= self.value:
+            return False
+        self.step, self.value = int(metrics["step"]), value
+        return True
+
+    def write(self) -> None:
+        if self.step >= 0:
+            draft = self._file.with_name(".best.json")
+            draft.write_text(json.dumps({"step": self.step, "metric": self._metric, "value": self.value}))
+            os.replace(draft, self._file)
 
 
 def find_all(run: Path) -> list[Path]:

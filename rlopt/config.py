@@ -40,7 +40,7 @@ class ModelConfig:
 class DataConfig:
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
     train: str
-    eval: str | None
+    eval: str | list[str] | None
     size: int
     experience: str | None
     experience_share: float
@@ -272,6 +272,7 @@ class TrainerConfig:
     eval_every: int
     save_every: int
     keep_checkpoints: int
+    best: str | None
     log_samples: int
 
     def __post_init__(self) -> None:
@@ -279,6 +280,26 @@ class TrainerConfig:
         need(self.eval_every >= 1, "trainer.eval_every", self.eval_every, "must be at least 1 step")
         need(self.save_every >= 0, "trainer.save_every", self.save_every, "must be 0 (only at the end) or more steps")
         need(self.keep_checkpoints >= 1, "trainer.keep_checkpoints", self.keep_checkpoints, "must be at least 1")
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """How held-out prompts are answered and counted, by `rlopt.evaluate` and between learner steps."""
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    samples: int
+    temperature: float
+    top_p: float
+    greedy: bool
+    limit: int | None
+    right: float
+
+    def __post_init__(self) -> None:
+        need(self.samples >= 0, "eval.samples", self.samples, "must be 0 (greedy alone) or more answers per prompt")
+        need(self.samples >= 1 or self.greedy, "eval.greedy", self.greedy, "with eval.samples=0 nothing is answered; set one")
+        need(self.temperature > 0, "eval.temperature", self.temperature, "must be above 0; eval.greedy=true answers greedily")
+        need(0 < self.top_p <= 1, "eval.top_p", self.top_p, "must be above 0 and at most 1")
+        need(self.limit is None or self.limit >= 1, "eval.limit", self.limit, "must be at least 1 prompt; null takes all")
 
 
 @dataclass(frozen=True)
@@ -315,11 +336,14 @@ class Config:
     sync: SyncConfig
     replay: ReplayConfig
     trainer: TrainerConfig
+    eval: EvalConfig
     tracking: TrackingConfig
     cluster: ClusterConfig
 
     def __post_init__(self) -> None:
         self._check_shares()
+        best = self.trainer.best
+        need(best is None or self.data.eval is not None, "trainer.best", best, "nothing is evaluated; set data.eval")
         updates = self.algo.group_relative.minibatches if self.algo.group_relative else 1
         samples = self.data.prompts_per_step // updates * self.group_size
         need(
@@ -412,6 +436,38 @@ class SeedConfig:
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
     seed: int
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    run: str | None
+    checkpoint: str
+    out: str | None
+    rounds: int
+
+    def __post_init__(self) -> None:
+        need(self.rounds >= 1, "evaluate.rounds", self.rounds, "must be at least 1")
+
+
+@dataclass(frozen=True)
+class EvaluateJob:
+    """Everything that `rlopt.evaluate` depends on: its own section, and those of `Config` that it shares."""
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    evaluate: EvaluateConfig
+    eval: EvalConfig
+    run: SeedConfig
+    model: ModelConfig
+    data: DataConfig
+    reward: RewardConfig
+    rollout: RolloutConfig
+    cluster: ClusterConfig
+
+    def __post_init__(self) -> None:
+        need(bool(self.data.eval), "data.eval", self.data.eval, "names nothing to evaluate on; give a data set, or a list")
+        ranks = self.cluster.gpus_per_learner
+        need(ranks == 0, "cluster.gpus_per_learner", ranks, "there is no learner here; leave it out")
 
 
 @dataclass(frozen=True)

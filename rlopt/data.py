@@ -24,10 +24,20 @@ class Tokenizer(Protocol):
 
 
 @dataclass(frozen=True)
+class Manner:
+    """How the answers to a prompt are drawn: how many, and from what. Temperature 0 takes the likeliest token every time."""
+
+    count: int
+    temperature: float
+    top_p: float
+
+
+@dataclass(frozen=True)
 class Deal:
     """A prompt handed to a batch.
 
     Attributes:
+        manner: how it is answered; None: as samples to learn from are.
         draw: what tells this draw of the prompt from others: how often the data had been gone through before, or for a spare
             its place. It is part of every sample's seed.
         spares: prompts to be taken one after another while the samples show no signal.
@@ -36,6 +46,7 @@ class Deal:
     prompt: Prompt
     draw: str
     spares: tuple["Deal", ...] = ()
+    manner: Manner | None = None
 
 
 class Dealer:

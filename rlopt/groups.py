@@ -1,5 +1,6 @@
 """Groups as a `loop.Source`: new, replayed and recorded ones, in the shares that the config names. No Ray, no engine."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -7,6 +8,7 @@ from typing import Literal, Protocol
 from torch import Tensor
 
 from rlopt.batching import pad
+from rlopt.live import Synchroniser
 from rlopt.loop import Drawn
 from rlopt.metrics import batch_metrics
 from rlopt.replay import Replay
@@ -15,6 +17,11 @@ from rlopt.types import Group, Sequences, Stock
 
 class Samplers(Protocol):
     """Where new groups come from: `live.Lockstep` or `stream.Stream`."""
+
+    @property
+    def sync(self) -> Synchroniser:
+        """Of the engines."""
+        ...
 
     def open(self, step: int) -> None:
         """Bring the engines to the weights of `step`."""
@@ -31,6 +38,19 @@ class Samplers(Protocol):
     def stock(self, step: int) -> Stock:
         """What was sampled after `step` and not taken."""
         ...
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """When engines answer held-out prompts: at the synchronisation that ends or follows `every` steps, and after the last step.
+
+    `interval` is that of synchronisations; `measure` does it.
+    """
+
+    every: int
+    interval: int
+    total_steps: int
+    measure: Callable[[], dict[str, float]]
 
 
 class Learners(Protocol):
@@ -58,6 +78,7 @@ class Groups:
     replay: Replay | None
     recorded: Callable[[int, int], list[Group]] | None
     learners: Learners
+    evaluation: Evaluation | None
 
     def open(self, step: int) -> None:
         if self.samplers:
@@ -85,7 +106,16 @@ class Groups:
         return self.samplers.learned(step) if self.samplers else {}
 
     def measure(self, step: int) -> dict[str, float]:
-        return {}
+        """Evaluate where it is time to, and only weights of this very step; the samplers go on meanwhile."""
+        if not (self.evaluation and self.samplers):
+            return {}
+        plan, sync, metrics = self.evaluation, self.samplers.sync, dict[str, float]()
+        if step == plan.total_steps:
+            metrics = sync.to(step)
+        elif sync.version != step or step // plan.every == (step - plan.interval) // plan.every:
+            return {}
+        began = time.monotonic()
+        return metrics | plan.measure() | {"timing_s/eval": time.monotonic() - began}
 
     def stock(self, step: int) -> Stock:
         stock = self.samplers.stock(step) if self.samplers else Stock({}, {})

@@ -120,7 +120,7 @@ def find_source(job: PairsJob, console: Console) -> Source:
     folder = find_model(job.model.path, TrainingBar(console, f"training {job.model.path} (once on this machine)"))
     tokenizer = AutoTokenizer.from_pretrained(folder)
     room = context_length(folder) - job.rollout.max_new_tokens
-    prompts = load_prompts(job.data, "data.train", job.run.seed, wording(job.data, tokenizer), room).prompts
+    prompts = load_prompts(job.data, "data.train", job.data.train, job.run.seed, wording(job.data, tokenizer), room).prompts
     random.Random(f"{job.run.seed}/pairs").shuffle(prompts)
     return Source(folder, tokenizer, prompts, max(len(prompt.token_ids) for prompt in prompts) + job.rollout.max_new_tokens)
 

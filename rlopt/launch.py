@@ -16,10 +16,12 @@ from rlopt.config import Config
 from rlopt.data import Dealer
 from rlopt.describe import describe
 from rlopt.engines import wanted_engines
+from rlopt.evaluation import Evaluator, manners
 from rlopt.fleet import Fleet
-from rlopt.groups import Groups, Samplers, Shares
+from rlopt.groups import Evaluation, Groups, Samplers, Shares
 from rlopt.learner import Learners, LearnerSetup, LearnerWorker
-from rlopt.live import Lockstep, shelved
+from rlopt.live import Lockstep, revive, shelved
+from rlopt.live import Synchroniser as LiveSync
 from rlopt.loop import Loop, Plan, Position, Source
 from rlopt.prepare import Prepared, dtype, prepare
 from rlopt.record import Recorder
@@ -144,6 +146,7 @@ def _recorder(prepared: Prepared, step: int) -> Recorder | None:
 def _loop(prepared: Prepared, crew: Crew, journal: Journal) -> Loop:
     config, run, state = prepared.config, prepared.run, prepared.state
     shared = config.algo.group_relative
+    best = checkpoint.Best(run, config.trainer.best, state["position"]["step"])
 
     def write_model(folder: Path) -> None:
         crew.learners.save(folder)
@@ -152,7 +155,7 @@ def _loop(prepared: Prepared, crew: Crew, journal: Journal) -> Loop:
     def save(position: Position, stock: Stock) -> None:
         began = time.monotonic()
         kept = {"position": asdict(position), "wandb_id": state["wandb_id"]}
-        path = checkpoint.save(run, position.step, kept, stock, write_model, config.trainer.keep_checkpoints)
+        path = checkpoint.save(run, position.step, kept, stock, write_model, config.trainer.keep_checkpoints, best)
         journal.event("checkpoint", step=position.step, path=str(path), seconds=time.monotonic() - began)
 
     return Loop(
@@ -169,6 +172,7 @@ def _loop(prepared: Prepared, crew: Crew, journal: Journal) -> Loop:
         learners=crew.learners,
         journal=journal,
         save=save,
+        is_best=best.improved,
     )
 
 
@@ -192,12 +196,30 @@ def _source(prepared: Prepared, crew: Crew, journal: Journal) -> Source:
         replay = Replay(ReplayPlan(kept.capacity, kept.reuse, kept.decay, config.sync.max_lag))
         if "replay" in stock.facts:
             replay.restore(stock)
+    samplers = _samplers(prepared, crew, crew.fleet, journal) if crew.fleet and prepared.prompts else None
+    evaluation = None
+    if crew.fleet and samplers and prepared.evals:
+        every, interval, steps = config.trainer.eval_every, config.sync.interval, config.trainer.total_steps
+        evaluation = Evaluation(every, interval, steps, _evaluator(prepared, crew.fleet, samplers.sync).measure)
     return Groups(
         shares=Shares(*config.shares, config.group_size),
-        samplers=_samplers(prepared, crew, crew.fleet, journal) if crew.fleet and prepared.prompts else None,
+        samplers=samplers,
         replay=replay,
         recorded=prepared.experience.groups if prepared.experience else None,
         learners=crew.learners,
+        evaluation=evaluation,
+    )
+
+
+def _evaluator(prepared: Prepared, fleet: Fleet, sync: LiveSync) -> Evaluator:
+    plan = prepared.config.eval
+    return Evaluator(
+        sets={name: loaded.prompts for name, loaded in prepared.evals.items()},
+        manners=manners(plan.samples, plan.temperature, plan.top_p, plan.greedy),
+        right=plan.right,
+        fleet=fleet,
+        deadline_s=prepared.config.cluster.step_deadline_s,
+        revive=lambda: revive(fleet, sync, sync.version),
     )
 
 

@@ -105,6 +105,7 @@ class Loop:
     learners: Learners
     journal: Journal
     save: Callable[[Position, Stock], None]
+    is_best: Callable[[Mapping[str, float]], bool]
 
     def run(self, position: Position) -> None:
         """Train from `position` to the last step."""
@@ -142,5 +143,6 @@ class Loop:
                 "idle/learner_frac": 1 - (updated - taken) / wall,
             }
             self.journal.step(metrics, drawn.groups, policy)
-            if step == plan.total_steps or (plan.save_every and step % plan.save_every == 0):
+            due = step == plan.total_steps or (plan.save_every and step % plan.save_every == 0)
+            if self.is_best(metrics) or due:
                 self.save(position, self.source.stock(step))

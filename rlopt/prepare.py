@@ -13,8 +13,8 @@ import yaml
 from rich.console import Console
 from transformers import AutoTokenizer
 
-from rlopt import checkpoint, processes
-from rlopt.config import Config, GroupRelativeConfig
+from rlopt import checkpoint, evaluation, processes
+from rlopt.config import Config, DataConfig, EvalConfig, GroupRelativeConfig
 from rlopt.data import fingerprint
 from rlopt.errors import RloptError, need
 from rlopt.examples import load_examples
@@ -23,7 +23,7 @@ from rlopt.loop import Position
 from rlopt.model import context_length, find_model
 from rlopt.objectives.core import Objective, Terms, WithCredit, no_terms
 from rlopt.objectives.corrections import Correction, Corrections
-from rlopt.prompts import Loaded, Wording, load_prompts, wording
+from rlopt.prompts import Loaded, Wording, apart, load_prompts, wording
 from rlopt.record import header
 from rlopt.rewards import load as load_reward
 from rlopt.schedule import Schedule
@@ -52,6 +52,7 @@ class Prepared:
         state: of the checkpoint in `resume`, or to begin with.
         folder: of the model.
         data: to sample from; None where nothing is sampled.
+        evals: to evaluate on, by short name.
         recordings: rows to learn from, in the place of groups.
         experience: recorded groups to learn from, alone or beside sampled ones.
         about: the first line of a record of this run.
@@ -67,6 +68,7 @@ class Prepared:
     folder: Path
     tokenizer: Any
     data: Loaded | None
+    evals: Mapping[str, Loaded]
     recordings: Recordings | None
     experience: Experience | None
     about: Mapping[str, object]
@@ -92,13 +94,18 @@ def prepare(config: Config, console: Console) -> Prepared:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     words = wording(config.data, tokenizer)
     data, recordings, experience, longest = None, None, None, 0
+    evals: dict[str, Loaded] = {}
     about = header(fingerprint(tokenizer), config.model.path, config.rollout.temperature, config.rollout.top_p)
     context, held_out = context_length(folder), 0
     if config.samples:
         load_reward(config.reward.fn, config.reward.weights)
         room = context - config.rollout.max_new_tokens
-        data = load_prompts(config.data, "data.train", config.run.seed, words, room)
-        longest = max(len(prompt.token_ids) for prompt in data.prompts) + config.rollout.max_new_tokens
+        data = load_prompts(config.data, "data.train", config.data.train, config.run.seed, words, room)
+        evals = load_evals(config.data, config.eval, config.run.seed, words, room)
+        held_out_prompts = [prompt for loaded in evals.values() for prompt in loaded.prompts]
+        data = apart(data, held_out_prompts)
+        longest = max(len(p.token_ids) for p in data.prompts + held_out_prompts) + config.rollout.max_new_tokens
+        _check_best(config, list(evals))
     if config.data.experience and config.algo.group_relative:
         experience = _load_experience(config, objective, terms, tokenizer, about, context)
         terms = replace(terms, off_policy=experience.has_logprobs)
@@ -110,7 +117,7 @@ def prepare(config: Config, console: Console) -> Prepared:
     check_sizes(config, objective, longest, held_out)
     state = _prepare_run(config, run, resume)
     return Prepared(
-        config, objective, terms, run, resume, state, folder, tokenizer, data, recordings, experience, about, longest
+        config, objective, terms, run, resume, state, folder, tokenizer, data, evals, recordings, experience, about, longest
     )
 
 
@@ -152,6 +159,22 @@ def make_objective(config: Config) -> Objective:
     if shared.credit:
         return WithCredit(objective, processes.load("algo.credit", shared.credit))  # type: ignore[arg-type]
     return objective  # type: ignore[no-any-return]
+
+
+def load_evals(data: DataConfig, plan: EvalConfig, seed: int, words: Wording, room: int) -> dict[str, Loaded]:
+    """The prompts of every data set of `data.eval`, by short name. `room` is the longest prompt in tokens."""
+    found = {}
+    for short, name in evaluation.names(data.eval or []).items():
+        loaded = load_prompts(data, "data.eval", name, seed, words, room)
+        found[short] = replace(loaded, prompts=loaded.prompts[: plan.limit])
+    return found
+
+
+def _check_best(config: Config, sets: list[str]) -> None:
+    best, count = config.trainer.best, config.eval.samples
+    keys = [f"avg@{count}", f"pass@{count}"] * bool(count) + ["greedy"] * config.eval.greedy
+    there = [f"eval/{name}/{key}" for name in sets for key in keys]
+    need(best is None or best in there, "trainer.best", best, f"is no metric of data.eval; one of {', '.join(there)}")
 
 
 def check_sizes(config: Config, objective: Objective, longest: int, held_out: int) -> None:

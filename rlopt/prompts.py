@@ -1,7 +1,7 @@
 """From rows to prompts: which columns hold what, how a prompt is worded for the model, and what of an answer counts."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -92,9 +92,9 @@ def wording(config: DataConfig, tokenizer: Tokenizer) -> Wording:
 
 
 def load_prompts(
-    config: DataConfig, key: Literal["data.train", "data.eval"], seed: int, words: Wording, max_tokens: int
+    config: DataConfig, key: Literal["data.train", "data.eval"], name: str, seed: int, words: Wording, max_tokens: int
 ) -> Loaded:
-    """The prompts of `data.train` or `data.eval`.
+    """The prompts of the data set `name`, which the config key `key` names.
 
     Args:
         seed: of the embedded task's problems.
@@ -103,7 +103,6 @@ def load_prompts(
     Raises:
         RloptError: nothing to read, no columns that are known, a row that cannot be used, or no prompt left.
     """
-    name = config.train if key == "data.train" else str(config.eval)
     if name == "arithmetic":
         problems = arithmetic.problems(seed, config.size, held_out=key == "data.eval")
         prompts = [make_prompt(p.text, p.text, str(p.answer), name, words, {}) for p in problems]
@@ -211,6 +210,16 @@ def make_prompt(name: str, asked: str | Messages, answer: str, source: str, word
     if isinstance(asked, str):
         return Prompt(name, ids, asked, answer, source, columns)
     return Prompt(name, ids, "\n\n".join(m["content"] for m in asked), answer, source, {**columns, "messages": asked})
+
+
+def apart(train: Loaded, held_out: Sequence[Prompt]) -> Loaded:
+    """`train` without the prompts that are evaluated on."""
+    there = {prompt.text for prompt in held_out}
+    both = [int(prompt.id.rpartition(":")[2]) for prompt in train.prompts if prompt.text in there]
+    kept = [prompt for prompt in train.prompts if prompt.text not in there]
+    if not kept:
+        raise RloptError("data.train: every prompt is in data.eval too, so nothing is left to train on; give other rows")
+    return Loaded(kept, train.about, {**train.left_out, **({"also in data.eval": both} if both else {})})
 
 
 def _within(loaded: Loaded, numbers: list[int], max_tokens: int, where: str) -> Loaded:

@@ -16,7 +16,7 @@ import numpy as np
 
 from rlopt.cluster import Cluster, Workers, environment
 from rlopt.config import ClusterConfig, RewardConfig, RolloutConfig
-from rlopt.data import Deal, sample_seed
+from rlopt.data import Deal, Manner, sample_seed
 from rlopt.errors import Fault
 from rlopt.rewards import Question, RewardPool, Scored
 from rlopt.steps import Answer, Opening
@@ -159,9 +159,9 @@ class RolloutWorker:
         return group
 
     async def _samples(self, deal: Deal) -> Group:
-        seeds = [sample_seed(self._engine_config.seed, deal.prompt.id, deal.draw, i) for i in range(self._group_size)]
-        top_p, limit = self._config.top_p, self._config.max_new_tokens
-        outputs = await asyncio.gather(*(self._generate(deal.prompt.token_ids, seed, top_p, limit) for seed in seeds))
+        manner, limit = deal.manner or self._manner(self._group_size), self._config.max_new_tokens
+        seeds = [sample_seed(self._engine_config.seed, deal.prompt.id, deal.draw, i) for i in range(manner.count)]
+        outputs = await asyncio.gather(*(self._generate(deal.prompt.token_ids, seed, manner, limit) for seed in seeds))
         texts = [self._tokenizer.decode(output.token_ids, skip_special_tokens=True) for output in outputs]
         prompt = deal.prompt
         scored = await asyncio.to_thread(self._rewards.score, [_question(prompt, text) for text in texts])
@@ -175,7 +175,7 @@ class RolloutWorker:
     async def _answers(self, opening: Opening, count: int) -> list[Answer]:
         start, limit = opening.prompt + opening.begun, self._config.max_new_tokens - len(opening.begun)
         seeds = [sample_seed(self._engine_config.seed, opening.id, "0", i) for i in range(count)]
-        outputs = await asyncio.gather(*(self._generate(start, seed, self._config.top_p, limit) for seed in seeds))
+        outputs = await asyncio.gather(*(self._generate(start, seed, self._manner(count), limit) for seed in seeds))
         wholes = [opening.begun + tuple(output.token_ids) for output in outputs]
         return [
             Answer(whole, self._tokenizer.decode(whole, skip_special_tokens=True), output.finish_reason)
@@ -196,21 +196,24 @@ class RolloutWorker:
             parts=score.parts,
         )
 
-    async def _generate(self, token_ids: tuple[int, ...], seed: int, top_p: float, limit: int) -> Any:
+    def _manner(self, count: int) -> Manner:
+        return Manner(count, self._config.temperature, self._config.top_p)
+
+    async def _generate(self, token_ids: tuple[int, ...], seed: int, manner: Manner, limit: int) -> Any:
         """One response, when its turn has come; again from its beginning where new weights ended it."""
         async with self._places:
             while True:
-                output = await self._speak(token_ids, seed, top_p, limit)
+                output = await self._speak(token_ids, seed, manner, limit)
                 if output.finish_reason != "abort":
                     return output
 
-    async def _speak(self, token_ids: tuple[int, ...], seed: int, top_p: float, limit: int) -> Any:
+    async def _speak(self, token_ids: tuple[int, ...], seed: int, manner: Manner, limit: int) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         params = SamplingParams(
-            temperature=self._config.temperature,
-            top_p=top_p,
+            temperature=manner.temperature,
+            top_p=manner.top_p,
             max_tokens=limit,
             seed=seed,
             logprobs=0,  # of the sampled token alone

@@ -41,15 +41,15 @@ def typed(composed: DictConfig) -> Config:
 
 
 ROWS = ["reward.*", "rollout.*", "sync.*", "replay.*", "run.record", "data.prompt_key", "data.answer_key", "data.answer_format"]
-ROWS += ["data.experience", "data.experience_share", "trainer.log_samples", "cluster.gpus_per_engine"]
+ROWS += ["eval.*", "trainer.best", "data.experience", "data.experience_share", "trainer.log_samples", "cluster.gpus_per_engine"]
 """What means nothing to a run on recorded rows; a star is every key of a section."""
 OFFLINE = ["reward.*", "sync.*", "cluster.gpus_per_engine"]
 OFFLINE += [f"data.{key}" for key in ("train", "size", "subset", "split", "prompt_key", "answer_key", "answer_format")]
 OFFLINE += [f"data.{key}" for key in ("template", "chat", "system")]
 OFFLINE += [f"rollout.{key}" for key in ("engines", "tensor_parallel", "max_num_seqs", "kv_cache_gib", "gpu_memory_share")]
 """What means nothing to a run on recorded groups alone; temperature and limit of the samplers still do."""
-GROUPS = ["data.eval", "trainer.eval_every"]
-"""What means nothing to a run on groups."""
+EVAL = ["data.eval", "data.eval_split", "trainer.eval_every", "trainer.best", "eval.*"]
+"""What means nothing to a run that evaluates nothing."""
 
 
 def _refuse_ignored(config: Config, raw: dict[str, Any]) -> None:
@@ -58,9 +58,9 @@ def _refuse_ignored(config: Config, raw: dict[str, Any]) -> None:
     if not config.algo.group_relative:
         vain, why = ROWS, f"{name}, it has no samplers"
     elif not config.samples:
-        vain, why = OFFLINE + GROUPS, f"data.experience={config.data.experience} alone, it has no samplers"
+        vain, why = OFFLINE + EVAL, f"data.experience={config.data.experience} alone, it has no samplers"
     else:
-        vain, why = GROUPS, f"{name}, it samples its data"
+        vain, why = [] if config.data.eval else EVAL, f"{name} without data.eval"
     default: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / "config.yaml"))
     for name in vain:
         section, _, key = name.partition(".")

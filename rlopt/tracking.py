@@ -31,6 +31,9 @@ FOUNDING = ("reward/mean", "actor/kl_k2", "actor/entropy", "response_length/mean
 """What a run's page opens on."""
 
 
+OWN = ("objective/", "reward/part/", "eval/")
+"""Beginnings of metrics that the user's code and data name."""
+
 LINE = {
     "reward/mean": ("reward", ".3f"),
     "preference/margin": ("margin", ".3f"),
@@ -75,7 +78,7 @@ class Journal:
 
     def step(self, metrics: Mapping[str, float], groups: list[Group], policy: Tensor | None) -> None:
         """Write one learner step; with a recorder also its groups, with what the policy says of them, `[B, T]`."""
-        own = {name for name in metrics if name.startswith(("objective/", "reward/part/"))}  # named by the user's own code
+        own = {name for name in metrics if name.startswith(OWN)}
         unknown = metrics.keys() - DEFINITIONS.keys() - own
         if unknown:
             raise RloptError(f"metrics without a definition: {sorted(unknown)}; an objective's own begin with objective/")

@@ -1,5 +1,6 @@
 """Checkpoints: complete or not there."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,15 @@ def write_model(folder: Path) -> None:
     (folder / "hf" / "model.safetensors").write_bytes(b"12345678")
 
 
-def save(run: Path, step: int, keep: int = 2) -> Path:
+def nothing_best(run: Path) -> checkpoint.Best:
+    return checkpoint.Best(run, None, 0)
+
+
+def save(run: Path, step: int, keep: int = 2, best: checkpoint.Best | None = None) -> Path:
     shelves = {f"batch_{step + 1}": [group("a", (0.25, 1.0), version=3)], f"batch_{step + 2}": [group("b")]}
-    return checkpoint.save(run, step, {"position": {"step": step}}, Stock(shelves, {"next": 3}), write_model, keep)
+    return checkpoint.save(
+        run, step, {"position": {"step": step}}, Stock(shelves, {"next": 3}), write_model, keep, best or nothing_best(run)
+    )
 
 
 def test_what_was_sampled_comes_back_to_the_last_bit(tmp_path: Path) -> None:
@@ -49,7 +56,7 @@ def test_a_checkpoint_that_an_interruption_left_half_written_is_none(tmp_path: P
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        checkpoint.save(tmp_path, 10, {}, Stock({}, {}), interrupted, 2)
+        checkpoint.save(tmp_path, 10, {}, Stock({}, {}), interrupted, 2, nothing_best(tmp_path))
     assert [path.name for path in checkpoint.find_all(tmp_path)] == ["step_5"]
     assert save(tmp_path, 10).name == "step_10"
 
@@ -63,3 +70,28 @@ def test_a_checkpoint_without_manifest_or_with_a_damaged_file_is_refused(tmp_pat
     (folder / "manifest.json").unlink()
     with pytest.raises(RloptError, match="no complete checkpoint"):
         checkpoint.verify(folder)
+
+
+def test_the_best_checkpoint_stays_until_a_better_one_comes(tmp_path: Path) -> None:
+    best = checkpoint.Best(tmp_path, "eval/x/greedy", 0)
+    values = {1: 0.3, 2: 0.5, 3: 0.4, 4: 0.5, 5: 0.2}
+    for step, value in values.items():
+        assert best.improved({"step": step, "eval/x/greedy": value}) == (step in (1, 2))
+        save(tmp_path, step, keep=1, best=best)
+    assert [path.name for path in checkpoint.find_all(tmp_path)] == ["step_2", "step_5"]
+    assert json.loads((tmp_path / "checkpoints" / "best.json").read_text()) == {
+        "step": 2,
+        "metric": "eval/x/greedy",
+        "value": 0.5,
+    }
+    assert not best.improved({"step": 6})  # nothing was evaluated
+    assert best.improved({"step": 6, "eval/x/greedy": 0.6})
+
+
+def test_a_resumed_run_knows_the_best_but_not_one_of_steps_that_it_makes_again(tmp_path: Path) -> None:
+    best = checkpoint.Best(tmp_path, "m", 0)
+    best.improved({"step": 4, "m": 0.5})
+    save(tmp_path, 4, best=best)
+    assert checkpoint.Best(tmp_path, "m", 4).value == 0.5
+    assert checkpoint.Best(tmp_path, "m", 3).step == -1
+    assert checkpoint.Best(tmp_path, "other", 4).step == -1

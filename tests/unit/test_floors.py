@@ -19,6 +19,7 @@ FLOORS = (
         "batching",
         "metrics",
         "arithmetic",
+        "estimates",
         "steps",
         "trial",
         "record",
@@ -44,9 +45,9 @@ FLOORS = (
         "settings",
     },
     {"rollout", "fleet", "shm_engine", "learner"},
-    {"loop", "live", "stream", "groups", "sync", "recorded"},
-    {"prepare", "describe", "launch", "harvest", "command"},
-    {"train", "pairs", "report", "doctor", "objectives.__main__"},
+    {"loop", "live", "stream", "groups", "sync", "recorded", "evaluation"},
+    {"prepare", "describe", "launch", "harvest", "judge", "command"},
+    {"train", "evaluate", "pairs", "report", "doctor", "objectives.__main__"},
 )
 BELOW = {f"objectives.{name}" for name in ("core", "advantages", "ratios", "corrections", "divergence", "preferences")}
 """The shared files of the objectives; the leaves may use them."""
@@ -69,8 +70,11 @@ SAME_FLOOR = {
     ("sync", "loop"),
     ("groups", "loop"),
     ("stream", "live"),
+    ("groups", "live"),
+    ("evaluation", "live"),
     ("recorded", "loop"),
     ("launch", "prepare"),
+    ("judge", "prepare"),
     ("launch", "describe"),
     ("describe", "prepare"),
 }

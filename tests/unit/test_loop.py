@@ -1,5 +1,6 @@
 """The loop with hand-written samplers and learners: what is asked of whom, in which order, under every schedule."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor, testing
 from rlopt.batching import pad_examples
 from rlopt.data import Deal, Dealer
 from rlopt.errors import RloptError
-from rlopt.groups import Groups, Shares
+from rlopt.groups import Evaluation, Groups, Shares
 from rlopt.live import Lockstep, shelved
 from rlopt.loop import Loop, Plan, Position
 from rlopt.objectives.dpo import DPO
@@ -23,7 +24,14 @@ Saved = list[tuple[Position, Stock]]
 
 
 def make(
-    interval: int, offset: int, total: int, save_every: int = 0, sampled: int = 0, plan: Plan | None = None
+    interval: int,
+    offset: int,
+    total: int,
+    save_every: int = 0,
+    sampled: int = 0,
+    plan: Plan | None = None,
+    evaluation: Evaluation | None = None,
+    is_best: Callable[[Mapping[str, float]], bool] = lambda metrics: False,
 ) -> tuple[Loop, Engines, Trainer, Diary, Saved]:
     engines, diary, saved = Engines(), Diary(), Saved()
     trainer = Trainer(engines)
@@ -40,10 +48,11 @@ def make(
         plan=plan or Plan(total, save_every, record=False, anchor="behavior", minibatches=1),
         objective=OBJECTIVE,
         terms=terms(),
-        source=Groups(Shares(2, 0, 0, 2), lockstep, None, None, trainer),
+        source=Groups(Shares(2, 0, 0, 2), lockstep, None, None, trainer, evaluation),
         learners=trainer,
         journal=diary,
         save=lambda position, stock: saved.append((replace(position), stock)),
+        is_best=is_best,
     )
     return loop, engines, trainer, diary, saved
 
@@ -151,9 +160,16 @@ def test_recorded_rows_are_scored_by_the_reference_once_and_held_out_ones_measur
         references=References(trainer, lambda *_: None), learners=trainer, objective=objective, terms=terms(off_policy=False),
         eval_every=4, total_steps=7,
     )  # fmt: skip
-    Loop(Plan(7, 0, False, "behavior", 1), objective, terms(off_policy=False), source, trainer, diary, lambda *_: None).run(
-        Position()
-    )
+    Loop(
+        Plan(7, 0, False, "behavior", 1),
+        objective,
+        terms(off_policy=False),
+        source,
+        trainer,
+        diary,
+        lambda *_: None,
+        lambda _: False,
+    ).run(Position())
     assert trainer.scored == [("reference", 2 * 4)]  # two answers each of three rows and the held-out one
     assert [row["step"] for row in diary.rows if "eval/preference/margin" in row] == [4, 7]
     assert [row["data/epoch"] for row in diary.rows] == [0, 1, 1, 2, 3, 3, 4]
@@ -177,3 +193,27 @@ def test_a_row_keeps_its_own_reference_whatever_the_batch_it_comes_in() -> None:
     turned = [rows[1], rows[0]]
     sequences = pad_examples(turned)
     testing.assert_close(references.of(turned, sequences), sequences.token_ids * sequences.mask)
+
+
+@pytest.mark.parametrize(("interval", "every", "steps"), [
+    (20, 20, [20, 40, 60, 65]),
+    (20, 25, [40, 60, 65]),  # 25 and 50 fall between two synchronisations; 60 is the first after 50
+    (1, 25, [25, 50, 65]),
+    (20, 1, [20, 40, 60, 65]),
+    (300, 10, [65]),
+])  # fmt: skip
+def test_held_out_prompts_are_answered_by_the_weights_of_their_step_and_after_the_last(
+    interval: int, every: int, steps: list[int]
+) -> None:
+    held: list[int] = []
+    evaluation = Evaluation(every, interval, 65, lambda: held.append(engines.version) or {"eval/x/avg@1": 0.5})  # type: ignore[func-returns-value]
+    loop, engines, _, diary, _ = make(interval, 0, 65, evaluation=evaluation)
+    loop.run(Position())
+    assert [row["step"] for row in diary.rows if "eval/x/avg@1" in row] == steps
+    assert held == steps
+
+
+def test_a_step_that_is_the_best_so_far_is_saved() -> None:
+    loop, _, _, _, saved = make(1, 0, 6, save_every=4, is_best=lambda metrics: metrics["step"] in (2, 3))
+    loop.run(Position())
+    assert [position.step for position, _ in saved] == [2, 3, 4, 6]

@@ -34,7 +34,7 @@ def load(folder: Path, *rows: Any, tokenizer: Letters | None = None, room: int =
     file = folder / "rows.jsonl"
     file.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
     data = data_config(train=str(file), **config)
-    return load_prompts(data, "data.train", 0, wording(data, tokenizer or Letters()), room)
+    return load_prompts(data, "data.train", str(file), 0, wording(data, tokenizer or Letters()), room)
 
 
 def worded(loaded: Loaded, number: int = 0) -> str:

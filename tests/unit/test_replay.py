@@ -78,7 +78,7 @@ def test_a_step_learns_from_new_groups_and_from_those_that_are_drawn_but_never_t
     class Learner:
         score = None
 
-    source = Groups(Shares(1, 1, 1, 2), Sampler(), make(), lambda first, count: [group(f"r{first}")], Learner())  # type: ignore[arg-type]
+    source = Groups(Shares(1, 1, 1, 2), Sampler(), make(), lambda first, count: [group(f"r{first}")], Learner(), None)  # type: ignore[arg-type]
     assert names(source.take(1).groups) == ["1", "r0"]
     second = source.take(2)
     assert names(second.groups) == ["2", "1", "r1"]

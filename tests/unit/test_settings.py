@@ -116,8 +116,8 @@ def test_the_defaults_are_the_founding_setting() -> None:
         (["+algo=grpo", "algo.objective=user_objectives:NoLoss"], "algo.objective=user_objectives:NoLoss: lacks loss;"),
         (["+algo=grpo", "algo.objective=user_objectives:Plain"], "algo.objective=user_objectives:Plain: is no dataclass"),
         (
-            ["+algo=grpo", "data.eval=rows.jsonl"],
-            "data.eval=rows.jsonl: means nothing to +algo=grpo, it samples its data",
+            ["+algo=grpo", "trainer.eval_every=5"],
+            "trainer.eval_every=5: means nothing to +algo=grpo without data.eval",
         ),
         (["+algo=dpo", "rollout.top_p=0.9"], "rollout.top_p=0.9: means nothing to +algo=dpo, it has no samplers; drop it"),
         (["+algo=dpo", "+algo.group_size=8"], "algo.minibatches: missing"),

@@ -126,7 +126,7 @@ def test_a_group_that_is_older_than_the_bound_ends_the_run() -> None:
 
 def test_a_stream_is_a_source_like_any_other() -> None:
     stream, _, trainer = make()
-    source = Groups(Shares(2, 0, 0, 2), stream, None, None, trainer)
+    source = Groups(Shares(2, 0, 0, 2), stream, None, None, trainer, None)
     source.open(0)
     drawn = source.take(1)
     assert len(drawn.sequences) == 4

@@ -1,0 +1,93 @@
+"""`python -m rlopt.evaluate [run=DIR] [key=value ...]`: avg@k, pass@k and greedy answers on held-out prompts."""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from rlopt import checkpoint, command
+from rlopt.config import EvaluateJob
+from rlopt.errors import RloptError
+from rlopt.settings import read
+
+SHARED = ("data", "reward", "rollout", "eval", "cluster")
+"""Sections that the evaluation of a run takes over from it."""
+
+
+def typed(composed: DictConfig) -> EvaluateJob:
+    """The typed config; every wrong key or value is refused with its full name."""
+    raw: Any = OmegaConf.to_container(composed, resolve=True)
+    raw["run"] = {key: value for key, value in raw["run"].items() if value is not None}
+    return read(EvaluateJob, {name: section for name, section in raw.items() if section is not None}, "")
+
+
+def of_run(run: str, which: str) -> dict[str, Any]:
+    """The config for the evaluation of a checkpoint of a run: that of the run, but for the model.
+
+    Raises:
+        RloptError: there is no such run or checkpoint.
+    """
+    folder = Path(run)
+    found = {path.name.removeprefix("step_"): path for path in checkpoint.find_all(folder)}
+    if not found:
+        raise RloptError(f"run={run}: holds no complete checkpoint; give the folder of a run that has saved one")
+    step, best = which, folder / "checkpoints" / "best.json"
+    if which == "latest":
+        step = next(reversed(found))
+    elif which == "best" and best.exists():
+        step = str(json.loads(best.read_text())["step"])
+    if step not in found:
+        way_out = f"one of {', '.join(found)}, latest, or of a run with trainer.best, best"
+        raise RloptError(f"evaluate.checkpoint={which}: no such checkpoint of {run}; {way_out}")
+    kept: Any = yaml.safe_load((folder / "config.yaml").read_text())
+    config = {section: kept[section] for section in SHARED if section in kept}
+    config["data"]["eval"] = config["data"]["eval"] or ("arithmetic" if config["data"]["train"] == "arithmetic" else None)
+    config["cluster"]["gpus_per_learner"] = 0.0
+    model = {"path": str((found[step] / "hf").resolve()), "dtype": kept["model"]["dtype"]}
+    return {**config, "model": model, "run": {"seed": kept["run"]["seed"]}}
+
+
+def evaluate(job: EvaluateJob) -> None:
+    """Evaluate as one config says, and show the numbers."""
+    from rlopt import judge  # heavy: only once the config is known to be good
+
+    console = Console()
+    verdict = judge.judge(job, console)
+    table = Table(box=None, padding=(0, 1))
+    for name in ("data", "metric", "value", "95% of resamplings", "prompts"):
+        table.add_column(name, justify="left" if name in ("data", "metric") else "right")
+    for row in verdict.rows:
+        interval = f"{row.estimate.low:.3f} to {row.estimate.high:.3f}"
+        table.add_row(row.data, row.metric, f"{row.estimate.value:.3f}", interval, f"{row.prompts:,}")
+    console.print(table)
+    lines = [f"{name}: {count} answers have no reward" for name, count in verdict.unscored.items() if count]
+    rate = f"{verdict.tokens / verdict.seconds:,.0f} tokens/s"
+    lines += [f"{verdict.tokens:,} tokens in {verdict.seconds:.1f} s, {rate}, engines' start not counted"]
+    console.print("\n".join([*lines, str(verdict.numbers), str(verdict.answers)]), highlight=False, soft_wrap=True)
+
+
+def main() -> None:
+    arguments = dict(argument.split("=", 1) for argument in sys.argv[1:] if "=" in argument)
+    run = arguments.get("run") or arguments.get("evaluate.run")
+    sys.argv[1:] = [f"evaluate.{argument}" if argument.startswith("run=") else argument for argument in sys.argv[1:]]
+    with tempfile.TemporaryDirectory() as folder:
+        if run:
+            try:
+                config = of_run(run, arguments.get("evaluate.checkpoint", "latest"))
+            except RloptError as error:
+                sys.exit(f"error: {error}")
+            file = Path(folder) / "of" / "run.yaml"
+            file.parent.mkdir()
+            file.write_text("# @package _global_\n" + yaml.safe_dump(config))
+            sys.argv[1:] = [f"hydra.searchpath=[file://{folder}]", "+of=run", *sys.argv[1:]]  # what is named here comes after
+        command.run("evaluate", typed, evaluate, "nothing was written; run the same command again")
+
+
+if __name__ == "__main__":
+    main()

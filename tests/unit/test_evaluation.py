@@ -1,0 +1,87 @@
+"""Held-out prompts are answered by all engines, and counted."""
+
+import pytest
+from builders import group, prompt
+from fakes import Engines
+
+from rlopt.data import Deal, Manner
+from rlopt.evaluation import AHEAD, Evaluator, manners, names
+from rlopt.types import Group, Key
+
+
+class Asked(Engines):
+    """Draws as many as it is asked for; prompts of an odd number are answered right, and `c3` loses an answer."""
+
+    def ask(self, key: Key, deal: Deal) -> None:
+        assert len(self.under_way) < AHEAD
+        self.under_way[key] = deal
+
+    def wait(self, deadline_s: float) -> None:
+        key = max(self.under_way)  # the last one first
+        deal = self.under_way.pop(key)
+        assert deal.manner
+        right = float(int(deal.prompt.id[1:]) % 2)
+        rewards = (right,) * deal.manner.count
+        self.done[key] = group(deal.prompt.id, rewards[1:] if deal.prompt.id == "c3" and len(rewards) > 1 else rewards)
+
+
+def evaluator(engines: Engines, **sets: int) -> Evaluator:
+    prompts = {name: [prompt(f"{name}{i}") for i in range(count)] for name, count in sets.items()}
+    return Evaluator(prompts, manners(2, 0.7, 0.9, greedy=True), 1.0, engines, 1.0, lambda: None)
+
+
+def test_every_prompt_of_every_set_is_answered_in_every_manner_and_in_order() -> None:
+    engines = Asked()
+    found = evaluator(engines, a=300, b=3).answers()
+    assert [(answers.name, answers.manner) for answers in found] == [
+        ("a", Manner(2, 0.7, 0.9)),
+        ("a", Manner(1, 0.0, 1.0)),
+        ("b", Manner(2, 0.7, 0.9)),
+        ("b", Manner(1, 0.0, 1.0)),
+    ]
+    assert [g.prompt.id for g in found[0].groups] == [f"a{i}" for i in range(300)]
+    assert not engines.done
+
+
+def test_metrics_are_named_by_set_and_number_of_answers() -> None:
+    assert evaluator(Asked(), b=4).measure() == {
+        "eval/b/avg@2": 0.5,
+        "eval/b/pass@2": 0.5,
+        "eval/b/greedy": 0.5,
+        "eval/b/unscored": 0.0,
+    }
+
+
+def test_a_prompt_with_an_answer_that_has_no_reward_is_counted_and_left_out() -> None:
+    metrics = evaluator(Asked(), c=4).measure()
+    assert metrics["eval/c/unscored"] == 1.0
+    assert metrics["eval/c/avg@2"] == pytest.approx(1 / 3)  # c0, c1, c2
+    assert metrics["eval/c/greedy"] == 0.5
+
+
+def test_groups_of_the_samplers_are_left_where_they_are() -> None:
+    engines = Asked()
+    engines.done[(3, 0)] = kept = group("s")
+    evaluator(engines, a=2).measure()
+    assert engines.done == {(3, 0): kept}
+
+
+def test_where_no_engine_is_left_others_are_brought_back() -> None:
+    engines = Asked(numbers=[])
+    wait = engines.wait
+
+    def waits(deadline_s: float) -> None:
+        if not engines.numbers:
+            Engines.wait(engines, deadline_s)
+        wait(deadline_s)
+
+    engines.wait = waits  # type: ignore[method-assign]
+    plan = Evaluator({"a": [prompt("a1")]}, manners(1, 1.0, 1.0, False), 1.0, engines, 1.0, lambda: engines.numbers.append(1))
+    groups: list[Group] = plan.answers()[0].groups
+    assert len(groups) == 1
+
+
+def test_sets_are_called_by_their_last_name_unless_two_have_it() -> None:
+    assert names("arithmetic") == {"arithmetic": "arithmetic"}
+    assert names(["openai/gsm8k", "data/test.jsonl"]) == {"gsm8k": "openai/gsm8k", "test": "data/test.jsonl"}
+    assert names(["a/test.jsonl", "b/test.jsonl"]) == {"a/test.jsonl": "a/test.jsonl", "b/test.jsonl": "b/test.jsonl"}
