@@ -175,6 +175,7 @@ class Workshop:
             threads=job.cluster.cpu_threads,
             seed=job.run.seed,
             in_flight="wait",
+            learns=False,
         )
         spawn = spawner(self._cluster, job.cluster, engine, job.rollout, job.reward, job.pairs.attempts)
         engines = spawn("engine", job.rollout.engines)

@@ -1,7 +1,7 @@
 """From rows to prompts: which columns hold what, how a prompt is worded for the model, and what of an answer counts."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -32,11 +32,13 @@ class Loaded:
     """Prompts of one data set.
 
     Attributes:
+        numbers: of their rows.
         about: what the rows were taken for, for people.
         left_out: reason to the numbers of the rows that are not among them.
     """
 
     prompts: list[Prompt]
+    numbers: list[int]
     about: str
     left_out: Mapping[str, list[int]]
 
@@ -106,7 +108,7 @@ def load_prompts(
     if name == "arithmetic":
         problems = arithmetic.problems(seed, config.size, held_out=key == "data.eval")
         prompts = [make_prompt(p.text, p.text, str(p.answer), name, words, {}) for p in problems]
-        return _within(Loaded(prompts, "the embedded task", {}), list(range(1, len(prompts) + 1)), max_tokens, f"{key}={name}")
+        return _within(Loaded(prompts, list(range(1, len(prompts) + 1)), "the embedded task", {}), max_tokens, f"{key}={name}")
     rows = read_rows(key, name, config.subset, config.split if key == "data.train" else config.eval_split)
     called, prompt_key, answer_key = recognise(f"{key}={name}", rows[0][1], config)
     kept, dropped = list[tuple[int, str | Messages, str, dict[str, Any]]](), dict[str, list[int]]()
@@ -128,7 +130,7 @@ def load_prompts(
     if config.invalid_rows == "refuse":
         refuse_unusable(f"{key}={name}", dropped, len(prompts), "rows", "row")
     about = f"{called} ({prompt_key}, {answer_key}{MEANING[kind]}){', as conversations' if words.chat else ''}"
-    return _within(Loaded(prompts, about, dropped), numbers, max_tokens, f"{key}={name}")
+    return _within(Loaded(prompts, numbers, about, dropped), max_tokens, f"{key}={name}")
 
 
 MEANING: Mapping[AnswerFormat, str] = {"text": "", "hash": " after ####", "boxed": r" in \boxed{}"}
@@ -215,18 +217,23 @@ def make_prompt(name: str, asked: str | Messages, answer: str, source: str, word
 def apart(train: Loaded, held_out: Sequence[Prompt]) -> Loaded:
     """`train` without the prompts that are evaluated on."""
     there = {prompt.text for prompt in held_out}
-    both = [int(prompt.id.rpartition(":")[2]) for prompt in train.prompts if prompt.text in there]
-    kept = [prompt for prompt in train.prompts if prompt.text not in there]
-    if not kept:
+    kept = _without(train, "also in data.eval", lambda prompt: prompt.text in there)
+    if not kept.prompts:
         raise RloptError("data.train: every prompt is in data.eval too, so nothing is left to train on; give other rows")
-    return Loaded(kept, train.about, {**train.left_out, **({"also in data.eval": both} if both else {})})
+    return kept
 
 
-def _within(loaded: Loaded, numbers: list[int], max_tokens: int, where: str) -> Loaded:
+def _within(loaded: Loaded, max_tokens: int, where: str) -> Loaded:
     """Without the prompts that are too long."""
-    long = [number for number, prompt in zip(numbers, loaded.prompts, strict=True) if len(prompt.token_ids) > max_tokens]
-    kept = [prompt for prompt in loaded.prompts if len(prompt.token_ids) <= max_tokens]
     why = f"prompts of more than {max_tokens} tokens, which leave no room for rollout.max_new_tokens"
-    if not kept:
-        raise RloptError(f"{where}: no prompt is left, {len(long)} are {why}; lower it, or shorten the prompts")
-    return Loaded(kept, loaded.about, {**loaded.left_out, **({why: long} if long else {})})
+    kept = _without(loaded, why, lambda prompt: len(prompt.token_ids) > max_tokens)
+    if not kept.prompts:
+        raise RloptError(f"{where}: no prompt is left, {len(loaded.prompts)} are {why}; lower it, or shorten the prompts")
+    return kept
+
+
+def _without(loaded: Loaded, why: str, out: Callable[[Prompt], bool]) -> Loaded:
+    gone = [number for number, prompt in zip(loaded.numbers, loaded.prompts, strict=True) if out(prompt)]
+    stay = [(number, prompt) for number, prompt in zip(loaded.numbers, loaded.prompts, strict=True) if not out(prompt)]
+    left_out = {**loaded.left_out, **({why: gone} if gone else {})}
+    return Loaded([prompt for _, prompt in stay], [number for number, _ in stay], loaded.about, left_out)

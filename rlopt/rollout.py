@@ -32,7 +32,12 @@ CANARY_PLACES = 4
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """What an engine needs to know beside `RolloutConfig`. `in_flight` is what becomes of samples when weights arrive."""
+    """What an engine needs to know beside `RolloutConfig`.
+
+    Attributes:
+        in_flight: what becomes of samples when weights arrive.
+        learns: weights will arrive, before anything is sampled; those that it loads are no version of theirs.
+    """
 
     folder: Path
     dtype: str
@@ -42,6 +47,7 @@ class EngineConfig:
     threads: int
     seed: int
     in_flight: PauseMode
+    learns: bool
 
 
 @dataclass(frozen=True)
@@ -189,12 +195,15 @@ class RolloutWorker:
             token_ids=np.array(output.token_ids, np.int32),
             spoken=np.ones(len(output.token_ids), bool),
             logprobs=np.array(output.logprobs.logprobs, np.float32),
-            versions=np.repeat([int(s.version) for s in spans], [s.end - s.start for s in spans]).astype(np.int32),
+            versions=np.repeat([self._version(s) for s in spans], [s.end - s.start for s in spans]).astype(np.int32),
             text=text,
             finish=output.finish_reason,
             reward=score.reward,
             parts=score.parts,
         )
+
+    def _version(self, span: Any) -> int:
+        return 0 if span.version == "default" and not self._engine_config.learns else int(span.version)
 
     def _manner(self, count: int) -> Manner:
         return Manner(count, self._config.temperature, self._config.top_p)

@@ -9,7 +9,7 @@ from builders import data_config
 
 from rlopt.data import Unusable
 from rlopt.errors import RloptError
-from rlopt.prompts import Loaded, boxed, final_answer, load_prompts, wording
+from rlopt.prompts import Loaded, apart, boxed, final_answer, load_prompts, wording
 
 
 class Letters:
@@ -157,3 +157,12 @@ def test_rows_to_be_dropped_and_prompts_that_are_too_long_are_counted(tmp_path: 
         "prompt is empty": [2],
         "prompts of more than 5 tokens, which leave no room for rollout.max_new_tokens": [3],
     }
+
+
+def test_prompts_that_are_evaluated_on_are_not_trained_on(tmp_path: Path) -> None:
+    loaded = load(tmp_path, *({"prompt": text, "answer": "b"} for text in "abca"))
+    kept = apart(loaded, loaded.prompts[:1])
+    assert [prompt.text for prompt in kept.prompts] == ["b", "c"]
+    assert (kept.numbers, kept.left_out) == ([2, 3], {"also in data.eval": [1, 4]})
+    with pytest.raises(RloptError, match=r"every prompt is in data.eval too"):
+        apart(loaded, loaded.prompts)
