@@ -442,7 +442,7 @@ class SeedConfig:
 class EvaluateConfig:
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
     run: str | None
-    checkpoint: str
+    checkpoint: str | int
     out: str | None
     rounds: int
 

@@ -19,12 +19,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from transformers import AutoTokenizer
 
 from rlopt.cluster import Cluster, Workers, undisturbed
 from rlopt.config import PairsJob
 from rlopt.errors import Fault, RloptError
-from rlopt.model import context_length, find_model
+from rlopt.model import context_length, find_model, load_tokenizer
 from rlopt.processes import Pool
 from rlopt.prompts import load_prompts, wording
 from rlopt.rewards import Scored
@@ -118,7 +117,7 @@ def harvest(job: PairsJob, console: Console) -> Outcome:
 def find_source(job: PairsJob, console: Console) -> Source:
     """The model and the prompts, in a seeded order."""
     folder = find_model(job.model.path, TrainingBar(console, f"training {job.model.path} (once on this machine)"))
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
     room = context_length(folder) - job.rollout.max_new_tokens
     prompts = load_prompts(job.data, "data.train", job.data.train, job.run.seed, wording(job.data, tokenizer), room).prompts
     random.Random(f"{job.run.seed}/pairs").shuffle(prompts)

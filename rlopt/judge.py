@@ -9,7 +9,6 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from transformers import AutoTokenizer
 
 from rlopt.cluster import Cluster, undisturbed
 from rlopt.config import EvaluateJob
@@ -17,8 +16,8 @@ from rlopt.errors import RloptError
 from rlopt.estimates import Estimate, estimate
 from rlopt.evaluation import Answers, Evaluator, manners
 from rlopt.fleet import Fleet
-from rlopt.model import context_length, find_model
-from rlopt.prepare import load_evals
+from rlopt.model import context_length, find_model, load_tokenizer
+from rlopt.prepare import first, load_evals
 from rlopt.prompts import Loaded, wording
 from rlopt.rewards import load as load_reward
 from rlopt.rollout import EngineConfig, spawner
@@ -62,9 +61,9 @@ def judge(job: EvaluateJob, console: Console) -> Verdict:
     load_reward(job.reward.fn, job.reward.weights)
     out = _free(job)
     folder = find_model(job.model.path, TrainingBar(console, f"training {job.model.path} (once on this machine)"))
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
     room = context_length(folder) - job.rollout.max_new_tokens
-    sets = load_evals(job.data, job.eval, job.run.seed, wording(job.data, tokenizer), room)
+    sets = first(load_evals(job.data, job.run.seed, wording(job.data, tokenizer), room), job.eval.limit)
     for name, loaded in sets.items():
         left_out = sum(map(len, loaded.left_out.values()))
         line = f"{name}: {len(loaded.prompts)} prompts, {loaded.about}"

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -54,6 +55,13 @@ def find_model(path: str, progress: Progress) -> Path:
 def cache_dir() -> Path:
     """`$RLOPT_CACHE`, else `~/.cache/rlopt`."""
     return Path(os.environ.get("RLOPT_CACHE") or "~/.cache/rlopt").expanduser()
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer in `folder`. It does not warn of long texts: whoever reads them looks at their length."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
+    return tokenizer
 
 
 def context_length(folder: Path) -> int:

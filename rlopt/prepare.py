@@ -11,16 +11,15 @@ from typing import Any, get_args
 import torch
 import yaml
 from rich.console import Console
-from transformers import AutoTokenizer
 
 from rlopt import checkpoint, evaluation, processes
-from rlopt.config import Config, DataConfig, EvalConfig, GroupRelativeConfig
+from rlopt.config import Config, DataConfig, GroupRelativeConfig
 from rlopt.data import fingerprint
 from rlopt.errors import RloptError, need
 from rlopt.examples import load_examples
 from rlopt.experience import Experience, Needs, load_experience
 from rlopt.loop import Position
-from rlopt.model import context_length, find_model
+from rlopt.model import context_length, find_model, load_tokenizer
 from rlopt.objectives.core import Objective, Terms, WithCredit, no_terms
 from rlopt.objectives.corrections import Correction, Corrections
 from rlopt.prompts import Loaded, Wording, apart, load_prompts, wording
@@ -91,7 +90,7 @@ def prepare(config: Config, console: Console) -> Prepared:
     run = Path(config.run.dir).resolve()
     resume = _find_resume(config, run)
     folder = find_model(config.model.path, TrainingBar(console, f"training {config.model.path} (once on this machine)"))
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
     words = wording(config.data, tokenizer)
     data, recordings, experience, longest = None, None, None, 0
     evals: dict[str, Loaded] = {}
@@ -101,9 +100,9 @@ def prepare(config: Config, console: Console) -> Prepared:
         load_reward(config.reward.fn, config.reward.weights)
         room = context - config.rollout.max_new_tokens
         data = load_prompts(config.data, "data.train", config.data.train, config.run.seed, words, room)
-        evals = load_evals(config.data, config.eval, config.run.seed, words, room)
+        evals = load_evals(config.data, config.run.seed, words, room)
         held_out_prompts = [prompt for loaded in evals.values() for prompt in loaded.prompts]
-        data = apart(data, held_out_prompts)
+        data, evals = apart(data, held_out_prompts), first(evals, config.eval.limit)
         longest = max(len(p.token_ids) for p in data.prompts + held_out_prompts) + config.rollout.max_new_tokens
         _check_best(config, list(evals))
     if config.data.experience and config.algo.group_relative:
@@ -161,13 +160,17 @@ def make_objective(config: Config) -> Objective:
     return objective  # type: ignore[no-any-return]
 
 
-def load_evals(data: DataConfig, plan: EvalConfig, seed: int, words: Wording, room: int) -> dict[str, Loaded]:
+def load_evals(data: DataConfig, seed: int, words: Wording, room: int) -> dict[str, Loaded]:
     """The prompts of every data set of `data.eval`, by short name. `room` is the longest prompt in tokens."""
-    found = {}
-    for short, name in evaluation.names(data.eval or []).items():
-        loaded = load_prompts(data, "data.eval", name, seed, words, room)
-        found[short] = replace(loaded, prompts=loaded.prompts[: plan.limit])
-    return found
+    sets = evaluation.names(data.eval or [])
+    return {short: load_prompts(data, "data.eval", name, seed, words, room) for short, name in sets.items()}
+
+
+def first(evals: Mapping[str, Loaded], limit: int | None) -> dict[str, Loaded]:
+    """The first `limit` prompts of each data set."""
+    return {
+        name: replace(loaded, prompts=loaded.prompts[:limit], numbers=loaded.numbers[:limit]) for name, loaded in evals.items()
+    }
 
 
 def _check_best(config: Config, sets: list[str]) -> None:

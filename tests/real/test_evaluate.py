@@ -1,0 +1,89 @@
+"""Real rows from data to evaluation: a run evaluated as it goes, and by the command afterwards, with the same numbers."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import rows, train, try_out
+
+DATA = Path(__file__).parents[1] / "data" / "gsm8k.jsonl"
+
+SCORE = """
+import time
+
+def compute_score(data_source, solution_str, ground_truth, extra_info=None):
+    if len(solution_str) % 5 == 4:
+        time.sleep(60)
+    return {"score": len(solution_str) / 16, "length": len(solution_str)}
+"""
+
+
+def evaluate(*overrides: str) -> list[str]:
+    return [sys.executable, "-m", "rlopt.evaluate", *overrides]
+
+
+def test_what_a_run_measures_on_gsm8k_is_what_the_command_says_of_its_checkpoint(tmp_path: Path) -> None:
+    problems = DATA.read_text().splitlines(keepends=True)
+    (tmp_path / "train.jsonl").write_text("".join(problems[:32] + problems[60:]))
+    (tmp_path / "test.jsonl").write_text("".join(problems[32:]))
+    (tmp_path / "own.py").write_text(SCORE)
+    run = tmp_path / "run"
+    done = train(
+        run,
+        *(
+            "+algo=grpo",
+            "+data=gsm8k",
+            "data.subset=null",
+            f"data.train={tmp_path}/train.jsonl",
+            f"data.eval={tmp_path}/test.jsonl",
+        ),
+        *("data.prompts_per_step=4", "algo.group_size=4", "rollout.max_new_tokens=16", "data.template=null"),
+        f"reward.fn=[rlopt.grading:mathematics,{tmp_path}/own.py:compute_score]",
+        *(
+            "reward.weights=[1.0,0.5]",
+            "reward.timeout_s=0.5",
+            "sync.interval=2",
+            "trainer.total_steps=4",
+            "trainer.eval_every=2",
+        ),
+        *("trainer.best=eval/test/greedy", "eval.samples=2", "eval.limit=6"),
+    )
+    assert "questions and answers (question, answer after ####)" in done.stdout
+    assert "left out 3 rows of data.train: also in data.eval" in done.stdout  # the fourth is too long
+    metrics = rows(run / "metrics.jsonl")
+    assert [row["step"] for row in metrics if "eval/test/greedy" in row] == [2, 4]
+    assert all("reward/part/mathematics" in row and "reward/part/compute_score/length" in row for row in metrics)
+    # What hangs costs its own sample, is counted, and stands in the events with its input.
+    assert sum(row["reward/timeout_frac"] for row in metrics) > 0
+    faults = [event for event in rows(run / "events.jsonl") if event["event"] == "reward_fault"]
+    assert all(
+        fault["fault"] == "timeout" and "took over reward.timeout_s=0.5 on Question(" in fault["why"] for fault in faults
+    )
+    assert len(faults) == round(sum(row["reward/timeout_frac"] for row in metrics) * 16)
+
+    best = json.loads((run / "checkpoints" / "best.json").read_text())
+    assert best["value"] == max(row["eval/test/greedy"] for row in metrics if "eval/test/greedy" in row)
+    out = tmp_path / "numbers.json"
+    said = try_out(evaluate(f"run={run}", "evaluate.checkpoint=4", f"evaluate.out={out}"))
+    assert said.returncode == 0, said.stdout + said.stderr
+    found = {f"eval/{row['data']}/{row['metric']}": row["value"] for row in json.loads(out.read_text())["metrics"]}
+    for name in ("eval/test/avg@2", "eval/test/greedy"):
+        assert found.get(name) == metrics[-1].get(name)
+    answers = rows(tmp_path / "numbers.answers.jsonl")
+    assert {answer["id"] for answer in answers} <= {f"test.jsonl:{number}" for number in range(1, 7)}
+
+
+@pytest.mark.parametrize(("overrides", "message"), [
+    (["run=/nowhere"], "run=/nowhere: holds no complete checkpoint"),
+    (["data.eval=null"], "data.eval=None: names nothing to evaluate on"),
+    ([f"data.eval={DATA}", "data.prompt_key=task"], "data.prompt_key=task: data.eval="),
+    (["eval.samples=0", "eval.greedy=false"], "eval.greedy=False: with eval.samples=0 nothing is answered"),
+    ([f"evaluate.out={DATA.with_suffix('.json')}x"], "must end with .json"),
+])  # fmt: skip
+def test_what_cannot_be_evaluated_is_one_line(overrides: list[str], message: str) -> None:
+    done: subprocess.CompletedProcess[str] = try_out(evaluate(*overrides))
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
