@@ -32,6 +32,7 @@ def run(primary: str, typed: Callable[[DictConfig], C], work: Callable[[C], None
     signal.signal(signal.SIGINT, _interrupt)  # also where a shell started us with it ignored
     signal.signal(signal.SIGTERM, _interrupt)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us here instead of being printed by Hydra
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # a Hub that is not reached is an error of ours, in one line
     try:
         for config in [typed(composed) for composed in compose(primary)]:
             work(config)

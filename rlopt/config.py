@@ -51,12 +51,20 @@ class DataConfig:
     prompt_key: str | None
     answer_key: str | None
     answer_format: Literal["auto", "text", "hash", "boxed"]
+    max_prompt_tokens: int | None
     template: str | None
     chat: Literal["auto", "always", "never"]
     system: str | None
     invalid_rows: Literal["refuse", "drop"]
 
     def __post_init__(self) -> None:
+        longest = self.max_prompt_tokens
+        need(
+            longest is None or longest >= 1,
+            "data.max_prompt_tokens",
+            longest,
+            "must be at least 1; null: what the model has room for",
+        )
         template = self.template
         need(template is None or "{prompt}" in template, "data.template", template, "has no {prompt}, where the prompt stands")
         need(self.prompts_per_step >= 1, "data.prompts_per_step", self.prompts_per_step, "must be at least 1")
@@ -269,6 +277,7 @@ class ReplayConfig:
 class TrainerConfig:
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
     total_steps: int
+    dry_run: bool
     eval_every: int
     save_every: int
     keep_checkpoints: int

@@ -2,20 +2,18 @@
 
 from collections.abc import Mapping
 
-from rlopt.model import parameters
+from rlopt.model import shape_of
+from rlopt.plan import learner_memory
 from rlopt.prepare import Prepared, dtype
 
 
 def describe(prepared: Prepared) -> str:
     """What follows from the config, in a few lines."""
     config, size = prepared.config, prepared.config.data.prompts_per_step
-    weights, width = parameters(prepared.folder), dtype(config).itemsize
-    # Policy, gradient and Adam's two moments (and a float32 master under bfloat16); ZeRO n shares the last n of them.
-    parts = [weights * width, weights * width, weights * (8 if width == 4 else 12)]
-    stage, ranks = config.learner.zero_stage, config.learner.workers
-    learner = weights * width + sum(part / (ranks if stage >= 3 - i else 1) for i, part in enumerate(parts))
-    memory = f"{learner / 2**20:.1f} MiB of weights, gradients and optimizer before activations"
-    ranks_line = f"{ranks} learner rank(s), ZeRO {stage}, {memory}"
+    shape, width = shape_of(prepared.folder), dtype(config).itemsize
+    weights, needs = shape.parameters, learner_memory(config, shape, width)
+    memory = f"{(needs.total - needs.activations) / 2**20:.1f} MiB of weights, gradients and optimizer before activations"
+    ranks_line = f"{config.learner.workers} learner rank(s), ZeRO {config.learner.zero_stage}, {memory}"
     lines, steps = list[str](), config.trainer.total_steps
     if recordings := prepared.recordings:
         count = len(recordings.train)

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +64,48 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
+@dataclass(frozen=True)
+class Shape:
+    """A model's sizes, from its config alone. Tied parameters count once."""
+
+    parameters: int
+    layers: int
+    hidden: int
+    intermediate: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+
+
+def shape_of(folder: Path | str) -> Shape:
+    """Of the model in `folder`, or of a name of the Hub, without loading a weight.
+
+    Raises:
+        RloptError: there is no such config, or the Hub does not give it.
+    """
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RloptError(f"model.path={folder}: its config cannot be read ({reason}); check name and network") from error
+    heads = config.num_attention_heads
+    return Shape(
+        parameters=_parameters(config),
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        intermediate=config.intermediate_size,
+        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        vocabulary=config.vocab_size,
+    )
+
+
 def context_length(folder: Path) -> int:
     """Positions that the model knows, in tokens."""
     return int(transformers.AutoConfig.from_pretrained(folder).max_position_embeddings)
 
 
-def parameters(folder: Path) -> int:
-    """Parameters of the model in `folder`, counted from its config without loading a weight; tied ones count once."""
-    config = transformers.AutoConfig.from_pretrained(folder)
+def _parameters(config: Any) -> int:
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config)
     return sum(p.numel() for p in model.parameters())

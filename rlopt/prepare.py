@@ -19,14 +19,16 @@ from rlopt.errors import RloptError, need
 from rlopt.examples import load_examples
 from rlopt.experience import Experience, Needs, load_experience
 from rlopt.loop import Position
-from rlopt.model import context_length, find_model, load_tokenizer
+from rlopt.model import context_length, find_model, load_tokenizer, shape_of
 from rlopt.objectives.core import Objective, Terms, WithCredit, no_terms
 from rlopt.objectives.corrections import Correction, Corrections
+from rlopt.plan import plan
 from rlopt.prompts import Loaded, Wording, apart, load_prompts, wording
 from rlopt.record import header
 from rlopt.rewards import load as load_reward
 from rlopt.schedule import Schedule
 from rlopt.settings import load_class, read
+from rlopt.tiny import RECIPES
 from rlopt.tracking import TrainingBar
 from rlopt.types import Average, Example, Prompt
 
@@ -117,6 +119,20 @@ def prepare(config: Config, console: Console) -> Prepared:
     state = _prepare_run(config, run, resume)
     return Prepared(
         config, objective, terms, run, resume, state, folder, tokenizer, data, evals, recordings, experience, about, longest
+    )
+
+
+def dry_run(config: Config, console: Console) -> list[tuple[str, str]]:
+    """What the config asks of the machines, as (subject, text). Reads the model's config and no data; starts nothing."""
+    objective = make_objective(config)
+    if config.samples:
+        load_reward(config.reward.fn, config.reward.weights)
+        if config.data.max_prompt_tokens:
+            check_sizes(config, objective, config.data.max_prompt_tokens + config.rollout.max_new_tokens, 0)
+    tiny = config.model.path in RECIPES
+    progress = TrainingBar(console, f"training {config.model.path} (once on this machine)")
+    return plan(
+        config, shape_of(find_model(config.model.path, progress) if tiny else config.model.path), dtype(config).itemsize
     )
 
 

@@ -100,15 +100,17 @@ def load_prompts(
 
     Args:
         seed: of the embedded task's problems.
-        max_tokens: the longest prompt that leaves the model room to answer; longer ones are left out and counted.
+        max_tokens: the longest prompt that leaves the model room to answer; those longer than that or than
+            `data.max_prompt_tokens` are left out and counted.
 
     Raises:
         RloptError: nothing to read, no columns that are known, a row that cannot be used, or no prompt left.
     """
+    longest = min(max_tokens, config.max_prompt_tokens or max_tokens)
     if name == "arithmetic":
         problems = arithmetic.problems(seed, config.size, held_out=key == "data.eval")
         prompts = [make_prompt(p.text, p.text, str(p.answer), name, words, {}) for p in problems]
-        return _within(Loaded(prompts, list(range(1, len(prompts) + 1)), "the embedded task", {}), max_tokens, f"{key}={name}")
+        return _within(Loaded(prompts, list(range(1, len(prompts) + 1)), "the embedded task", {}), longest, f"{key}={name}")
     rows = read_rows(key, name, config.subset, config.split if key == "data.train" else config.eval_split)
     called, prompt_key, answer_key = recognise(f"{key}={name}", rows[0][1], config)
     kept, dropped = list[tuple[int, str | Messages, str, dict[str, Any]]](), dict[str, list[int]]()
@@ -130,7 +132,7 @@ def load_prompts(
     if config.invalid_rows == "refuse":
         refuse_unusable(f"{key}={name}", dropped, len(prompts), "rows", "row")
     about = f"{called} ({prompt_key}, {answer_key}{MEANING[kind]}){', as conversations' if words.chat else ''}"
-    return _within(Loaded(prompts, numbers, about, dropped), max_tokens, f"{key}={name}")
+    return _within(Loaded(prompts, numbers, about, dropped), longest, f"{key}={name}")
 
 
 MEANING: Mapping[AnswerFormat, str] = {"text": "", "hash": " after ####", "boxed": r" in \boxed{}"}
@@ -225,10 +227,11 @@ def apart(train: Loaded, held_out: Sequence[Prompt]) -> Loaded:
 
 def _within(loaded: Loaded, max_tokens: int, where: str) -> Loaded:
     """Without the prompts that are too long."""
-    why = f"prompts of more than {max_tokens} tokens, which leave no room for rollout.max_new_tokens"
+    why = f"prompts of more than {max_tokens} tokens"
     kept = _without(loaded, why, lambda prompt: len(prompt.token_ids) > max_tokens)
     if not kept.prompts:
-        raise RloptError(f"{where}: no prompt is left, {len(loaded.prompts)} are {why}; lower it, or shorten the prompts")
+        way_out = "lower rollout.max_new_tokens, raise data.max_prompt_tokens, or shorten them"
+        raise RloptError(f"{where}: no prompt is left, {len(loaded.prompts)} are {why}; {way_out}")
     return kept
 
 

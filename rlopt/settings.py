@@ -40,12 +40,13 @@ def typed(composed: DictConfig) -> Config:
     return config
 
 
-ROWS = ["reward.*", "rollout.*", "sync.*", "replay.*", "run.record", "data.prompt_key", "data.answer_key", "data.answer_format"]
+ROWS = ["reward.*", "rollout.*", "sync.*", "replay.*", "run.record", "data.max_prompt_tokens"]
+ROWS += [f"data.{key}" for key in ("prompt_key", "answer_key", "answer_format")]
 ROWS += ["eval.*", "trainer.best", "data.experience", "data.experience_share", "trainer.log_samples", "cluster.gpus_per_engine"]
 """What means nothing to a run on recorded rows; a star is every key of a section."""
 OFFLINE = ["reward.*", "sync.*", "cluster.gpus_per_engine"]
 OFFLINE += [f"data.{key}" for key in ("train", "size", "subset", "split", "prompt_key", "answer_key", "answer_format")]
-OFFLINE += [f"data.{key}" for key in ("template", "chat", "system")]
+OFFLINE += [f"data.{key}" for key in ("max_prompt_tokens", "template", "chat", "system")]
 OFFLINE += [f"rollout.{key}" for key in ("engines", "tensor_parallel", "max_num_seqs", "kv_cache_gib", "gpu_memory_share")]
 """What means nothing to a run on recorded groups alone; temperature and limit of the samplers still do."""
 EVAL = ["data.eval", "data.eval_split", "trainer.eval_every", "trainer.best", "eval.*"]

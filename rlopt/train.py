@@ -9,9 +9,15 @@ from rlopt.settings import typed
 
 def train(config: Config) -> None:
     """Train as one config says, and print where everything is."""
+    console = Console()
+    if config.trainer.dry_run:
+        from rlopt import prepare
+
+        for subject, text in prepare.dry_run(config, console):
+            console.print(f"{subject:<10}{text}", highlight=False, soft_wrap=True)
+        return
     from rlopt import launch  # heavy: only once the config is known to be good
 
-    console = Console()
     outcome = launch.train(config, console)
     lines = [
         f"{outcome.headline:<19}{outcome.before:.3f} before, {outcome.after:.3f} after "

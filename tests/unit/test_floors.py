@@ -46,7 +46,7 @@ FLOORS = (
     },
     {"rollout", "fleet", "shm_engine", "learner"},
     {"loop", "live", "stream", "groups", "sync", "recorded", "evaluation"},
-    {"prepare", "describe", "launch", "harvest", "judge", "command"},
+    {"plan", "prepare", "describe", "launch", "harvest", "judge", "command"},
     {"train", "evaluate", "pairs", "report", "doctor", "objectives.__main__"},
 )
 BELOW = {f"objectives.{name}" for name in ("core", "advantages", "ratios", "corrections", "divergence", "preferences")}
@@ -75,6 +75,8 @@ SAME_FLOOR = {
     ("recorded", "loop"),
     ("launch", "prepare"),
     ("judge", "prepare"),
+    ("prepare", "plan"),
+    ("describe", "plan"),
     ("launch", "describe"),
     ("describe", "prepare"),
 }

@@ -155,7 +155,7 @@ def test_rows_to_be_dropped_and_prompts_that_are_too_long_are_counted(tmp_path: 
     assert [prompt.id for prompt in loaded.prompts] == ["rows.jsonl:1"]
     assert loaded.left_out == {
         "prompt is empty": [2],
-        "prompts of more than 5 tokens, which leave no room for rollout.max_new_tokens": [3],
+        "prompts of more than 5 tokens": [3],
     }
 
 
@@ -166,3 +166,8 @@ def test_prompts_that_are_evaluated_on_are_not_trained_on(tmp_path: Path) -> Non
     assert (kept.numbers, kept.left_out) == ([2, 3], {"also in data.eval": [1, 4]})
     with pytest.raises(RloptError, match=r"every prompt is in data.eval too"):
         apart(loaded, loaded.prompts)
+
+
+def test_prompts_may_be_kept_shorter_than_the_model_has_room_for(tmp_path: Path) -> None:
+    loaded = load(tmp_path, {"prompt": "ab", "answer": "c"}, {"prompt": "abcdef", "answer": "c"}, max_prompt_tokens=3)
+    assert loaded.left_out == {"prompts of more than 3 tokens": [2]}

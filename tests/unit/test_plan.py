@@ -1,0 +1,131 @@
+"""The dry run: sizes worked by hand, recipes composed on the real models' configs, and activations against what torch keeps."""
+
+import json
+import os
+from pathlib import Path
+
+import hydra
+import pytest
+import torch
+import transformers
+from rich.console import Console
+
+from rlopt.config import Config
+from rlopt.model import Policy, Shape, shape_of
+from rlopt.plan import GIB, activations, engine_memory, learner_memory
+from rlopt.prepare import dry_run
+from rlopt.settings import conf_dir, typed
+
+# As published with the models: hidden, intermediate, layers, heads, heads of keys and values, vocabulary, tied, parameters.
+MODELS = {
+    "Qwen/Qwen2.5-1.5B-Instruct": ("qwen2", 1536, 8960, 28, 12, 2, 151936, True, 1_543_714_304),
+    "meta-llama/Llama-3.1-8B-Instruct": ("llama", 4096, 14336, 32, 32, 8, 128256, False, 8_030_261_248),
+    "xinlai/Qwen2-7B-SFT": ("qwen2", 3584, 18944, 28, 28, 4, 152064, False, 7_615_616_512),
+    "xinlai/Qwen2-72B-SFT": ("qwen2", 8192, 29568, 80, 64, 8, 152064, False, 72_706_203_648),
+}
+KEYS = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A folder for each model that holds a config and nothing else."""
+    found = {}
+    for name, values in MODELS.items():
+        found[name] = tmp_path_factory.mktemp("model")
+        config = dict(zip((*KEYS, "vocab_size", "tie_word_embeddings"), values, strict=False))
+        (found[name] / "config.json").write_text(json.dumps(config))
+    return found
+
+
+def compose(*overrides: str) -> Config:
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return typed(hydra.compose("config", list(overrides)))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_parameters_are_counted_from_the_config_alone(folders: dict[str, Path], name: str) -> None:
+    assert shape_of(folders[name]).parameters == MODELS[name][-1]
+
+
+RECIPES = {
+    "gsm8k_qwen2.5_1.5b": ("grpo", "Qwen/Qwen2.5-1.5B-Instruct", "2 in all: 1 for engines, 1 for learners"),
+    "math_llama3.1_8b": ("rec_oneside_nois", "meta-llama/Llama-3.1-8B-Instruct", "2 in all: 1 for engines, 1 for learners"),
+    "step_dpo_qwen2_7b": ("step_dpo", "xinlai/Qwen2-7B-SFT", "8 in all: 0 for engines, 8 for learners"),
+    "step_dpo_qwen2_72b": ("step_dpo", "xinlai/Qwen2-72B-SFT", "32 in all: 0 for engines, 32 for learners"),
+    "gsm8k_qwen2.5_1.5b,one_gpu": ("red_weight", "Qwen/Qwen2.5-1.5B-Instruct", "1 in all: 0.4 for engines, 0.6 for learners"),
+    "math_llama3.1_8b,one_node": ("red_weight", "meta-llama/Llama-3.1-8B-Instruct", "8 in all: 4 for engines, 4 for learners"),
+    "math_llama3.1_8b,two_nodes": ("grpo", "meta-llama/Llama-3.1-8B-Instruct", "16 in all: 8 for engines, 8 for learners"),
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_composes_and_says_what_it_asks_for(folders: dict[str, Path], recipe: str) -> None:
+    algo, model, gpus = RECIPES[recipe]
+    composed = compose(f"+experiment=[{recipe}]", f"+algo={algo}")
+    assert composed.model.path == model
+    lines = dict(dry_run(compose(f"+experiment=[{recipe}]", f"+algo={algo}", f"model.path={folders[model]}"), Console()))
+    assert lines["GPUs"] == gpus
+    assert f"{MODELS[model][-1]:,} parameters" in lines["run"]
+
+
+def test_every_recipe_is_tried() -> None:
+    files = {path.stem for path in (conf_dir() / "experiment").glob("*.yaml")}
+    assert files == {name for recipe in RECIPES for name in recipe.split(",")}
+
+
+def test_memory_of_an_8b_model_on_four_ranks_by_hand(folders: dict[str, Path]) -> None:
+    model = "meta-llama/Llama-3.1-8B-Instruct"
+    config = compose("+experiment=[math_llama3.1_8b,one_node]", "+algo=grpo", f"model.path={folders[model]}")
+    memory = learner_memory(config, shape_of(folders[model]), 2)
+    eight = 8_030_261_248 / 4
+    assert (memory.weights, memory.reference, memory.gradients) == (eight * 2, eight * 2, eight * 2)
+    assert memory.optimizer == eight * 12  # a float32 master copy and two moments
+    # 32 layers, and what comes after them three times, keep 4,096 numbers a token; one layer keeps 7 x 4,096 + 2 x 8 x 128 +
+    # 4 x 14,336. Three float32 copies of a chunk of logits.
+    assert memory.activations == 16384 * (35 * 4096 + 28672 + 2048 + 57344) * 2 + 4096 * 128256 * 4 * 3
+    assert memory.total < 80 * GIB
+    assert engine_memory(config, shape_of(folders[model]), 2).per_token == 2 * 32 * 8 * 128 * 2
+
+
+def test_zero_stages_share_optimizer_then_gradients_then_weights(folders: dict[str, Path]) -> None:
+    shape = Shape(parameters=8, layers=1, hidden=1, intermediate=1, kv_heads=1, head_dim=1, vocabulary=1)
+    found = []
+    for stage in range(4):
+        config = compose("+algo=grpo", "learner.workers=2", f"learner.zero_stage={stage}")
+        memory = learner_memory(config, shape, 4)
+        found.append((memory.weights, memory.reference, memory.gradients, memory.optimizer))
+    assert found == [(32, 32, 32, 64), (32, 32, 32, 32), (32, 32, 16, 32), (16, 16, 16, 32)]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_activations_are_about_what_torch_keeps(tmp_path: Path, checkpointing: bool) -> None:
+    sizes = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 8, "num_attention_heads": 4}
+    config = transformers.Qwen2Config(**sizes, num_key_value_heads=2, vocab_size=32, max_position_embeddings=512)
+    transformers.Qwen2ForCausalLM(config).save_pretrained(tmp_path)
+    policy = Policy(tmp_path, torch.float32, chunk=4096, recompute=checkpointing).train()
+    kept: dict[int, int] = {}
+    weights = {parameter.data_ptr() for parameter in policy.parameters()}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.data_ptr() not in weights:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    tokens = torch.randint(0, 32, (4, 256))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        policy(tokens, torch.ones_like(tokens), 1.0)
+    expected = activations(shape_of(tmp_path), tokens.numel(), 0, 4, checkpointing)
+    if checkpointing:  # the one layer that is there as a whole comes in the backward pass
+        expected = tokens.numel() * 64 * (8 + 3) * 4
+    assert sum(kept.values()) == pytest.approx(expected, rel=0.1)
+
+
+def test_a_model_that_cannot_be_looked_at_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(os.environ, "HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    from rlopt.errors import RloptError
+
+    with pytest.raises(
+        RloptError, match=r"model.path=nobody/nothing: its config cannot be read \(.*\); check name and network"
+    ):
+        dry_run(compose("+algo=grpo", "model.path=nobody/nothing"), Console())
