@@ -85,6 +85,28 @@ def find_all(run: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
 
 
+def choose(run: Path, which: str) -> Path:
+    """A complete checkpoint of a run: `latest`, `best`, or a step.
+
+    Raises:
+        RloptError: there is no such run or checkpoint.
+    """
+    found = {path.name.removeprefix("step_"): path for path in find_all(run)}
+    if not found:
+        raise RloptError(f"{run}: holds no complete checkpoint; give the folder of a run that has saved one")
+    step, best = which, run / "checkpoints" / "best.json"
+    if which == "latest":
+        step = next(reversed(found))
+    elif which == "best" and best.exists():
+        step = str(json.loads(best.read_text())["step"])
+    if step not in found:
+        there = ", ".join(found)
+        raise RloptError(
+            f"checkpoint={which}: {run} has none such; one of {there}, latest, or of a run with trainer.best, best"
+        )
+    return found[step]
+
+
 def verify(folder: Path) -> None:
     """Refuse a checkpoint that lacks its manifest or a file of the right size."""
     manifest = folder / "manifest.json"

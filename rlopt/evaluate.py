@@ -1,6 +1,5 @@
 """`python -m rlopt.evaluate [run=DIR] [key=value ...]`: avg@k, pass@k and greedy answers on held-out prompts."""
 
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -34,22 +33,12 @@ def of_run(run: str, which: str) -> dict[str, Any]:
         RloptError: there is no such run or checkpoint.
     """
     folder = Path(run)
-    found = {path.name.removeprefix("step_"): path for path in checkpoint.find_all(folder)}
-    if not found:
-        raise RloptError(f"run={run}: holds no complete checkpoint; give the folder of a run that has saved one")
-    step, best = which, folder / "checkpoints" / "best.json"
-    if which == "latest":
-        step = next(reversed(found))
-    elif which == "best" and best.exists():
-        step = str(json.loads(best.read_text())["step"])
-    if step not in found:
-        way_out = f"one of {', '.join(found)}, latest, or of a run with trainer.best, best"
-        raise RloptError(f"evaluate.checkpoint={which}: no such checkpoint of {run}; {way_out}")
+    chosen = checkpoint.choose(folder, which)
     kept: Any = yaml.safe_load((folder / "config.yaml").read_text())
     config = {section: kept[section] for section in SHARED if section in kept}
     config["data"]["eval"] = config["data"]["eval"] or ("arithmetic" if config["data"]["train"] == "arithmetic" else None)
     config["cluster"]["gpus_per_learner"] = 0.0
-    model = {"path": str((found[step] / "hf").resolve()), "dtype": kept["model"]["dtype"]}
+    model = {"path": str((chosen / "hf").resolve()), "dtype": kept["model"]["dtype"]}
     return {**config, "model": model, "run": {"seed": kept["run"]["seed"]}}
 
 

@@ -29,9 +29,9 @@ from rlopt.recorded import Recorded, References
 from rlopt.replay import Replay, ReplayPlan
 from rlopt.rollout import CANARY_PLACES, EngineConfig, spawner
 from rlopt.stream import Stream, StreamPlan, streamed
-from rlopt.sync import Synchroniser, canary_texts
+from rlopt.sync import Synchroniser, canary_texts, listen
 from rlopt.tracking import Journal, read_column, start_wandb
-from rlopt.types import Stock
+from rlopt.types import Prompt, Stock
 
 HEADLINES = {"reward/mean": "training reward", "preference/margin": "preference margin", "actor/pg_loss": "loss"}
 """The one number that a finished run is told by: the first of these that it has."""
@@ -146,6 +146,7 @@ def _recorder(prepared: Prepared, step: int) -> Recorder | None:
 def _loop(prepared: Prepared, crew: Crew, journal: Journal) -> Loop:
     config, run, state = prepared.config, prepared.run, prepared.state
     shared = config.algo.group_relative
+    canaries = canary_texts(_some_prompts(prepared), CANARY_PLACES)
     best = checkpoint.Best(run, config.trainer.best, state["position"]["step"])
 
     def write_model(folder: Path) -> None:
@@ -154,7 +155,9 @@ def _loop(prepared: Prepared, crew: Crew, journal: Journal) -> Loop:
 
     def save(position: Position, stock: Stock) -> None:
         began = time.monotonic()
-        kept = {"position": asdict(position), "wandb_id": state["wandb_id"]}
+        said = [logprobs.tolist() for logprobs in listen(crew.learners, canaries)]
+        canary = {"texts": canaries, "logprobs": said}  # by which `rlopt.export` proves itself
+        kept = {"position": asdict(position), "wandb_id": state["wandb_id"], "canary": canary}
         path = checkpoint.save(run, position.step, kept, stock, write_model, config.trainer.keep_checkpoints, best)
         journal.event("checkpoint", step=position.step, path=str(path), seconds=time.monotonic() - began)
 
@@ -174,6 +177,15 @@ def _loop(prepared: Prepared, crew: Crew, journal: Journal) -> Loop:
         save=save,
         is_best=best.improved,
     )
+
+
+def _some_prompts(prepared: Prepared) -> list[Prompt]:
+    """The first that a run has, wherever from."""
+    if prepared.recordings:
+        return [example.prompt for example in prepared.recordings.train[:CANARY_PLACES]]
+    if not prepared.prompts and prepared.experience:
+        return [group.prompt for group in prepared.experience.groups(0, min(CANARY_PLACES, len(prepared.experience)))]
+    return prepared.prompts
 
 
 def _source(prepared: Prepared, crew: Crew, journal: Journal) -> Source:

@@ -231,7 +231,9 @@ class LearnerWorker:
         weights = {name: tensor.to("cpu", copy=True) for name, tensor in self}
         if self._rank == 0:
             lm = self._engine.module.lm
+            lm.config.use_cache = True  # off while it learns alone
             lm.save_pretrained(folder / "hf", state_dict=weights)
+            lm.config.use_cache = False
 
     def load(self, folder: Path) -> None:
         """Go on from what `save` wrote."""

@@ -152,10 +152,15 @@ class Synchroniser:
     def _score(self) -> list[Tensor]:
         """What the learner says of the canaries, asked once a synchronisation."""
         if self._scores is None:
-            texts = pad_examples([Example(Prompt("canary", text[:1], "", "", ""), (text[1:],)) for text in self.canaries])
-            scores = self.learners.score(texts, "policy", 1.0)
-            self._scores = [row[mask > 0] for row, mask in zip(scores, texts.mask, strict=True)]
+            self._scores = listen(self.learners, self.canaries)
         return self._scores
+
+
+def listen(learners: Learners, texts: list[tuple[int, ...]]) -> list[Tensor]:
+    """What the learner says of every token of each text after its first, at temperature 1, in nats."""
+    padded = pad_examples([Example(Prompt("canary", text[:1], "", "", ""), (text[1:],)) for text in texts])
+    scores = learners.score(padded, "policy", 1.0)
+    return [row[mask > 0] for row, mask in zip(scores, padded.mask, strict=True)]
 
 
 def _gap(scores: list[Tensor], heard: list[np.ndarray]) -> float:

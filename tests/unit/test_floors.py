@@ -47,7 +47,7 @@ FLOORS = (
     {"rollout", "fleet", "shm_engine", "learner"},
     {"loop", "live", "stream", "groups", "sync", "recorded", "evaluation"},
     {"plan", "prepare", "describe", "launch", "harvest", "judge", "command"},
-    {"train", "evaluate", "pairs", "report", "doctor", "objectives.__main__"},
+    {"train", "evaluate", "export", "pairs", "report", "doctor", "objectives.__main__"},
 )
 BELOW = {f"objectives.{name}" for name in ("core", "advantages", "ratios", "corrections", "divergence", "preferences")}
 """The shared files of the objectives; the leaves may use them."""
@@ -74,6 +74,7 @@ SAME_FLOOR = {
     ("evaluation", "live"),
     ("recorded", "loop"),
     ("launch", "prepare"),
+    ("export", "report"),
     ("judge", "prepare"),
     ("prepare", "plan"),
     ("describe", "plan"),
