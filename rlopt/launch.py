@@ -1,8 +1,11 @@
 """Starts what `prepare` found good, runs the loop, and takes everything down again."""
 
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -83,7 +86,10 @@ def train(config: Config, console: Console) -> Outcome:
             journal.event("experience", damage=prepared.experience.damage, left_out=prepared.experience.dropped)
         if crew.fleet:
             crew.fleet.report = journal.event
-        _loop(prepared, crew, journal).run(position)
+        with _gentle_sigterm(crew.stop):
+            _loop(prepared, crew, journal).run(position)
+        if position.step < steps:
+            raise KeyboardInterrupt
         finished = True
         return _outcome(prepared, wandb_run)
     finally:
@@ -91,6 +97,16 @@ def train(config: Config, console: Console) -> Outcome:
             if journal:
                 journal.close(exit_code=0 if finished else 1)
             crew.close()
+
+
+@contextmanager
+def _gentle_sigterm(stop: threading.Event) -> Iterator[None]:
+    """In here SIGTERM, with which clusters end jobs, asks for an end after the step that is being made."""
+    before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class Crew:
@@ -102,6 +118,7 @@ class Crew:
         self.fleet: Fleet | None = None
         self._cluster = Cluster(prepared.config.cluster)
         self.stock = Stock({}, {})
+        self.stop = threading.Event()
 
     def start(self) -> None:
         """Begin to load engines and learners, side by side; `join` waits for them."""
@@ -176,6 +193,7 @@ def _loop(prepared: Prepared, crew: Crew, journal: Journal) -> Loop:
         journal=journal,
         save=save,
         is_best=best.improved,
+        asked_to_stop=crew.stop.is_set,
     )
 
 

@@ -106,9 +106,10 @@ class Loop:
     journal: Journal
     save: Callable[[Position, Stock], None]
     is_best: Callable[[Mapping[str, float]], bool]
+    asked_to_stop: Callable[[], bool]
 
     def run(self, position: Position) -> None:
-        """Train from `position` to the last step."""
+        """Train from `position` to the last step, or until asked to stop; what was made is saved."""
         plan = self.plan
         self.source.open(position.step)
         while position.step < plan.total_steps:
@@ -144,5 +145,8 @@ class Loop:
             }
             self.journal.step(metrics, drawn.groups, policy)
             due = step == plan.total_steps or (plan.save_every and step % plan.save_every == 0)
-            if self.is_best(metrics) or due:
+            stop = self.asked_to_stop()
+            if self.is_best(metrics) or due or stop:
                 self.save(position, self.source.stock(step))
+            if stop:
+                return

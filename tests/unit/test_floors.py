@@ -46,8 +46,8 @@ FLOORS = (
     },
     {"rollout", "fleet", "shm_engine", "learner"},
     {"loop", "live", "stream", "groups", "sync", "recorded", "evaluation"},
-    {"plan", "prepare", "describe", "launch", "harvest", "judge", "command"},
-    {"train", "evaluate", "export", "pairs", "report", "doctor", "objectives.__main__"},
+    {"jobs", "plan", "prepare", "describe", "launch", "harvest", "judge", "command"},
+    {"train", "submit", "evaluate", "export", "pairs", "report", "doctor", "objectives.__main__"},
 )
 BELOW = {f"objectives.{name}" for name in ("core", "advantages", "ratios", "corrections", "divergence", "preferences")}
 """The shared files of the objectives; the leaves may use them."""
@@ -83,7 +83,7 @@ SAME_FLOOR = {
 }
 """Pairs that stand on one floor and yet, by design, one over the other."""
 DOORS = {
-    "ray": {"cluster"},
+    "ray": {"cluster", "jobs"},
     "deepspeed": {"learner"},
     "vllm": {"rollout", "shm_engine", "weights"},
     "wandb": {"tracking"},

@@ -32,6 +32,7 @@ def make(
     plan: Plan | None = None,
     evaluation: Evaluation | None = None,
     is_best: Callable[[Mapping[str, float]], bool] = lambda metrics: False,
+    stop: int = 0,
 ) -> tuple[Loop, Engines, Trainer, Diary, Saved]:
     engines, diary, saved = Engines(), Diary(), Saved()
     trainer = Trainer(engines)
@@ -53,6 +54,7 @@ def make(
         journal=diary,
         save=lambda position, stock: saved.append((replace(position), stock)),
         is_best=is_best,
+        asked_to_stop=lambda: trainer.updates[-1:] == [stop],
     )
     return loop, engines, trainer, diary, saved
 
@@ -169,6 +171,7 @@ def test_recorded_rows_are_scored_by_the_reference_once_and_held_out_ones_measur
         diary,
         lambda *_: None,
         lambda _: False,
+        lambda: False,
     ).run(Position())
     assert trainer.scored == [("reference", 2 * 4)]  # two answers each of three rows and the held-out one
     assert [row["step"] for row in diary.rows if "eval/preference/margin" in row] == [4, 7]
@@ -217,3 +220,13 @@ def test_a_step_that_is_the_best_so_far_is_saved() -> None:
     loop, _, _, _, saved = make(1, 0, 6, save_every=4, is_best=lambda metrics: metrics["step"] in (2, 3))
     loop.run(Position())
     assert [position.step for position, _ in saved] == [2, 3, 4, 6]
+
+
+def test_a_run_that_is_asked_to_stop_saves_the_step_that_it_is_at_and_ends() -> None:
+    loop, _, trainer, diary, saved = make(4, 0, 20, stop=6)
+    loop.run(Position())
+    assert trainer.updates == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in diary.rows] == [1, 2, 3, 4, 5, 6]
+    (position, stock) = saved[0]
+    assert (len(saved), position.step) == (1, 6)
+    assert sorted(stock.shelves) == ["batch_7", "batch_8"]  # sampled already, and not to be sampled again

@@ -1,0 +1,145 @@
+"""Runs as Ray jobs, on a cluster of two nodes with its dashboard on loopback."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+from conftest import SMALL, rows, try_out
+
+SECRET = "a-key-that-nobody-may-read"
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """The address for jobs, and the folder of the cluster's logs."""
+    if ray.is_initialized():
+        ray.shutdown()
+    folder = tmp_path_factory.mktemp("ray")
+    ports = _free_ports(11)
+    start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--disable-usage-stats", "--num-cpus=1"]
+    named = (
+        "--dashboard-agent-listen-port",
+        "--dashboard-agent-grpc-port",
+        "--metrics-export-port",
+        "--runtime-env-agent-port",
+    )
+    env = os.environ | {"RAY_AUTH_MODE": "token"}
+    first = [
+        "--head",
+        f"--port={ports[0]}",
+        "--dashboard-host=127.0.0.1",
+        f"--dashboard-port={ports[1]}",
+        f"--temp-dir={folder}",
+    ]
+    _run([*start, *first, *(f"{name}={port}" for name, port in zip(named, ports[2:6], strict=True))], env)
+    address = (folder / "ray_current_cluster").read_text()
+    _run([*start, f"--address={address}", *(f"{name}={port}" for name, port in zip(named, ports[6:10], strict=True))], env)
+    _wait_for_agent(f"http://127.0.0.1:{ports[1]}")
+    yield f"http://127.0.0.1:{ports[1]}", folder
+    import psutil
+
+    for process in psutil.process_iter():
+        try:
+            if str(folder) in " ".join(process.cmdline()):
+                process.kill()
+        except psutil.Error:
+            pass
+
+
+def _run(line: list[str], env: dict[str, str]) -> None:
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120, env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def _wait_for_agent(address: str) -> None:
+    """A dashboard answers seconds before it takes jobs."""
+    os.environ["RAY_AUTH_MODE"] = "token"
+    from ray.job_submission import JobSubmissionClient
+
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            client = JobSubmissionClient(address)
+            client.submit_job(entrypoint="true")
+            return
+        except Exception:
+            assert time.monotonic() < deadline
+            time.sleep(1)
+
+
+def submit(*arguments: str) -> subprocess.CompletedProcess[str]:
+    env = os.environ | {"WANDB_API_KEY": SECRET, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    return subprocess.run(
+        [sys.executable, "-m", "rlopt.submit", *arguments], capture_output=True, text=True, timeout=400, env=env
+    )
+
+
+def test_a_job_is_followed_over_two_nodes_and_its_key_is_in_no_log(head: tuple[str, Path], tmp_path: Path) -> None:
+    address, logs = head
+    (tmp_path / "mine.py").write_text("import os\ndef score(completion, **_):\n    return float(len(completion))\n")
+    run = tmp_path / "run"
+    overrides = ["+algo=grpo", *SMALL, "trainer.total_steps=3", "sync.interval=1", "tracking.wandb=offline"]
+    overrides += [f"run.dir={run}", "reward.fn=mine:score", "rollout.engines=1"]
+    done = submit("--address", address, "--include", str(tmp_path / "mine.py"), "--wait", "--", *overrides)
+    assert done.returncode == 0, done.stdout + done.stderr
+    job, *printed = done.stdout.splitlines()
+    assert printed[-1] == "SUCCEEDED"
+    assert any(line.startswith("training reward") for line in printed)
+    assert len(rows(run / "metrics.jsonl")) == 3
+    (workers,) = [event for event in rows(run / "events.jsonl") if event["event"] == "workers"]
+    assert {*workers["learners"]} != {*workers["engines"].values()}  # engine and learner on different nodes
+    assert submit("--address", address, "status", job).stdout == "SUCCEEDED\n"
+    assert "training reward" in submit("--address", address, "logs", job).stdout
+    for path in [*logs.rglob("logs/**/*"), *run.rglob("*")]:
+        if path.is_file():
+            assert SECRET.encode() not in path.read_bytes(), path
+
+
+def test_a_job_that_is_stopped_leaves_a_checkpoint_that_goes_on(head: tuple[str, Path], tmp_path: Path) -> None:
+    address, _ = head
+    run = tmp_path / "run"
+    overrides = ["+algo=grpo", *SMALL, "trainer.save_every=0", "sync.interval=2", "tracking.wandb=disabled", f"run.dir={run}"]
+    done = submit("--address", address, "--", *overrides, "trainer.total_steps=100000")
+    assert done.returncode == 0, done.stdout + done.stderr
+    job, deadline = done.stdout.strip(), time.monotonic() + 300
+    while not (run / "metrics.jsonl").exists() or len(rows(run / "metrics.jsonl")) < 3:
+        assert time.monotonic() < deadline, submit("--address", address, "logs", job).stdout
+        time.sleep(0.5)
+    assert "asked to stop: it finishes its step, saves a checkpoint" in submit("--address", address, "stop", job).stdout
+    while submit("--address", address, "status", job).stdout != "STOPPED\n":
+        assert time.monotonic() < deadline
+        time.sleep(1)
+    (checkpoint,) = run.glob("checkpoints/step_*/manifest.json")
+    step = json.loads(checkpoint.read_text())["step"]
+    assert step == len(rows(run / "metrics.jsonl"))
+    again = submit("--address", address, "--wait", "--", *overrides, f"trainer.total_steps={step + 2}")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert [row["step"] for row in rows(run / "metrics.jsonl")] == list(range(1, step + 3))
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["status", "raysubmit_nothing"], "raysubmit_nothing: .* does not know this job"),
+    (["--", "learner.lr=1"], "algo: not given"),
+])  # fmt: skip
+def test_what_a_cluster_cannot_answer_is_one_line(head: tuple[str, Path], arguments: list[str], message: str) -> None:
+    import re
+
+    done = try_out([sys.executable, "-m", "rlopt.submit", "--address", head[0], *arguments])
+    assert done.returncode == 1
+    assert re.search(message, done.stderr), done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr

@@ -1,0 +1,91 @@
+"""What is packed for a Ray job, what is refused, and how keys travel."""
+
+import json
+import os
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlopt import submit
+from rlopt.errors import RloptError
+from rlopt.jobs import KEY_FILE, Jobs, command, hand_in, pack, refuse_secrets, unpack_keys
+
+
+def test_a_package_has_this_rlopt_its_configs_and_the_files_named(tmp_path: Path) -> None:
+    (tmp_path / "my_rewards.py").write_text("def score(): ...\n")
+    (tmp_path / "data" / ".git").mkdir(parents=True)
+    (tmp_path / "data" / "rows.jsonl").write_text("{}\n")
+    folder = tmp_path / "package"
+    folder.mkdir()
+    pack(folder, [tmp_path / "my_rewards.py", tmp_path / "data"], {"HF_TOKEN": "hidden"})
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert {"rlopt/train.py", "rlopt/conf/config.yaml", "my_rewards.py", "data/rows.jsonl"} <= names
+    assert not [name for name in names if "__pycache__" in name]
+    assert stat.S_IMODE((folder / KEY_FILE).stat().st_mode) == 0o600
+
+
+def test_keys_come_out_of_the_package_into_the_environment_and_are_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    (tmp_path / KEY_FILE).write_text(json.dumps({"HF_TOKEN": "hidden"}))
+    unpack_keys(tmp_path)
+    assert os.environ.pop("HF_TOKEN") == "hidden"
+    assert not (tmp_path / KEY_FILE).exists()
+    unpack_keys(tmp_path)  # a job without keys
+
+
+def test_what_cannot_be_packed_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in "12":
+        folder = tmp_path / number
+        folder.mkdir()
+        (folder / "a.py").write_text("")
+    for target, include, message in (
+        ("p1", [tmp_path / "nowhere"], "--include=.*nowhere: no such file or folder"),
+        ("p2", [tmp_path / "1" / "a.py", tmp_path / "2" / "a.py"], "a.py is packed already; rename one"),
+    ):
+        (tmp_path / target).mkdir()
+        with pytest.raises(RloptError, match=message):
+            pack(tmp_path / target, include, {})
+    monkeypatch.setattr("rlopt.jobs.LARGEST_MIB", 0)
+    (tmp_path / "p3").mkdir()
+    with pytest.raises(RloptError, match="MiB would be packed, 0 at most"):
+        pack(tmp_path / "p3", [], {})
+
+
+def test_a_job_joins_the_cluster_that_it_is_submitted_to_unless_told_otherwise() -> None:
+    assert command(["+algo=grpo", "data.template='{prompt} ='"]).endswith(
+        "-m rlopt.submit --inside -- +algo=grpo 'data.template='\"'\"'{prompt} ='\"'\"'' cluster.address=auto"
+    )
+    assert command(["cluster.address=local"]).endswith(" -- cluster.address=local")
+
+
+@pytest.mark.parametrize("override", [
+    "+tracking.api_key=abc",
+    "tracking.project=0123456789abcdef0123456789abcdef01234567",
+    "model.path=hf_abcdefghijklmnopqrstuvwxyz",
+    "+hf_token=x",
+])  # fmt: skip
+def test_what_looks_like_a_secret_is_refused_without_being_repeated(override: str) -> None:
+    with pytest.raises(RloptError, match="looks like a secret") as refusal:
+        refuse_secrets([override])
+    assert override.partition("=")[2] not in str(refusal.value).replace("hf_token", "") or override.endswith("=x")
+
+
+def test_what_is_no_secret_is_let_through() -> None:
+    refuse_secrets(["+algo=grpo", "rollout.max_new_tokens=64", "learner.token_budget=8192", "model.path=Qwen/Qwen2.5-1.5B"])
+
+
+def test_a_run_without_an_algorithm_and_an_address_without_a_cluster_are_refused() -> None:
+    with pytest.raises(RloptError, match="algo: not given; what follows -- is a run's own command line"):
+        hand_in("http://127.0.0.1:1", [], [])
+    with pytest.raises(RloptError, match="--address=http://127.0.0.1:1: no cluster takes jobs there .* is it http://HEAD:8265"):
+        Jobs("http://127.0.0.1:1")
+
+
+def test_a_verb_needs_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["submit", "status"])
+    with pytest.raises(SystemExit, match="error: status: of which job"):
+        submit.main()
