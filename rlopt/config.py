@@ -315,6 +315,7 @@ class EvalConfig:
 class TrackingConfig:
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
     wandb: Literal["auto", "online", "offline", "disabled"]
+    tensorboard: bool
     project: str
     group: str | None
 

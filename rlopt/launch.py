@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 
 from rlopt import checkpoint
+from rlopt.boards import Board, Wandb, start_boards
 from rlopt.cluster import Cluster, Workers, environment, undisturbed
 from rlopt.config import Config
 from rlopt.data import Dealer
@@ -33,7 +34,7 @@ from rlopt.replay import Replay, ReplayPlan
 from rlopt.rollout import CANARY_PLACES, EngineConfig, spawner
 from rlopt.stream import Stream, StreamPlan, streamed
 from rlopt.sync import Synchroniser, canary_texts, listen
-from rlopt.tracking import Journal, read_column, start_wandb
+from rlopt.tracking import Journal, read_column
 from rlopt.types import Prompt, Stock
 
 HEADLINES = {"reward/mean": "training reward", "preference/margin": "preference margin", "actor/pg_loss": "loss"}
@@ -67,15 +68,13 @@ def train(config: Config, console: Console) -> Outcome:
     try:
         with console.status("starting engines and learners"):
             crew.start()
-            wandb_run = start_wandb(
-                config.tracking, prepared.run, prepared.state["wandb_id"], config.run.name, config.algo.name, asdict(config)
-            )
+            position, about = Position(**prepared.state["position"]), (config.run.name, config.algo.name, asdict(config))
+            boards = start_boards(config.tracking, prepared.run, position.step, prepared.state["wandb_id"], *about)
             crew.join()
         console.print(f"started in {time.monotonic() - started:.0f} s", highlight=False)
-        position = Position(**prepared.state["position"])
         recorder = _recorder(prepared, position.step)
         steps, log_samples = config.trainer.total_steps, config.trainer.log_samples
-        journal = Journal(prepared.run, position.step, steps, log_samples, wandb_run, console, recorder)
+        journal = Journal(prepared.run, position.step, steps, log_samples, boards, console, recorder)
         journal.event("start", step=position.step, resumed_from=str(prepared.resume) if prepared.resume else None)
         journal.event("workers", **crew.nodes())
         if prepared.recordings:
@@ -91,7 +90,7 @@ def train(config: Config, console: Console) -> Outcome:
         if position.step < steps:
             raise KeyboardInterrupt
         finished = True
-        return _outcome(prepared, wandb_run)
+        return _outcome(prepared, boards)
     finally:
         with undisturbed():
             if journal:
@@ -302,7 +301,7 @@ def _samplers(prepared: Prepared, crew: Crew, fleet: Fleet, journal: Journal) ->
     )
 
 
-def _outcome(prepared: Prepared, wandb_run: Any) -> Outcome:
+def _outcome(prepared: Prepared, boards: list[Board]) -> Outcome:
     columns = ((name, read_column(prepared.run, name)) for name in HEADLINES)
     name, values = next((name, values) for name, values in columns if not math.isnan(values[0]))
     span = min(20, len(values))
@@ -313,7 +312,7 @@ def _outcome(prepared: Prepared, wandb_run: Any) -> Outcome:
         before=sum(values[:span]) / span,
         after=sum(values[-span:]) / span,
         span=span,
-        wandb=str(Path(wandb_run.dir).parent) if wandb_run else None,
+        wandb=next((str(board.folder) for board in boards if isinstance(board, Wandb)), None),
     )
 
 

@@ -2,11 +2,10 @@
 
 import json
 import math
-import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from rich.console import Console
 from rich.progress import (
@@ -21,15 +20,11 @@ from rich.progress import (
 )
 from torch import Tensor
 
-from rlopt.config import TrackingConfig
+from rlopt.boards import Board
 from rlopt.errors import RloptError
 from rlopt.metrics import DEFINITIONS
 from rlopt.record import Recorder
 from rlopt.types import Group
-
-FOUNDING = ("reward/mean", "actor/kl_k2", "actor/entropy", "response_length/mean")
-"""What a run's page opens on."""
-
 
 OWN = ("objective/", "reward/part/", "eval/")
 """Beginnings of metrics that the user's code and data name."""
@@ -51,7 +46,14 @@ class Journal:
     """The files of a run, its W&B run and its progress bar. A resumed run's journal forgets what is done again."""
 
     def __init__(
-        self, run: Path, step: int, total: int, log_samples: int, wandb_run: Any, console: Console, recorder: Recorder | None
+        self,
+        run: Path,
+        step: int,
+        total: int,
+        log_samples: int,
+        boards: Sequence[Board],
+        console: Console,
+        recorder: Recorder | None,
     ) -> None:
         """`step` is the step that the run goes on from; later lines of an interrupted attempt are cut off."""
         self._recorder = recorder
@@ -60,7 +62,7 @@ class Journal:
         self._files: dict[str, IO[str]] = {
             name: (run / f"{name}.jsonl").open("a", buffering=1) for name in ("metrics", "samples", "events")
         }
-        self._log_samples, self._wandb = log_samples, wandb_run
+        self._log_samples, self._boards = log_samples, boards
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -88,25 +90,13 @@ class Journal:
         for group in groups:
             for fault in group.faults:
                 self.event("reward_fault", step=step, fault=fault.kind, why=fault.why)
-        for group in groups[: self._log_samples]:
-            for sample in group.samples[:1]:
-                self._write(
-                    "samples",
-                    {
-                        "step": step,
-                        "prompt": group.prompt.text,
-                        "completion": sample.text,
-                        "answer": group.prompt.answer,
-                        "reward": sample.reward,
-                        "parts": dict(sample.parts),
-                        "version": sample.version,
-                        "finish": sample.finish,
-                    },
-                )
+        shown = [_shown(step, group) for group in groups[: self._log_samples] if group.samples]
+        for row in shown:
+            self._write("samples", row)
         if self._recorder and policy is not None:
             self._recorder.step(step, groups, policy)
-        if self._wandb:
-            self._wandb.log(dict(metrics))
+        for board in self._boards:
+            board.step(metrics, shown)
         line = "  ".join(f"{label} {metrics[name]:{form}}" for name, (label, form) in LINE.items() if name in metrics)
         self._progress.update(self._task, completed=step, description=line)
         if not self._console.is_terminal and (step % 20 == 0 or step == 1):
@@ -126,11 +116,26 @@ class Journal:
             file.close()
         if self._recorder:
             self._recorder.close()
-        if self._wandb:
-            self._wandb.finish(exit_code=exit_code)
+        for board in self._boards:
+            board.close(exit_code)
 
     def _write(self, name: str, row: Mapping[str, object]) -> None:
         self._files[name].write(json.dumps(row) + "\n")
+
+
+def _shown(step: int, group: Group) -> dict[str, object]:
+    """The first sample of a group, for people."""
+    sample = group.samples[0]
+    return {
+        "step": step,
+        "prompt": group.prompt.text,
+        "completion": sample.text,
+        "answer": group.prompt.answer,
+        "reward": sample.reward,
+        "parts": dict(sample.parts),
+        "version": sample.version,
+        "finish": sample.finish,
+    }
 
 
 class TrainingBar:
@@ -148,35 +153,6 @@ class TrainingBar:
         self._progress.update(self._task, completed=step, description=f"{self._title}, loss {loss:.3f}")
         if step == steps:
             self._progress.stop()
-
-
-def start_wandb(config: TrackingConfig, run: Path, run_id: str, name: str, group: str, settings: dict[str, Any]) -> Any:
-    """The W&B run, or None when disabled. `auto` is online with a key and offline without; nothing waits for a network."""
-    if config.wandb == "disabled":
-        return None
-    import wandb
-
-    mode = config.wandb
-    if mode == "auto":
-        mode = "online" if os.environ.get("WANDB_API_KEY") else "offline"
-    wandb_run = wandb.init(
-        project=config.project,
-        name=name,
-        group=config.group or group,
-        job_type="train",
-        id=run_id,
-        resume="allow" if mode == "online" else None,
-        dir=str(run),
-        config=settings,
-        mode=mode,
-        settings=wandb.Settings(silent=True, init_timeout=30, console="off"),
-    )
-    wandb_run.define_metric("step")
-    wandb_run.define_metric("*", step_metric="step")
-    for metric in FOUNDING:
-        wandb_run.define_metric(metric, step_metric="step", summary="last")
-    wandb_run.define_metric("reward/mean", step_metric="step", summary="max,last")
-    return wandb_run
 
 
 def read_column(run: Path, name: str) -> list[float]:

@@ -173,7 +173,7 @@ def train(
     config = replace(prepared.config, rollout=replace(prepared.config.rollout, engines=2))
     prepared = replace(prepared, config=config)
     recorder = launch._recorder(prepared, 0)
-    journal = Journal(prepared.run, 0, config.trainer.total_steps, 1, None, Console(quiet=True), recorder)
+    journal = Journal(prepared.run, 0, config.trainer.total_steps, 1, [], Console(quiet=True), recorder)
     saved: list[tuple[Position, Stock]] = []
     loop = launch._loop(prepared, crew, journal)
     try:

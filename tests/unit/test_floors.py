@@ -30,6 +30,7 @@ FLOORS = (
     },
     {
         "conformance",
+        "boards",
         "data",
         "rows",
         "grading",
@@ -57,6 +58,7 @@ SAME_FLOOR = {
     ("trial", "batching"),
     ("model", "tiny"),
     ("examples", "data"),
+    ("tracking", "boards"),
     ("examples", "rows"),
     ("examples", "prompts"),
     ("prompts", "data"),
@@ -86,7 +88,7 @@ DOORS = {
     "ray": {"cluster", "jobs"},
     "deepspeed": {"learner"},
     "vllm": {"rollout", "shm_engine", "weights"},
-    "wandb": {"tracking"},
+    "wandb": {"boards"},
     "datasets": {"rows"},
     "hydra": {"command"},
 }

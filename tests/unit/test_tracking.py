@@ -14,7 +14,7 @@ from rlopt.tracking import Journal, read_column
 
 
 def journal(folder: Path, step: int = 0) -> Journal:
-    return Journal(folder, step, total=10, log_samples=1, wandb_run=None, console=Console(file=io.StringIO()), recorder=None)
+    return Journal(folder, step, total=10, log_samples=1, boards=[], console=Console(file=io.StringIO()), recorder=None)
 
 
 def metrics(step: int) -> dict[str, float]:

@@ -1,0 +1,122 @@
+"""Where people watch a run: W&B and TensorBoard. What they show is what `metrics.jsonl` and `samples.jsonl` have."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from rlopt.config import TrackingConfig
+
+FOUNDING = {
+    "reward/mean": "Training Reward",
+    "actor/kl_k2": "KL Divergence",
+    "actor/entropy": "Entropy",
+    "response_length/mean": "Response Length",
+}
+"""What a run's page opens on, with the titles of `rlopt.report`."""
+
+TABLE_EVERY = 20
+"""Steps between two tables of samples."""
+
+Row = Mapping[str, object]
+
+
+class Board(Protocol):
+    def step(self, metrics: Mapping[str, float], samples: Sequence[Row]) -> None:
+        """Show a learner step: its metrics, and the samples that `samples.jsonl` has of it."""
+        ...
+
+    def close(self, exit_code: int) -> None: ...
+
+
+class Wandb:
+    """A W&B run; a resumed run goes on in the same. Tables of samples come every `TABLE_EVERY` steps."""
+
+    def __init__(self, config: TrackingConfig, run: Path, run_id: str, name: str, group: str, settings: dict[str, Any]) -> None:
+        """`auto` is online with a key and offline without. Nothing waits for a network for more than half a minute."""
+        import wandb
+
+        mode = config.wandb
+        if mode == "auto":
+            mode = "online" if os.environ.get("WANDB_API_KEY") else "offline"
+        self._run = wandb.init(
+            project=config.project,
+            name=name,
+            group=config.group or group,
+            job_type="train",
+            id=run_id,
+            resume="allow" if mode == "online" else None,
+            dir=str(run),
+            config=settings,
+            mode=mode,
+            settings=wandb.Settings(silent=True, init_timeout=30, console="off"),
+        )
+        self._table, self._samples = wandb.Table, list[Row]()
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
+        for metric in FOUNDING:
+            self._run.define_metric(metric, step_metric="step", summary="last")
+        self._run.define_metric("reward/mean", step_metric="step", summary="max,last")
+        self._run.log_code(str(Path(__file__).parent), include_fn=lambda path: path.endswith((".py", ".yaml")))
+        if mode == "online" and not self._run.resumed:
+            workspace(self._run.entity, config.project).save()
+
+    @property
+    def folder(self) -> Path:
+        return Path(self._run.dir).parent
+
+    def step(self, metrics: Mapping[str, float], samples: Sequence[Row]) -> None:
+        self._samples += samples
+        shown = {}
+        if self._samples and int(metrics["step"]) % TABLE_EVERY == 0:
+            columns = ["step", "prompt", "completion", "answer", "reward", "version", "finish"]
+            shown["samples"] = self._table(columns, [[row[column] for column in columns] for row in self._samples])
+            self._samples = []
+        self._run.log({**metrics, **shown})
+
+    def close(self, exit_code: int) -> None:
+        self._run.finish(exit_code=exit_code)
+
+
+def workspace(entity: str, project: str) -> Any:
+    """A view of the project that opens on the founding four panels; to be saved where W&B is online."""
+    from wandb_workspaces import workspaces
+    from wandb_workspaces.reports import v2
+
+    panels = [v2.LinePlot(title=title, x="step", y=[name]) for name, title in FOUNDING.items()]
+    section = workspaces.Section(name="rlopt", panels=panels, is_open=True)
+    return workspaces.Workspace(entity=entity, project=project, name="rlopt", sections=[section])
+
+
+class TensorBoard:
+    """Event files in `tensorboard/`; a resumed run takes back what it makes again."""
+
+    def __init__(self, run: Path, step: int) -> None:
+        """`step` is the step that the run goes on from."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+
+    def step(self, metrics: Mapping[str, float], samples: Sequence[Row]) -> None:
+        step = int(metrics["step"])
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+        if step % TABLE_EVERY == 0:
+            for number, row in enumerate(samples):
+                text = f"{row['prompt']}\n\n{row['completion']}\n\nreward {row['reward']}"
+                self._writer.add_text(f"samples/{number}", text, step)
+
+    def close(self, exit_code: int) -> None:
+        self._writer.close()
+
+
+def start_boards(
+    config: TrackingConfig, run: Path, step: int, run_id: str, name: str, group: str, settings: dict[str, Any]
+) -> list[Board]:
+    """Those that the config asks for; W&B comes first."""
+    boards: list[Board] = []
+    if config.wandb != "disabled":
+        boards.append(Wandb(config, run, run_id, name, group, settings))
+    if config.tensorboard:
+        boards.append(TensorBoard(run, step))
+    return boards

@@ -1,0 +1,106 @@
+"""W&B and TensorBoard, read back from the files that they write."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlopt.boards import FOUNDING, TABLE_EVERY, TensorBoard, start_boards, workspace
+from rlopt.config import TrackingConfig
+from rlopt.report import PANELS
+
+SAMPLE = {"step": 1, "prompt": "1+1=", "completion": "2", "answer": "2", "reward": 1.0, "version": 0, "finish": "stop"}
+SETTINGS = {"learner": {"lr": 0.5}, "algo": {"name": "grpo"}}
+
+
+def metrics(step: int, **more: float) -> dict[str, float]:
+    return {"step": step, **dict.fromkeys(FOUNDING, step / 10), **more}
+
+
+def records(folder: Path) -> list[Any]:
+    """Every record of the offline run in `folder`. The file is a LevelDB log: blocks of 32 KiB, in them chunks of records, each
+    after 4 bytes of checksum, 2 of length and 1 that says whether it is a whole record, or a first, middle or last part."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    data, at, whole, found = file.read_bytes(), 7, b"", []
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:
+            at += 32768 - at % 32768
+            continue
+        length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        whole += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):
+            record, whole = Record.FromString(whole), b""
+            found.append(record)
+    return found
+
+
+@pytest.mark.filterwarnings("ignore")  # wandb's own, on closing
+def test_an_offline_run_has_group_job_type_config_code_metrics_by_step_and_a_table_of_samples(tmp_path: Path) -> None:
+    (board,) = start_boards(TrackingConfig("offline", False, "mine", None), tmp_path, 0, "id-1", "name-1", "grpo", SETTINGS)
+    for step in range(1, TABLE_EVERY + 1):
+        board.step(metrics(step), [{**SAMPLE, "step": step}])
+    board.close(0)
+    deadline, found = time.monotonic() + 20, list[Any]()
+    while not found or found[-1].WhichOneof("record_type") != "exit":  # another process writes it
+        assert time.monotonic() < deadline
+        found = records(tmp_path)
+    (run,) = [record.run for record in found if record.WhichOneof("record_type") == "run"]
+    assert (run.run_id, run.display_name, run.run_group, run.job_type, run.project) == (
+        "id-1",
+        "name-1",
+        "grpo",
+        "train",
+        "mine",
+    )
+    config = {item.key: json.loads(item.value_json) for item in run.config.update}
+    assert config["learner"] == {"lr": 0.5}
+    history = [
+        {".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+        for record in found
+        if record.WhichOneof("record_type") == "history"
+    ]
+    assert [row["reward/mean"] for row in history] == [step / 10 for step in range(1, TABLE_EVERY + 1)]
+    assert history[-1]["samples.nrows"] == TABLE_EVERY
+    defined = [record.metric for record in found if record.WhichOneof("record_type") == "metric"]
+    assert all(metric.step_metric == "step" for metric in defined if metric.name in FOUNDING)
+    artifacts = [record.artifact for record in found if record.WhichOneof("record_type") == "artifact"]
+    code = {entry.path for artifact in artifacts if artifact.type == "code" for entry in artifact.manifest.contents}
+    assert {"loop.py", "objectives/grpo.py"} <= code
+
+
+@pytest.mark.filterwarnings("ignore")  # wandb-workspaces' own, on importing
+def test_a_projects_page_opens_on_the_founding_four_panels() -> None:
+    (section,) = workspace("someone", "rlopt").sections
+    assert section.is_open
+    assert [panel.title for panel in section.panels] == list(FOUNDING.values())
+    assert [panel.y for panel in section.panels] == [[name] for name in FOUNDING]
+    assert {name: title for name, (title, _) in PANELS.items()} == FOUNDING  # as the report has them
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_tensorboard_has_every_metric_by_step_and_a_resumed_run_takes_back_what_it_makes_again(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = TensorBoard(tmp_path, 0)
+    for step in range(1, TABLE_EVERY + 1):
+        board.step(metrics(step), [SAMPLE])
+    board.close(1)
+    again = TensorBoard(tmp_path, 18)
+    for step in (19, 20, 21):
+        again.step(metrics(step, **{"actor/lr": 3.0}), [SAMPLE])
+    again.close(0)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert set(FOUNDING) <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("reward/mean")] == list(range(1, 22))
+    assert [event.step for event in events.Scalars("actor/lr")] == [19, 20, 21]
+
+
+def test_nothing_is_started_where_nothing_is_asked_for(tmp_path: Path) -> None:
+    assert start_boards(TrackingConfig("disabled", False, "p", None), tmp_path, 0, "i", "n", "g", {}) == []
+    assert not list(tmp_path.iterdir())
