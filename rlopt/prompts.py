@@ -90,7 +90,12 @@ def wording(config: DataConfig, tokenizer: Tokenizer) -> Wording:
     chat = has and config.chat != "never"
     if config.system and not chat:
         raise RloptError(f"data.system={config.system!r}: prompts are no conversations here; put it into data.template")
-    return Wording(tokenizer, config.template, chat, config.system)
+    return Wording(tokenizer, _breaks(config.template), chat, _breaks(config.system))
+
+
+def _breaks(text: str | None) -> str | None:
+    """A command line cannot hold a line break, so there `\\n` is one; a text from a file has its own."""
+    return text.replace("\\n", "\n") if text and "\n" not in text else text
 
 
 def load_prompts(

@@ -93,6 +93,12 @@ def test_a_template_stands_around_the_prompt_and_the_reward_sees_the_prompt_alon
         data_config(template="Q:")
 
 
+def test_a_line_break_can_be_written_on_the_command_line_and_latex_from_a_file_is_left_alone(tmp_path: Path) -> None:
+    row = {"prompt": "1+1", "answer": "2"}
+    assert worded(load(tmp_path, row, template=r"{prompt}\nA: ")) == "^1+1\nA: "
+    assert worded(load(tmp_path, row, template="{prompt}\n" + r"\neq")) == "^1+1\n" + r"\neq"
+
+
 def test_a_tokenizer_with_a_chat_template_gets_conversations(tmp_path: Path) -> None:
     row = {"prompt": "1+1", "answer": "2"}
     assert worded(load(tmp_path, row, tokenizer=Chatty())) == "<user>1+1<assistant>"
