@@ -59,7 +59,10 @@ class Wandb:
         self._run.define_metric("reward/mean", step_metric="step", summary="max,last")
         self._run.log_code(str(Path(__file__).parent), include_fn=lambda path: path.endswith((".py", ".yaml")))
         if mode == "online" and not self._run.resumed:
-            workspace(self._run.entity, config.project).save()
+            try:
+                workspace(self._run.entity, config.project).save()
+            except Exception as error:  # whatever the service answers; the view is a comfort, the run is not
+                self._run.config.update({"rlopt_view_not_saved": str(error).splitlines()[0]})
 
     @property
     def folder(self) -> Path:

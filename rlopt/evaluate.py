@@ -56,6 +56,8 @@ def evaluate(job: EvaluateJob) -> None:
         table.add_row(row.data, row.metric, f"{row.estimate.value:.3f}", interval, f"{row.prompts:,}")
     console.print(table)
     lines = [f"{name}: {count} answers have no reward" for name, count in verdict.unscored.items() if count]
+    if verdict.truncated:
+        lines += [f"{verdict.truncated:.1%} of the answers were cut at rollout.max_new_tokens={job.rollout.max_new_tokens}"]
     rate = f"{verdict.tokens / verdict.seconds:,.0f} tokens/s"
     lines += [f"{verdict.tokens:,} tokens in {verdict.seconds:.1f} s, {rate}, engines' start not counted"]
     console.print("\n".join([*lines, str(verdict.numbers), str(verdict.answers)]), highlight=False, soft_wrap=True)

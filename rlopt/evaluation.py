@@ -56,17 +56,19 @@ class Evaluator:
     deadline_s: float
     revive: Callable[[], None]
 
-    def answers(self, progress: Callable[[int], None] = lambda done: None) -> list[Answers]:
+    def answers(
+        self, progress: Callable[[int], None] = lambda done: None, asked: Callable[[], None] = lambda: None
+    ) -> list[Answers]:
         """Everything answered; `progress` hears how many groups are there."""
-        asked = [(name, manner) for name in self.sets for manner in self.manners]
-        deals = [Deal(prompt, "eval", manner=manner) for name, manner in asked for prompt in self.sets[name]]
-        groups = iter(self._ask(deals, progress))
-        return [Answers(name, manner, [next(groups) for _ in self.sets[name]]) for name, manner in asked]
+        wanted = [(name, manner) for name in self.sets for manner in self.manners]
+        deals = [Deal(prompt, "eval", manner=manner) for name, manner in wanted for prompt in self.sets[name]]
+        groups = iter(self._ask(deals, progress, asked))
+        return [Answers(name, manner, [next(groups) for _ in self.sets[name]]) for name, manner in wanted]
 
-    def measure(self) -> dict[str, float]:
-        """Metrics of all data sets."""
+    def measure(self, asked: Callable[[], None]) -> dict[str, float]:
+        """Metrics of all data sets. `asked` is called when all has been asked for, so that more work can follow it."""
         metrics: dict[str, float] = {}
-        for answers in self.answers():
+        for answers in self.answers(asked=asked):
             count, name, found = answers.manner.count, f"eval/{answers.name}", answers.scores(self.right)
             for key in ("greedy", f"avg@{count}", f"pass@{count}"):
                 if key in found:
@@ -74,7 +76,7 @@ class Evaluator:
             metrics[f"{name}/unscored"] = metrics.get(f"{name}/unscored", 0.0) + answers.unscored
         return metrics
 
-    def _ask(self, deals: list[Deal], progress: Callable[[int], None]) -> list[Group]:
+    def _ask(self, deals: list[Deal], progress: Callable[[int], None], all_asked: Callable[[], None]) -> list[Group]:
         """The group of each, in order."""
         keys: list[Key] = [(-1, number) for number in range(len(deals))]  # the samplers' own are never negative
         found, under_way, asked = dict[Key, Group](), set[Key](), 0
@@ -83,6 +85,8 @@ class Evaluator:
                 self.fleet.ask(keys[asked], deals[asked])
                 under_way.add(keys[asked])
                 asked += 1
+                if asked == len(deals):
+                    all_asked()
             try:
                 if not under_way & self.fleet.done.keys():
                     self.fleet.wait(self.deadline_s)

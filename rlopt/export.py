@@ -77,15 +77,15 @@ def _difference(folder: Path, canary: dict[str, Any], dtype: torch.dtype) -> flo
     """The largest difference between what the model in `folder` and what the learner said of a token."""
     from rlopt.model import Policy
 
-    policy, worst = Policy(folder, dtype, chunk=4096).eval(), 0.0
+    policy, found = Policy(folder, dtype, chunk=4096).eval(), list[torch.Tensor]()
     for text, said in zip(canary["texts"], canary["logprobs"], strict=True):
         tokens = torch.tensor([text])
         mask = torch.ones_like(tokens)
         mask[:, 0] = 0
         with torch.no_grad():
             logprobs, _ = policy(tokens, mask, 1.0)
-        worst = max(worst, (logprobs[0, 1:] - torch.tensor(said)).abs().max().item())
-    return worst
+        found.append((logprobs[0, 1:] - torch.tensor(said)).abs())
+    return torch.cat(found).max().item()  # NaN where any is
 
 
 def _write_card(folder: Path, run: Path, kept: Path, config: dict[str, Any], difference: float, tokens: int) -> None:

@@ -11,11 +11,14 @@ from typing import Any
 
 from math_verify import parse, verify
 
+from rlopt import latex
+
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that it has no deadline; our caller has one
 
-_BOX = re.compile(r"\\f?boxed\s*\{")
-_WORDS = re.compile(r"\\(?:text|mbox|mathrm)\s*\{([^{}]*)\}(?:\^\{?\d\}?)?")
-_AROUND = re.compile(r"\\[!,;: ]|\\%|%|\\\$|\$|°|\^\\circ|\^\{\\circ\}")
+_WORDS = re.compile(r"\\(?:text|mbox|mathrm)\s*\{([^{}]*)\}(\^\{?\d\}?)?")
+_UNIT = re.compile(r"(?<=[\d}])[\s~]*\\(?:text|mbox|mathrm)\s*\{\s*(?![ie]\s*\})[^{}]*\}(\^\{?\d\}?)?\s*\.?$")
+_AROUND = re.compile(r"(?<!\\)\\[!,;: ]|\\%|%|\\\$|\$|°|\^\\circ|\^\{\\circ\}")
+_THOUSANDS = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?")
 
 
 def mathematics(completion: str, answer: str, **columns: object) -> float:
@@ -30,7 +33,7 @@ def mathematics(completion: str, answer: str, **columns: object) -> float:
     if not answer.strip():
         raise ValueError("the answer is empty, so nothing can be right")
     said = _final(completion)
-    if said is not None and _plain(said) == _plain(answer):
+    if said is not None and _plain(said).replace(" ", "") == _plain(answer).replace(" ", ""):
         return 1.0
     wanted = _parsed(f"\\boxed{{{_plain(answer)}}}")
     given = _read(f"\\boxed{{{_plain(said)}}}" if said is not None else completion)
@@ -44,7 +47,7 @@ def exact(completion: str, answer: str, **columns: object) -> float:
 
 def boxed(completion: str, **columns: object) -> float:
     """1.0 where `completion` gives its final answer in `\\boxed{}` exactly once: a reward for the format alone."""
-    return float(len(_BOX.findall(completion)) == 1)
+    return float(len(latex.boxes(completion)) == 1)
 
 
 def brevity(completion: str, **columns: object) -> float:
@@ -53,23 +56,19 @@ def brevity(completion: str, **columns: object) -> float:
 
 
 def _final(completion: str) -> str | None:
-    found = list(_BOX.finditer(completion))
-    if found:
-        depth, start = 1, found[-1].end()
-        for at in range(start, len(completion)):
-            depth += {"{": 1, "}": -1}.get(completion[at], 0)
-            if not depth:
-                return completion[start:at]
+    if found := latex.boxes(completion):
+        return found[-1]
     if "####" in completion:
         return completion.rpartition("####")[2].strip().split("\n")[0]
     return None
 
 
 def _plain(text: str) -> str:
-    """Without units, currency and separators of thousands. Words that are no unit of a number are the answer itself."""
-    text = _WORDS.sub(lambda found: "" if text[: found.start()].rstrip(" ~")[-1:].isdigit() else found[1], text)
-    text = _AROUND.sub("", text).strip()
-    return re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text).rstrip(".")
+    """Without the unit at its end, currency, percent, and separators of thousands of a lone number. Other words stay."""
+    text = _UNIT.sub("", text.strip())
+    text = _WORDS.sub(lambda found: "," if found[1].strip() in ("and", "or") else found[1] + (found[2] or ""), text)
+    text = _AROUND.sub("", text.replace("{,}", ",")).strip().rstrip(".")
+    return text.replace(",", "") if _THOUSANDS.fullmatch(text) else text
 
 
 @cache

@@ -27,6 +27,10 @@ class Samplers(Protocol):
         """Bring the engines to the weights of `step`."""
         ...
 
+    def ask(self, step: int) -> None:
+        """Have everything sampled that can be now, for `step` and later."""
+        ...
+
     def take(self, step: int) -> tuple[list[Group], dict[str, float]]:
         """The new groups of `step`, and metrics of them; waits for them."""
         ...
@@ -50,7 +54,7 @@ class Evaluation:
     every: int
     interval: int
     total_steps: int
-    measure: Callable[[], dict[str, float]]
+    measure: Callable[[Callable[[], None]], dict[str, float]]
 
 
 class Learners(Protocol):
@@ -109,13 +113,13 @@ class Groups:
         """Evaluate where it is time to, and only weights of this very step; the samplers go on meanwhile."""
         if not (self.evaluation and self.samplers):
             return {}
-        plan, sync, metrics = self.evaluation, self.samplers.sync, dict[str, float]()
+        plan, samplers, sync, metrics = self.evaluation, self.samplers, self.samplers.sync, dict[str, float]()
         if step == plan.total_steps:
             metrics = sync.to(step)
         elif sync.version != step or step // plan.every == (step - plan.interval) // plan.every:
             return {}
         began = time.monotonic()
-        return metrics | plan.measure() | {"timing_s/eval": time.monotonic() - began}
+        return metrics | plan.measure(lambda: samplers.ask(step + 1)) | {"timing_s/eval": time.monotonic() - began}
 
     def stock(self, step: int) -> Stock:
         stock = self.samplers.stock(step) if self.samplers else Stock({}, {})

@@ -1,12 +1,14 @@
 """Runs as Ray jobs: what is packed, how keys travel, and what a cluster answers.
 
-Ray writes the environment that a job is given into its logs and shows it to everybody who can see the job. So keys do not
-travel there: they are a file of the package, which the job reads into its own environment and removes before it begins.
+Ray writes the environment that a job is given into its logs and shows it to everybody who can see the job, and it keeps the
+files of a package on every node. So keys travel sealed in the environment, with the random pad that opens them in the package:
+neither says anything without the other, and the job alone puts them together, in its own process.
 """
 
 import json
 import os
 import re
+import secrets
 import shlex
 import shutil
 import tempfile
@@ -19,7 +21,7 @@ from rlopt.errors import RloptError
 KEYS = ("WANDB_API_KEY", "WANDB_ENTITY", "WANDB_BASE_URL", "HF_TOKEN", "HF_ENDPOINT", "RLOPT_CACHE")
 """Variables of our environment that a job's has too."""
 
-KEY_FILE = ".keys.json"
+PAD_FILE, SEALED = ".pad", "RLOPT_SEALED_KEYS"
 
 STOP_WAIT_S = 600
 """Seconds that a stopped job has to finish its step and to save a checkpoint. Ray's own would be three."""
@@ -28,8 +30,15 @@ LARGEST_MIB = 64
 """What may be packed: code and small files. Data and models belong on storage that the nodes see, or on the Hub."""
 
 
-def pack(folder: Path, include: Sequence[Path], keys: Mapping[str, str]) -> None:
-    """Fill `folder` with what a job needs: this rlopt, the files to `include` (beside one another), and keys.
+def seal(keys: Mapping[str, str]) -> tuple[bytes, str]:
+    """A random pad, and the keys added to it bit by bit, as hexadecimal digits (a one-time pad)."""
+    text = json.dumps(dict(keys)).encode()
+    pad = secrets.token_bytes(len(text))
+    return pad, bytes(a ^ b for a, b in zip(text, pad, strict=True)).hex()
+
+
+def pack(folder: Path, include: Sequence[Path], pad: bytes) -> None:
+    """Fill `folder` with what a job needs: this rlopt, the files to `include` (beside one another), and the pad of its keys.
 
     Raises:
         RloptError: a file is not there, stands in the way of another, or all together are too large.
@@ -41,6 +50,9 @@ def pack(folder: Path, include: Sequence[Path], keys: Mapping[str, str]) -> None
     for path in include:
         if not path.exists():
             raise RloptError(f"--include={path}: no such file or folder")
+        size = sum(file.stat().st_size for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file()) / 2**20
+        if size > LARGEST_MIB:
+            raise RloptError(f"--include={path}: {size:.0f} MiB, {LARGEST_MIB} at most; put data where the nodes see it")
         target = folder / path.resolve().name
         if target.exists():
             raise RloptError(f"--include={path}: {target.name} is packed already; rename one")
@@ -48,20 +60,15 @@ def pack(folder: Path, include: Sequence[Path], keys: Mapping[str, str]) -> None
             shutil.copytree(path, target, ignore=shutil.ignore_patterns("__pycache__", ".git", ".venv", "runs"))
         else:
             shutil.copy(path, target)
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20
-    if size > LARGEST_MIB:
-        raise RloptError(f"--include: {size:.0f} MiB would be packed, {LARGEST_MIB} at most; put data where the nodes see it")
-    file = folder / KEY_FILE
-    file.touch(mode=0o600)
-    file.write_text(json.dumps(dict(keys)))
+    (folder / PAD_FILE).write_bytes(pad)
 
 
-def unpack_keys(folder: Path) -> None:
-    """Take the keys of a package into this process's environment; nobody finds them there afterwards."""
-    file = folder / KEY_FILE
-    if file.exists():
-        os.environ.update(json.loads(file.read_text()))
-        file.unlink()
+def open_keys(folder: Path) -> None:
+    """Put the keys of a job into this process's environment."""
+    sealed = bytes.fromhex(os.environ.pop(SEALED, ""))
+    if sealed:
+        pad = (folder / PAD_FILE).read_bytes()
+        os.environ.update(json.loads(bytes(a ^ b for a, b in zip(sealed, pad, strict=True))))
 
 
 def command(overrides: Sequence[str]) -> str:
@@ -75,8 +82,8 @@ def refuse_secrets(overrides: Sequence[str]) -> None:
     for override in overrides:
         name, _, value = override.partition("=")
         named = re.search(r"(api_?key|token$|secret|password)", name, re.I)
-        if (named and value not in ("", "null")) or re.search(
-            r"\b(hf_[A-Za-z0-9]{20,}|[0-9a-f]{40}|sk-[A-Za-z0-9_-]{20,})\b", value
+        if (named and value not in ("", "null")) or re.fullmatch(
+            r"(hf_[A-Za-z0-9]{20,}|[0-9a-f]{40}|sk-[A-Za-z0-9_-]{20,})", value
         ):
             raise RloptError(
                 f"{name}=...: looks like a secret, and configs are written to files and logs; "
@@ -100,11 +107,11 @@ class Jobs:
                 f"--address={address}: no cluster takes jobs there ({_first(error)}); is it http://HEAD:8265?"
             ) from error
 
-    def submit(self, folder: Path, overrides: Sequence[str]) -> str:
-        """Hand a packed folder in; the job's id."""
+    def submit(self, folder: Path, sealed: str, overrides: Sequence[str]) -> str:
+        """Hand a packed folder in, with its sealed keys; the job's id."""
         environment = {
             "working_dir": str(folder),
-            "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), "PYTHONUNBUFFERED": "1"},
+            "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), "PYTHONUNBUFFERED": "1", SEALED: sealed},
         }
         try:
             return str(self._client.submit_job(entrypoint=command(overrides), runtime_env=environment))
@@ -131,7 +138,7 @@ class Jobs:
         stream, loop = lines(), asyncio.new_event_loop()
         try:
             while True:
-                yield loop.run_until_complete(anext(stream))
+                yield str(self._ask(job, lambda _: loop.run_until_complete(anext(stream))))
         except StopAsyncIteration:
             return
         finally:
@@ -144,6 +151,8 @@ class Jobs:
     def _ask(self, job: str, question: Any) -> Any:
         try:
             return question(job)
+        except StopAsyncIteration:
+            raise
         except Exception as error:  # Ray answers an unknown id with a RuntimeError that holds a page
             raise RloptError(f"{job}: {self._address} does not know this job, or does not answer ({_first(error)})") from error
 
@@ -157,8 +166,9 @@ def hand_in(address: str, include: Sequence[Path], overrides: Sequence[str]) -> 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "package"
         folder.mkdir()
-        pack(folder, include, {key: os.environ[key] for key in KEYS if key in os.environ})
-        return jobs, jobs.submit(folder, overrides)
+        pad, sealed = seal({key: os.environ[key] for key in KEYS if key in os.environ})
+        pack(folder, include, pad)
+        return jobs, jobs.submit(folder, sealed, overrides)
 
 
 def _first(error: object) -> str:

@@ -3,8 +3,9 @@
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -22,6 +23,9 @@ from rlopt.prompts import Loaded, wording
 from rlopt.rewards import load as load_reward
 from rlopt.rollout import EngineConfig, spawner
 from rlopt.tracking import TrainingBar
+
+MOST_REVIVALS = 3
+"""Times that all engines may die before an evaluation ends."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Verdict:
     Attributes:
         unscored: answers that have no reward, by data set.
         tokens: of all answers.
+        truncated: share of the answers that the length limit ended.
         seconds: from the first request to the last answer.
     """
 
@@ -49,6 +54,7 @@ class Verdict:
     numbers: Path
     answers: Path
     tokens: int
+    truncated: float
     seconds: float
 
 
@@ -70,8 +76,10 @@ def judge(job: EvaluateJob, console: Console) -> Verdict:
         console.print(line + (f"; {left_out} left out: {', '.join(loaded.left_out)}" if left_out else ""), highlight=False)
     answers, seconds = _ask(job, folder, sets, console)
     rows, unscored = _count(job, answers)
-    tokens = sum(len(sample.token_ids) for one in answers for group in one.groups for sample in group.samples)
-    return Verdict(rows, unscored, *_write(job, out, rows, unscored, answers), tokens, seconds)
+    samples = [sample for one in answers for group in one.groups for sample in group.samples]
+    tokens = sum(len(sample.token_ids) for sample in samples)
+    truncated = sum(sample.finish == "length" for sample in samples) / len(samples)
+    return Verdict(rows, unscored, *_write(job, out, rows, unscored, answers), tokens, truncated, seconds)
 
 
 def _ask(job: EvaluateJob, folder: Path, sets: Mapping[str, Loaded], console: Console) -> tuple[list[Answers], float]:
@@ -102,7 +110,7 @@ def _ask(job: EvaluateJob, folder: Path, sets: Mapping[str, Loaded], console: Co
             right=job.eval.right,
             fleet=fleet,
             deadline_s=job.cluster.step_deadline_s,
-            revive=lambda: _revive(fleet),
+            revive=partial(_revive, fleet, iter(range(MOST_REVIVALS))),
         )
         with progress:
             task = progress.add_task("prompts", total=sum(len(loaded.prompts) for loaded in sets.values()) * len(ways))
@@ -115,10 +123,12 @@ def _ask(job: EvaluateJob, folder: Path, sets: Mapping[str, Loaded], console: Co
             cluster.close()
 
 
-def _revive(fleet: Fleet | None) -> None:
-    """New engines have the weights that are asked of from the start."""
-    if fleet and fleet.join(wait=True):
-        fleet.settle()
+def _revive(fleet: Fleet, left: Iterator[int]) -> None:
+    """Take in the engines that replace those that died; they have their weights from the start."""
+    if next(left, None) is None:
+        raise RloptError(f"all engines died {MOST_REVIVALS + 1} times; is a prompt or rollout.kv_cache_gib too large for them?")
+    fleet.join(wait=True)
+    fleet.settle()
 
 
 def _count(job: EvaluateJob, answers: list[Answers]) -> tuple[list[Row], dict[str, int]]:
@@ -139,24 +149,29 @@ def _free(job: EvaluateJob) -> Path:
         out = Path(job.evaluate.out)
         if out.suffix != ".json":
             raise RloptError(f"evaluate.out={out}: must end with .json; the answers go beside it, to .answers.jsonl")
-        if out.exists():
-            raise RloptError(f"evaluate.out={out}: is there already; choose another, or remove it")
+        there = [path for path in (out, _answers_of(out)) if path.exists()]
+        if there:
+            raise RloptError(f"evaluate.out={out}: {there[0]} is there already; choose another, or remove it")
         return out
     stem = Path("evaluation")
     if job.evaluate.run:
         stem = Path(job.evaluate.run) / "evaluations" / Path(job.model.path).parent.name
     number, out = 1, stem.with_name(f"{stem.name}.json")
-    while out.exists():
+    while out.exists() or _answers_of(out).exists():
         number += 1
         out = stem.with_name(f"{stem.name}-{number}.json")
     return out
+
+
+def _answers_of(out: Path) -> Path:
+    return out.with_name(f"{out.stem}.answers.jsonl")
 
 
 def _write(
     job: EvaluateJob, out: Path, rows: list[Row], unscored: Mapping[str, int], answers: list[Answers]
 ) -> tuple[Path, Path]:
     out.parent.mkdir(parents=True, exist_ok=True)
-    beside = out.with_name(f"{out.stem}.answers.jsonl")
+    beside = _answers_of(out)
     with beside.open("w") as file:
         for one in answers:
             for group in one.groups:

@@ -59,13 +59,16 @@ class Lockstep:
         self.sync.to(step)
         self.fleet.idle_frac()
 
-    def take(self, step: int) -> tuple[list[Group], dict[str, float]]:
+    def ask(self, step: int) -> None:
         last = self.schedule.last_batch(step - 1 - (step - 1) % self.schedule.interval)
         while self.requested < min(last, self.total_steps):
             self.requested += 1
             self._check_engines(self.requested)
             for place, deal in enumerate(self.deal(self.requested)):
                 self.fleet.ask((self.requested, place), deal)
+
+    def take(self, step: int) -> tuple[list[Group], dict[str, float]]:
+        self.ask(step)
         keys = [key for key in self.fleet.asked if key[0] == step]
         self._wait(keys, step - 1)
         groups = [self.fleet.hand_over(key) for key in keys]

@@ -88,15 +88,17 @@ def shape_of(folder: Path | str) -> Shape:
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise RloptError(f"model.path={folder}: its config cannot be read ({reason}); check name and network") from error
-    heads = config.num_attention_heads
+    text = config.get_text_config()
+    heads = text.num_attention_heads
+    hidden: int = text.hidden_size
     return Shape(
         parameters=_parameters(config),
-        layers=config.num_hidden_layers,
-        hidden=config.hidden_size,
-        intermediate=config.intermediate_size,
-        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-        vocabulary=config.vocab_size,
+        layers=text.num_hidden_layers,
+        hidden=hidden,
+        intermediate=getattr(text, "intermediate_size", None) or 4 * hidden,
+        kv_heads=getattr(text, "num_key_value_heads", None) or heads,
+        head_dim=getattr(text, "head_dim", None) or hidden // heads,
+        vocabulary=text.vocab_size,
     )
 
 

@@ -82,7 +82,7 @@ class Pool:
         make = make or partial(load, key, name)
         make()  # a wrong name is refused here rather than in a child
         self._where, self._timeout_s = f"{key}={name}", timeout_s
-        self._closed = False
+        self._closed, self._changing = False, threading.Lock()  # a worker is not started again once all are ended
         self._workers = [_Worker(make) for _ in range(workers)]
         self._idle: SimpleQueue[_Worker] = SimpleQueue()
         for worker in self._workers:
@@ -112,10 +112,11 @@ class Pool:
 
     def close(self) -> None:
         """End at once; a call under way is not waited for."""
-        self._closed = True
+        with self._changing:
+            self._closed = True
+            for worker in self._workers:
+                worker.end()
         self._threads.shutdown(wait=False, cancel_futures=True)
-        for worker in self._workers:
-            worker.end()
         self._threads.shutdown()  # whoever waited for one of them has seen it end
         for worker in self._workers:
             worker.kill()
@@ -133,12 +134,15 @@ class Pool:
             self._idle.put(worker)
 
     def _one(self, worker: "_Worker", call: Any) -> object:
+        if self._closed:
+            return Failed("died", "was closed")
         try:
             return worker.ask(call, self._timeout_s)
         except (TimeoutError, EOFError, OSError) as error:
-            worker.kill()
-            if not self._closed:
-                worker.start()
+            with self._changing:
+                worker.kill()
+                if not self._closed:
+                    worker.start()
             if isinstance(error, TimeoutError):
                 return Failed("timeout", f"took over reward.timeout_s={self._timeout_s}")
             return Failed("died", "died")

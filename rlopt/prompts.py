@@ -1,12 +1,13 @@
 """From rows to prompts: which columns hold what, how a prompt is worded for the model, and what of an answer counts."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rlopt import arithmetic
+import jinja2
+
+from rlopt import arithmetic, latex
 from rlopt.config import DataConfig
 from rlopt.data import Tokenizer, Unusable, refuse_unusable
 from rlopt.errors import RloptError
@@ -64,7 +65,10 @@ class Wording:
             text = self._within(asked) if isinstance(asked, str) else "\n\n".join(m["content"] for m in self._put(asked))
             return tuple(self.tokenizer.encode(text))
         messages = self._put([{"role": "user", "content": asked}] if isinstance(asked, str) else asked)
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        try:
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except jinja2.TemplateError as error:
+            raise Unusable(f"the tokenizer's chat template refuses it ({error})") from None
         return tuple(self.tokenizer.encode(text, add_special_tokens=False))  # the chat template has written them
 
     def _within(self, text: str) -> str:
@@ -129,7 +133,7 @@ def load_prompts(
     for number, question, text, row in kept:
         try:
             answer = final_answer(text, kind)
-            columns = {column: value for column, value in row.items() if column not in (prompt_key, answer_key)}
+            columns = {column: value for column, value in row.items() if column != prompt_key}
             prompts.append(make_prompt(f"{Path(name).name}:{number}", question, answer, name, words, columns))
             numbers.append(number)
         except Unusable as why:
@@ -165,28 +169,18 @@ def final_answer(text: str, kind: AnswerFormat) -> str:
     if kind == "hash":
         text = text.rpartition("####")[2].replace(",", "") if "####" in text else ""
     elif kind == "boxed":
-        text = boxed(text) or ""
+        text = next(reversed(latex.boxes(text)), "")
     text = text.strip()
     if not text:
         raise Unusable("the answer is empty" if kind == "text" else f"the answer has nothing{MEANING[kind]}")
     return text
 
 
-def boxed(text: str) -> str | None:
-    """What the last `\\boxed{...}` of `text` holds, its braces counted; None where there is none."""
-    for found in reversed(list(re.finditer(r"\\f?boxed\s*\{", text))):
-        depth, start = 1, found.end()
-        for at in range(start, len(text)):
-            depth += {"{": 1, "}": -1}.get(text[at], 0)
-            if not depth:
-                return text[start:at]
-    return None
-
-
 def _guess(answers: list[str]) -> AnswerFormat:
-    if answers and all("####" in answer for answer in answers):
+    """What most of the answers have; the others are then answers without what counts."""
+    if 2 * sum("####" in answer for answer in answers) > len(answers):
         return "hash"
-    return "boxed" if answers and all(boxed(answer) for answer in answers) else "text"
+    return "boxed" if 2 * sum(bool(latex.boxes(answer)) for answer in answers) > len(answers) else "text"
 
 
 def asked(row: Mapping[str, Any], key: str) -> str | Messages:
@@ -233,6 +227,8 @@ def apart(train: Loaded, held_out: Sequence[Prompt]) -> Loaded:
 def _within(loaded: Loaded, max_tokens: int, where: str) -> Loaded:
     """Without the prompts that are too long."""
     why = f"prompts of more than {max_tokens} tokens"
+    if not loaded.prompts:
+        raise RloptError(f"{where}: no row can be used ({'; '.join(loaded.left_out)})")
     kept = _without(loaded, why, lambda prompt: len(prompt.token_ids) > max_tokens)
     if not kept.prompts:
         way_out = "lower rollout.max_new_tokens, raise data.max_prompt_tokens, or shorten them"

@@ -4,7 +4,7 @@ A group's priority is its version less `decay` times the number of uses, as in T
 was used `reuse` times, when it is older than the bound on lag, or when a better one needs its place.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rlopt.types import Group, Stock
 
@@ -62,7 +62,7 @@ class Replay:
             self.inserted += samples
             self.learned += samples
             number = 1 + max((one.number for one in self.kept), default=0)
-            self.kept.append(Kept(group, 1, number))
+            self.kept.append(Kept(replace(group, faults=()), 1, number))  # they were told of once
         self.kept = sorted(self.kept, key=self._rank)[: self.plan.capacity]
 
     def stock(self) -> Stock:

@@ -52,7 +52,7 @@ def load(names: str | Sequence[str], weights: Sequence[float] | None = None) -> 
     if len(functions) == 1 and weights is None:
         return functions[0]
     labels = [name.rpartition(":")[2] for name in several]
-    if len(set(labels)) < len(labels):
+    if len(set(labels)) < len(labels) or "score" in labels:
         labels = several
     return partial(_sum, list(zip(labels, functions, weights or [1.0] * len(functions), strict=True)))
 
@@ -114,6 +114,11 @@ def _adapted(name: str, function: processes.Function) -> RewardFunction:
     if {"solution_str", "ground_truth"} <= parameters.keys():
         return partial(_verl, function, _accepted(parameters))
     if "completions" in parameters:
+        lacking = [key for key in ("completion_ids", "trainer_state") if key in parameters]
+        if lacking:
+            raise RloptError(
+                f"reward.fn={name}: asks for {', '.join(lacking)}, which TRL's trainer has and rlopt has not; wrap it"
+            )
         return partial(_trl, function, _accepted(parameters))
     if "completion" not in parameters and _accepted(parameters) is not None:
         raise RloptError(
@@ -200,4 +205,4 @@ def _sum(
         parts[label] = own.pop("score")
         parts |= {f"{label}/{key}": value for key, value in own.items()}
         total = (total or 0.0) + weight * parts[label]
-    return None if total is None else {"score": total, **parts}
+    return None if total is None else {**parts, "score": total}

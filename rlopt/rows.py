@@ -45,7 +45,10 @@ def read_jsonl(key: str, name: str) -> list[Row]:
     if not path.is_file():
         raise RloptError(f"{key}={name}: no such file; give a JSONL file, or arithmetic for the embedded task")
     rows = []
-    lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines, which cuts inside a text at U+2028
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines, which cuts inside a text at U+2028
+    except UnicodeDecodeError as error:
+        raise RloptError(f"{key}={name}: is no UTF-8 text ({error.reason} at byte {error.start}); want JSON lines") from None
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue

@@ -72,7 +72,7 @@ class Stream:
         while True:
             self.fleet.poll()
             self._drop_late(step)
-            self._ask(step)
+            self.ask(step)
             ready = sorted(self.fleet.done)
             self._count(ready)
             chosen = ready[: self.plan.per_step]
@@ -83,14 +83,14 @@ class Stream:
         groups = [self.fleet.hand_over(key) for key in chosen]
         self._counted -= {*chosen}
         self._check(step, groups)
-        self._ask(step + 1)
+        self.ask(step + 1)
         return groups, self._metrics(groups)
 
     def learned(self, step: int) -> dict[str, float]:
         metrics: dict[str, float] = {}
         if step % self.plan.interval == 0:
             metrics = {"idle/rollout_frac": self.fleet.idle_frac()} | self.sync.to(step)
-        self._ask(step + 1)
+        self.ask(step + 1)
         return metrics
 
     def stock(self, step: int) -> Stock:
@@ -100,7 +100,7 @@ class Stream:
         facts = {"keys": [list(key) for key, _ in done], "again": sorted(under_way + self.again), "next": self.next}
         return Stock({"stream": [group for _, group in done]}, {"stream": facts})
 
-    def _ask(self, step: int) -> None:
+    def ask(self, step: int) -> None:
         """Ask for prompts while what is asked for now can be learned from in time, at learner step `step` or later."""
         plan, version = self.plan, self.sync.version
         left = (plan.total_steps - step + 1) * plan.per_step

@@ -27,12 +27,15 @@ def main() -> None:
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args(before)
     if arguments.inside:
-        jobs.unpack_keys(Path.cwd())
+        jobs.open_keys(Path.cwd())
         os.execv(sys.executable, [sys.executable, "-m", "rlopt.train", *overrides])
     try:
         sys.exit(_do(arguments, overrides))
     except RloptError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted: the job goes on; status, logs and stop take its id", file=sys.stderr)
+        sys.exit(130)
 
 
 def _do(arguments: argparse.Namespace, overrides: list[str]) -> int:

@@ -44,7 +44,7 @@ def test_every_prompt_of_every_set_is_answered_in_every_manner_and_in_order() ->
 
 
 def test_metrics_are_named_by_set_and_number_of_answers() -> None:
-    assert evaluator(Asked(), b=4).measure() == {
+    assert evaluator(Asked(), b=4).measure(lambda: None) == {
         "eval/b/avg@2": 0.5,
         "eval/b/pass@2": 0.5,
         "eval/b/greedy": 0.5,
@@ -53,7 +53,7 @@ def test_metrics_are_named_by_set_and_number_of_answers() -> None:
 
 
 def test_a_prompt_with_an_answer_that_has_no_reward_is_counted_and_left_out() -> None:
-    metrics = evaluator(Asked(), c=4).measure()
+    metrics = evaluator(Asked(), c=4).measure(lambda: None)
     assert metrics["eval/c/unscored"] == 1.0
     assert metrics["eval/c/avg@2"] == pytest.approx(1 / 3)  # c0, c1, c2
     assert metrics["eval/c/greedy"] == 0.5
@@ -62,7 +62,7 @@ def test_a_prompt_with_an_answer_that_has_no_reward_is_counted_and_left_out() ->
 def test_groups_of_the_samplers_are_left_where_they_are() -> None:
     engines = Asked()
     engines.done[(3, 0)] = kept = group("s")
-    evaluator(engines, a=2).measure()
+    evaluator(engines, a=2).measure(lambda: None)
     assert engines.done == {(3, 0): kept}
 
 
@@ -85,3 +85,10 @@ def test_sets_are_called_by_their_last_name_unless_two_have_it() -> None:
     assert names("arithmetic") == {"arithmetic": "arithmetic"}
     assert names(["openai/gsm8k", "data/test.jsonl"]) == {"gsm8k": "openai/gsm8k", "test": "data/test.jsonl"}
     assert names(["a/test.jsonl", "b/test.jsonl"]) == {"a/test.jsonl": "a/test.jsonl", "b/test.jsonl": "b/test.jsonl"}
+
+
+def test_more_work_follows_once_all_has_been_asked_for() -> None:
+    engines, then = Asked(), list[int]()
+    evaluator(engines, a=200, b=100).measure(lambda: then.append(len(engines.done) + len(engines.under_way)))
+    assert len(then) == 1
+    assert 0 < then[0] <= AHEAD

@@ -84,6 +84,14 @@ def test_a_model_that_is_not_what_the_learner_was_is_refused_and_nothing_is_left
     assert not [path for path in tmp_path.iterdir() if "out" in path.name]
 
 
+def test_a_model_that_says_nothing_finite_is_refused(run: Path, tmp_path: Path) -> None:
+    file = run / "checkpoints" / "step_3" / "hf" / "model.safetensors"
+    weights = load_file(file)
+    save_file({name: tensor * float("nan") for name, tensor in weights.items()}, file, metadata={"format": "pt"})
+    with pytest.raises(RloptError, match=r"differs from the learner by nan nats"):
+        export(run, tmp_path / "out")
+
+
 def test_what_cannot_be_exported_is_refused_by_name(run: Path, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     for which, out, message in (

@@ -19,6 +19,7 @@ FLOORS = (
         "batching",
         "metrics",
         "arithmetic",
+        "latex",
         "estimates",
         "steps",
         "trial",

@@ -43,6 +43,12 @@ SAME = [
     (r"\text{Evelyn}", r"\boxed{Evelyn}"),
     ("10:30", r"\boxed{10:30}"),
     ("3", r"first \boxed{2}, no, \boxed{3}"),
+    (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\boxed{\begin{pmatrix}1\\2\end{pmatrix}}"),
+    ("(5,100)", r"\boxed{(5, 100)}"),
+    (r"1\text{ and }2", r"\boxed{1,2}"),
+    (r"3\mathrm{i}", r"\boxed{3i}"),
+    ("5", r"\fbox{5} and not 6"),
+    (r"\$1,234", r"\boxed{1234}"),
 ]
 DIFFERENT = [
     ("72", r"\boxed{73}"),
@@ -61,6 +67,14 @@ DIFFERENT = [
     (r"\text{even}", r"\boxed{\text{odd}}"),
     ("10:30", r"\boxed{10:45}"),
     ("3 hours 20 minutes", r"\boxed{3}"),
+    (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\boxed{\begin{pmatrix} 1 \\ 7 \end{pmatrix}}"),
+    (r"\begin{pmatrix} -7 \\ 16 \\ 5 \end{pmatrix}", r"\boxed{\begin{pmatrix} -7 \\ 99 \\ 42 \end{pmatrix}}"),
+    ("(0,100)", r"\boxed{100}"),
+    ("(1,100)", r"\boxed{1100}"),
+    (r"\{5,100\}", r"\boxed{5100}"),
+    ("[0,100]", r"\boxed{[0100]}"),
+    (r"2\text{ or }3", r"\boxed{23}"),
+    (r"3\mathrm{i}", r"\boxed{3}"),
 ]
 
 

@@ -1,8 +1,6 @@
 """What is packed for a Ray job, what is refused, and how keys travel."""
 
-import json
 import os
-import stat
 import sys
 from pathlib import Path
 
@@ -10,7 +8,7 @@ import pytest
 
 from rlopt import submit
 from rlopt.errors import RloptError
-from rlopt.jobs import KEY_FILE, Jobs, command, hand_in, pack, refuse_secrets, unpack_keys
+from rlopt.jobs import PAD_FILE, SEALED, Jobs, command, hand_in, open_keys, pack, refuse_secrets, seal
 
 
 def test_a_package_has_this_rlopt_its_configs_and_the_files_named(tmp_path: Path) -> None:
@@ -19,22 +17,25 @@ def test_a_package_has_this_rlopt_its_configs_and_the_files_named(tmp_path: Path
     (tmp_path / "data" / "rows.jsonl").write_text("{}\n")
     folder = tmp_path / "package"
     folder.mkdir()
-    pack(folder, [tmp_path / "my_rewards.py", tmp_path / "data"], {"HF_TOKEN": "hidden"})
+    pack(folder, [tmp_path / "my_rewards.py", tmp_path / "data"], b"pad")
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert {"rlopt/train.py", "rlopt/conf/config.yaml", "my_rewards.py", "data/rows.jsonl"} <= names
     assert not [name for name in names if "__pycache__" in name]
-    assert stat.S_IMODE((folder / KEY_FILE).stat().st_mode) == 0o600
+    assert (folder / PAD_FILE).read_bytes() == b"pad"
 
 
-def test_keys_come_out_of_the_package_into_the_environment_and_are_gone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_keys_are_put_together_again_by_the_job_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    (tmp_path / KEY_FILE).write_text(json.dumps({"HF_TOKEN": "hidden"}))
-    unpack_keys(tmp_path)
+    pad, sealed = seal({"HF_TOKEN": "hidden"})
+    assert b"hidden" not in pad
+    assert b"hidden" not in bytes.fromhex(sealed)
+    assert seal({"HF_TOKEN": "hidden"})[0] != pad  # no two packages are alike, so Ray takes none for another
+    (tmp_path / PAD_FILE).write_bytes(pad)
+    monkeypatch.setenv(SEALED, sealed)
+    open_keys(tmp_path)
     assert os.environ.pop("HF_TOKEN") == "hidden"
-    assert not (tmp_path / KEY_FILE).exists()
-    unpack_keys(tmp_path)  # a job without keys
+    assert SEALED not in os.environ
+    open_keys(tmp_path)  # a job without keys
 
 
 def test_what_cannot_be_packed_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,11 +49,12 @@ def test_what_cannot_be_packed_is_refused_by_name(tmp_path: Path, monkeypatch: p
     ):
         (tmp_path / target).mkdir()
         with pytest.raises(RloptError, match=message):
-            pack(tmp_path / target, include, {})
+            pack(tmp_path / target, include, b"")
     monkeypatch.setattr("rlopt.jobs.LARGEST_MIB", 0)
     (tmp_path / "p3").mkdir()
-    with pytest.raises(RloptError, match="MiB would be packed, 0 at most"):
-        pack(tmp_path / "p3", [], {})
+    (tmp_path / "large").write_text("x")
+    with pytest.raises(RloptError, match="large: 0 MiB, 0 at most; put data where the nodes see it"):
+        pack(tmp_path / "p3", [tmp_path / "large"], b"")
 
 
 def test_a_job_joins_the_cluster_that_it_is_submitted_to_unless_told_otherwise() -> None:
@@ -76,6 +78,7 @@ def test_what_looks_like_a_secret_is_refused_without_being_repeated(override: st
 
 def test_what_is_no_secret_is_let_through() -> None:
     refuse_secrets(["+algo=grpo", "rollout.max_new_tokens=64", "learner.token_budget=8192", "model.path=Qwen/Qwen2.5-1.5B"])
+    refuse_secrets([f"model.path=/hf/snapshots/{'0123456789' * 4}"])
 
 
 def test_a_run_without_an_algorithm_and_an_address_without_a_cluster_are_refused() -> None:

@@ -209,7 +209,7 @@ def test_held_out_prompts_are_answered_by_the_weights_of_their_step_and_after_th
     interval: int, every: int, steps: list[int]
 ) -> None:
     held: list[int] = []
-    evaluation = Evaluation(every, interval, 65, lambda: held.append(engines.version) or {"eval/x/avg@1": 0.5})  # type: ignore[func-returns-value]
+    evaluation = Evaluation(every, interval, 65, lambda asked: asked() or held.append(engines.version) or {"eval/x/avg@1": 0.5})  # type: ignore[func-returns-value]
     loop, engines, _, diary, _ = make(interval, 0, 65, evaluation=evaluation)
     loop.run(Position())
     assert [row["step"] for row in diary.rows if "eval/x/avg@1" in row] == steps

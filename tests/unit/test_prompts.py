@@ -9,7 +9,8 @@ from builders import data_config
 
 from rlopt.data import Unusable
 from rlopt.errors import RloptError
-from rlopt.prompts import Loaded, apart, boxed, final_answer, load_prompts, wording
+from rlopt.latex import boxes
+from rlopt.prompts import Loaded, apart, final_answer, load_prompts, wording
 
 
 class Letters:
@@ -136,8 +137,34 @@ def test_an_answer_without_what_counts_cannot_be_used(kind: Any, text: str) -> N
         final_answer(text, kind)
 
 
-def test_a_box_that_is_never_closed_gives_way_to_the_one_before() -> None:
-    assert boxed(r"\boxed{1} and \boxed{2") == "1"
+@pytest.mark.parametrize(("text", "found"), [
+    (r"\boxed{1} and \boxed{2", ["1"]),  # never closed
+    (r"\boxed{\frac{1}{2}}", [r"\frac{1}{2}"]),
+    (r"so $x = \boxed 2$.", ["2"]),  # as some solutions of MATH have it
+    (r"so \boxed 2.", ["2"]),
+    (r"\fbox{5} then 6", ["5"]),
+    (r"\boxedly{5}", []),
+    ("", []),
+])  # fmt: skip
+def test_what_boxes_hold(text: str, found: list[str]) -> None:
+    assert boxes(text) == found
+
+
+def test_answers_are_read_as_most_of_them_are_and_the_others_are_named(tmp_path: Path) -> None:
+    rows = [{"problem": "a", "solution": text} for text in (r"\boxed{1}", r"\boxed{2}", "3")]
+    with pytest.raises(RloptError, match=r"1 of 3 rows are unusable \(row 3: the answer has nothing in .boxed"):
+        load(tmp_path, *rows)
+
+
+def test_a_chat_template_that_refuses_a_prompt_is_a_row_that_cannot_be_used(tmp_path: Path) -> None:
+    import jinja2
+
+    class Strict(Chatty):
+        def apply_chat_template(self, conversation: Any, *, tokenize: bool, add_generation_prompt: bool) -> str:
+            raise jinja2.TemplateError("roles must alternate")
+
+    with pytest.raises(RloptError, match=r"row 1: the tokenizer's chat template refuses it \(roles must alternate\)"):
+        load(tmp_path, {"prompt": "a", "answer": "b"}, tokenizer=Strict())
 
 
 @pytest.mark.parametrize(("rows", "message"), [

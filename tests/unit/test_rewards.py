@@ -73,6 +73,18 @@ def test_several_functions_are_summed_by_their_weights_and_reported_one_by_one()
     assert one == Scored(2.0, {"length": 4.0, "length/format": 1.0})  # moody left it out of its own part
 
 
+def test_a_part_called_score_does_not_stand_in_for_the_sum() -> None:
+    names = ["user_rewards:score", "user_rewards:our_short_style"]
+    said = load(names, [2.0, 0.5])(**vars(Question("1+1=", "2", "2")))
+    assert said == {"score": 6.5, "user_rewards:score": 3.0, "user_rewards:our_short_style": 1.0}
+    assert load(["user_rewards:score"], [0.5])(**vars(Question("1+1=", "2", "2"))) == {"score": 1.5, "user_rewards:score": 3.0}
+
+
+def test_a_reward_that_wants_what_only_trls_trainer_has_is_refused_at_once() -> None:
+    with pytest.raises(RloptError, match="trl_trainer: asks for completion_ids, which TRL's trainer has and rlopt has not"):
+        load("user_rewards:trl_trainer")
+
+
 ROW = {
     "data_source": "sums",
     "reward_model": {"style": "rule", "ground_truth": "two"},
@@ -84,6 +96,7 @@ ROW = {
 @pytest.mark.parametrize(("name", "columns", "value"), [
     ("verl_style", ROW, {"score": 1.0, "acc": True}),
     ("trl_style", {"answer": "raw #### 2", "level": 3}, 4.0),
+    ("trl_solution", {"solution": "raw"}, 1.0),
     ("trl_style", {"answer": "raw #### 2", "level": 3, "messages": [{"role": "user", "content": "1+1="}]}, 4.0),
     ("our_style", ROW, 3.0),
     ("our_short_style", ROW, 1.0),

@@ -89,7 +89,7 @@ def test_the_lengths_of_all_that_finished_stand_beside_those_of_the_batch() -> N
     stream, engines, _ = make(ahead=6)
     stream.open(0)
     engines.slow = {0, 1, 2, 3, 4, 5}
-    stream._ask(1)
+    stream.ask(1)
     long, short = group("long", (1.0,) * 8), group("short", (1.0,))  # 2, 3, ... 9 tokens and 2
     engines.done |= {(0, 0): short, (0, 1): short, (0, 2): long}
     for key in [(0, 0), (0, 1), (0, 2)]:

@@ -96,3 +96,15 @@ def last_word_verl(data_source: str, solution_str: str, ground_truth: str, extra
 
 def last_word_trl(completions: list[str], answer: list[str], **columns: object) -> list[float]:
     return [last_word_ours("", one, right) for one, right in zip(completions, answer, strict=True)]
+
+
+def score(completion: str, **columns: object) -> float:
+    return 3.0
+
+
+def trl_solution(completions: list[str], solution: list[str], **columns: object) -> list[float]:
+    return [float(solution == ["raw"])]
+
+
+def trl_trainer(completions: list[str], completion_ids: list[list[int]], **columns: object) -> list[float]:
+    return [0.0]
