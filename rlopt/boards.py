@@ -60,7 +60,8 @@ class Wandb:
         self._run.log_code(str(Path(__file__).parent), include_fn=lambda path: path.endswith((".py", ".yaml")))
         if mode == "online" and not self._run.resumed:
             try:
-                workspace(self._run.entity, config.project).save()
+                if len(wandb.Api().runs(f"{self._run.entity}/{config.project}", per_page=2)) <= 1:  # the project's first run
+                    workspace(self._run.entity, config.project).save()
             except Exception as error:  # whatever the service answers; the view is a comfort, the run is not
                 self._run.config.update({"rlopt_view_not_saved": str(error).splitlines()[0]})
 
