@@ -10,17 +10,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
 from conftest import SMALL, rows, try_out
 
 SECRET = "a-key-that-nobody-may-read"
+ENVIRONMENT = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+"""What a node has: a job asks it for `python`."""
 
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     """The address for jobs, and the folder of the cluster's logs."""
-    if ray.is_initialized():
-        ray.shutdown()
     folder = tmp_path_factory.mktemp("ray")
     ports = _free_ports(11)
     start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--disable-usage-stats", "--num-cpus=1"]
@@ -30,7 +29,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]
         "--metrics-export-port",
         "--runtime-env-agent-port",
     )
-    env = os.environ | {"RAY_AUTH_MODE": "token"}
+    env = ENVIRONMENT | {"RAY_AUTH_MODE": "token"}
     first = [
         "--head",
         f"--port={ports[0]}",
@@ -40,7 +39,8 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]
     ]
     _run([*start, *first, *(f"{name}={port}" for name, port in zip(named, ports[2:6], strict=True))], env)
     address = (folder / "ray_current_cluster").read_text()
-    _run([*start, f"--address={address}", *(f"{name}={port}" for name, port in zip(named, ports[6:10], strict=True))], env)
+    other = ["--address", address, f"--temp-dir={folder}-second"]  # else it would tidy the head's packages away as its own
+    _run([*start, *other, *(f"{name}={port}" for name, port in zip(named, ports[6:10], strict=True))], env)
     _wait_for_agent(f"http://127.0.0.1:{ports[1]}")
     yield f"http://127.0.0.1:{ports[1]}", folder
     import psutil
@@ -68,22 +68,17 @@ def _free_ports(count: int) -> list[int]:
 
 def _wait_for_agent(address: str) -> None:
     """A dashboard answers seconds before it takes jobs."""
-    os.environ["RAY_AUTH_MODE"] = "token"
-    from ray.job_submission import JobSubmissionClient
-
+    ask = "import sys; from ray.job_submission import JobSubmissionClient as C; C(sys.argv[1]).submit_job(entrypoint='true')"
     deadline = time.monotonic() + 60
-    while True:
-        try:
-            client = JobSubmissionClient(address)
-            client.submit_job(entrypoint="true")
-            return
-        except Exception:
-            assert time.monotonic() < deadline
-            time.sleep(1)
+    while subprocess.run(
+        [sys.executable, "-c", ask, address], capture_output=True, env=ENVIRONMENT | {"RAY_AUTH_MODE": "token"}
+    ).returncode:
+        assert time.monotonic() < deadline
+        time.sleep(1)
 
 
 def submit(*arguments: str) -> subprocess.CompletedProcess[str]:
-    env = os.environ | {"WANDB_API_KEY": SECRET, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    env = ENVIRONMENT | {"WANDB_API_KEY": SECRET}
     return subprocess.run(
         [sys.executable, "-m", "rlopt.submit", *arguments], capture_output=True, text=True, timeout=400, env=env
     )
