@@ -352,6 +352,8 @@ class Config:
 
     def __post_init__(self) -> None:
         self._check_shares()
+        rows = self.algo.group_relative is None and isinstance(self.data.eval, list)
+        need(not rows, "data.eval", self.data.eval, "recorded rows are held out in one file; give one")
         best = self.trainer.best
         need(best is None or self.data.eval is not None, "trainer.best", best, "nothing is evaluated; set data.eval")
         updates = self.algo.group_relative.minibatches if self.algo.group_relative else 1

@@ -44,6 +44,10 @@ def load_examples(
     if name == "arithmetic" and rows == "answers":
         problems = arithmetic.problems(seed, config.size, held_out=key == "data.eval")
         read = [(i, {"prompt": p.text, "completion": arithmetic.worked(p)}) for i, p in enumerate(problems, 1)]
+    elif name == "arithmetic":
+        raise RloptError(
+            f"{key}=arithmetic: the embedded task has no pairs; make some with python -m rlopt.pairs, or give a file"
+        )
     else:
         read = read_rows(key, name, config.subset, split)
     parse: Callable[[Any, Wording, str], Example] = {"pairs": _pair, "step_pairs": _step_pair, "answers": _answer}[rows]

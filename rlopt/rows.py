@@ -1,6 +1,7 @@
 """Rows of data sets as they lie there: JSON lines, parquet, CSV and JSON files, folders of them, and data sets of the Hub."""
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,8 @@ def look_up(row: Mapping[str, Any], key: str) -> Any:
 def _load(where: str, path: Path, name: str, subset: str | None, split: str) -> list[dict[str, Any]]:
     import datasets  # heavy, and not needed for JSON lines
 
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
     try:
         if path.is_file():
             loaded = datasets.load_dataset(BUILDERS[path.suffix], data_files=str(path), split="train")

@@ -139,8 +139,10 @@ def objective_of(algorithm: str) -> tuple[str, dict[str, Any]]:
 def translate(error: Exception, primary: str = "config") -> RloptError:
     """What Hydra or OmegaConf refused of `conf/<primary>.yaml`, as one line with a way out."""
     text = str(error)
-    if found := re.search(r"Could not find 'algo/([^']*)'", text):
-        return RloptError(f"algo={found[1]}: no such algorithm; one of {', '.join(algorithms())}")
+    if found := re.search(r"Could not find '(algo|data|experiment)/([^']*)'", text):
+        there = sorted(path.stem for path in (conf_dir() / found[1]).glob("[!_]*.yaml"))
+        what = {"algo": "algorithm", "data": "data set", "experiment": "recipe"}[found[1]]
+        return RloptError(f"{found[1]}={found[2]}: no such {what}; one of {', '.join(there)}")
     if found := re.search(r"Could not (?:override|append).*?'([^']+)'", text):
         key = found[1].removeprefix("+")
         if key.split("=")[0] == "algo":

@@ -176,3 +176,10 @@ def test_embedded_problems_that_are_held_out_are_others() -> None:
         return {example.prompt.text for example in loaded.examples}
 
     assert not problems("data.train") & problems("data.eval")
+
+
+def test_the_embedded_task_has_no_pairs() -> None:
+    with pytest.raises(
+        RloptError, match=r"data.train=arithmetic: the embedded task has no pairs; make some with python -m rlopt.pairs"
+    ):
+        load_examples("data.train", data_config(train="arithmetic"), "pairs", plain(Letters()), 60, seed=1)
