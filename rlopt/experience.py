@@ -158,7 +158,7 @@ def _parse(row: Any, tokenizer: Tokenizer, name: str) -> tuple[Group, bool]:
             | ({} if known else {"logprobs": [0.0] * len(sample["token_ids"])})
             for sample in row["samples"]
         ]
-        return group_from_json({**row, "samples": samples}), known
+        return group_from_json({**row, "samples": samples, "faults": []}), known  # they were told of when it was recorded
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Unusable(f"no group ({type(error).__name__}: {error})") from None
 

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from builders import group
 
 from rlopt.batching import pad
-from rlopt.errors import RloptError
+from rlopt.errors import Fault, RloptError
 from rlopt.evidence import read_tokens
 from rlopt.experience import Experience, Needs, load_experience
 from rlopt.record import NAME, Damaged, Recorder, blocks, group_from_json, group_to_json, header, short
@@ -156,3 +157,12 @@ def test_a_file_that_is_not_there_or_has_nothing_is_refused(tmp_path: Path) -> N
         load(lines(tmp_path / "empty.jsonl"))
     with pytest.raises(RloptError, match=r"no group can be used \(damaged from byte 0 of 9 on: line 1 is not JSON"):
         load(lines(tmp_path / "bad.jsonl", "not JSON"))
+
+
+def test_faults_come_back_with_a_checkpoint_and_not_with_recorded_groups(tmp_path: Path) -> None:
+    faulty = replace(group("a", (1.0, 0.0)), faults=(Fault("timeout", "took long"),))
+    row = json.loads(json.dumps(group_to_json(faulty)))
+    assert group_from_json(row).faults == (Fault("timeout", "took long"),)
+    file = tmp_path / "groups.jsonl"
+    file.write_text(json.dumps(ABOUT) + "\n" + json.dumps({"step": 1, **row}) + "\n")
+    assert load(file).groups(0, 1)[0].faults == ()
