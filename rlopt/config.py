@@ -192,6 +192,25 @@ class RolloutConfig:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    rank: int
+    alpha: float
+    targets: str | list[str]
+
+    def __post_init__(self) -> None:
+        need(self.rank >= 0, "learner.lora.rank", self.rank, "must be 0 (off: all weights learn) or more")
+        need(self.alpha > 0, "learner.lora.alpha", self.alpha, "must be above 0")
+        named = self.targets == "all-linear" or (isinstance(self.targets, list) and self.targets)
+        need(
+            bool(named),
+            "learner.lora.targets",
+            self.targets,
+            "give all-linear, or a list of layer names such as [q_proj,v_proj]",
+        )
+
+
+@dataclass(frozen=True)
 class LearnerConfig:
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
     workers: int
@@ -205,6 +224,7 @@ class LearnerConfig:
     token_budget: int
     logit_chunk: int
     gradient_checkpointing: bool
+    lora: LoraConfig
 
     def __post_init__(self) -> None:
         need(self.workers >= 1, "learner.workers", self.workers, "must be at least 1")
@@ -377,6 +397,12 @@ class Config:
             self.sync.backend,
             "needs engines on GPUs; set cluster.gpus_per_engine, or sync.backend=auto",
         )
+        need(
+            self.sync.backend in ("auto", "shm") or not self.learner.lora.rank,
+            "sync.backend",
+            self.sync.backend,
+            "adapters (learner.lora) travel through shared memory; leave it out",
+        )
 
     def _check_shares(self) -> None:
         steps, lag = self.data.prompts_per_step, self.sync.max_lag
@@ -434,10 +460,10 @@ class Config:
 
     @property
     def sync_backend(self) -> Literal["shm", "nccl", "ipc"]:
-        """`auto` decided: shared memory without GPUs, IPC where engine and learner share one, else NCCL."""
+        """`auto` decided: shared memory without GPUs or for adapters, IPC where engine and learner share one, else NCCL."""
         if self.sync.backend != "auto":
             return self.sync.backend
-        if not self.cluster.gpus_per_engine:
+        if not self.cluster.gpus_per_engine or self.learner.lora.rank:
             return "shm"
         return "ipc" if self.cluster.gpus_per_engine < 1 else "nccl"
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-from rlopt.model import shape_of
 from rlopt.plan import learner_memory
 from rlopt.prepare import Prepared, dtype
 
@@ -10,7 +9,7 @@ from rlopt.prepare import Prepared, dtype
 def describe(prepared: Prepared) -> str:
     """What follows from the config, in a few lines."""
     config, size = prepared.config, prepared.config.data.prompts_per_step
-    shape, width = shape_of(prepared.folder), dtype(config).itemsize
+    shape, width = prepared.shape, dtype(config).itemsize
     weights, needs = shape.parameters, learner_memory(config, shape, width)
     memory = f"{(needs.total - needs.activations) / 2**20:.1f} MiB of weights, gradients and optimizer before activations"
     ranks_line = f"{config.learner.workers} learner rank(s), ZeRO {config.learner.zero_stage}, {memory}"
@@ -45,8 +44,9 @@ def describe(prepared: Prepared) -> str:
             engine += f" and {config.rollout.kv_cache_gib * 1024:.0f} MiB of KV cache"
         ranks_line = f"{config.rollout.engines} engine(s) with {engine}; {ranks_line}"
     lines += [f"workers  {ranks_line}"]
+    learn = f", {shape.trainable:,} of adapters learn" if config.learner.lora.rank else ""
     head = (
-        f"{config.run.name}: {config.algo.name} on {config.model.path} ({weights:,} parameters), "
+        f"{config.run.name}: {config.algo.name} on {config.model.path} ({weights:,} parameters{learn}), "
         f"{config.trainer.total_steps} steps"
     )
     return "\n".join([head, *lines, f"folder   {config.run.dir}"])

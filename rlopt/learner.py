@@ -2,6 +2,7 @@
 
 A rank sums `per_token * weights` over its micro-batches; the weights belong to the whole update, so the gradient does not
 depend on the split. It scores with the policy and with the frozen reference, and it sends its weights to the engines.
+With `learner.lora` adapters learn and are sent, and the policy without them is the reference.
 """
 
 import math
@@ -9,6 +10,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -18,11 +20,12 @@ import torch
 from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from rlopt import lora
 from rlopt.batching import plan, split
 from rlopt.cluster import EngineClient, Workers, free_port, own_address
 from rlopt.config import LearnerConfig
 from rlopt.errors import RloptError
-from rlopt.model import Policy
+from rlopt.model import Policy, write_model
 from rlopt.objectives.core import Objective, Terms, merge, total_loss
 from rlopt.types import Batch, Max, Metric, Scores, Sequences, Sum
 from rlopt.weights import ShmSender, TensorSpec, in_buckets, make_sender
@@ -92,8 +95,12 @@ class LearnerWorker:
         torch.distributed.init_process_group(backend, store=store, rank=self._rank, world_size=self._world)
         deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
         policy = Policy(setup.folder, setup.dtype, config.logit_chunk, config.gradient_checkpointing)
-        reference = Policy(setup.folder, setup.dtype, config.logit_chunk).requires_grad_(False).eval()
+        if config.lora.rank:
+            lora.adapt(policy.lm, config.lora)
         self._engine, *_ = deepspeed.initialize(model=policy, config=self._deepspeed_config(train=True))
+        if config.lora.rank:
+            return
+        reference = Policy(setup.folder, setup.dtype, config.logit_chunk).requires_grad_(False).eval()
         if config.zero_stage == 3:
             reference, *_ = deepspeed.initialize(model=reference, config=self._deepspeed_config(train=False))
         self._reference = reference.to(setup.device)
@@ -178,10 +185,12 @@ class LearnerWorker:
 
     def score(self, pieces: list[Sequences], whose: Literal["policy", "reference"], temperature: float) -> list[Tensor]:
         """Log-probabilities `[b, t]` of every piece, on CPU."""
-        model = self._engine if whose == "policy" else self._reference
+        adapters = bool(self._config.lora.rank)
+        model = self._engine if whose == "policy" or adapters else self._reference
         model.eval()
         device = self._setup.device
-        with torch.no_grad():
+        before = lora.asleep(self._engine.module.lm) if whose == "reference" and adapters else nullcontext()
+        with torch.no_grad(), before:
             return [model(p.token_ids.to(device), p.mask.to(device), temperature)[0].cpu() for p in pieces]
 
     def sync(self, version: int, only: list[int] | None) -> Sent:
@@ -205,39 +214,57 @@ class LearnerWorker:
         size, seconds = sum(spec.nbytes for spec in self.metadata()), time.monotonic() - started
         return Sent(size, seconds, self._client.faults, self._client.dead)
 
-    # `weights.Source`: the policy under its Hugging Face names.
+    # `weights.Source`: what learns, under its Hugging Face names; adapters with their scale.
 
     def metadata(self) -> list[TensorSpec]:
         return [_spec(name, parameter) for name, parameter in self._named()]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        return lora.scaled(self._gathered(self._named()), self._scale)
+
+    def _gathered(self, named: list[tuple[str, torch.nn.Parameter]]) -> Iterator[tuple[str, Tensor]]:
+        """Whole parameters, also where ZeRO-3 shards them: a collective."""
         if self._config.zero_stage < 3:
-            for name, parameter in self._named():
+            for name, parameter in named:
                 yield name, parameter.detach()
             return
         import deepspeed
 
-        for bucket in in_buckets(self._named(), self._setup.bucket_bytes, lambda named: _spec(*named).nbytes):
+        for bucket in in_buckets(named, self._setup.bucket_bytes, lambda named: _spec(*named).nbytes):
             with deepspeed.zero.GatheredParameters([parameter for _, parameter in bucket]):
                 for name, parameter in bucket:
                     yield name, parameter.detach()
 
     def _named(self) -> list[tuple[str, torch.nn.Parameter]]:
-        return [(name.removeprefix("lm."), p) for name, p in self._engine.module.named_parameters()]
+        lm = self._engine.module.lm
+        return lora.split(lm)[1] if self._config.lora.rank else list(lm.named_parameters())
+
+    @property
+    def _scale(self) -> float:
+        """What adapters act times; of no meaning without."""
+        return self._config.lora.alpha / max(1, self._config.lora.rank)
 
     def save(self, folder: Path) -> None:
-        """Write `learner/` (each rank its shards) and `hf/` (rank 0, a model that transformers and vLLM load)."""
-        self._engine.save_checkpoint(str(folder / "learner"), tag="state")
-        weights = {name: tensor.to("cpu", copy=True) for name, tensor in self}
+        """Write `learner/` (each rank its shards) and `hf/` (rank 0, a model that transformers and vLLM load).
+
+        Of adapters `learner/` holds them alone, `hf/` the merged model, and `adapter/` what `peft` loads.
+        """
+        adapters = bool(self._config.lora.rank)
+        self._engine.save_checkpoint(str(folder / "learner"), tag="state", exclude_frozen_parameters=adapters)
+        lm = self._engine.module.lm
+        learned = {name: tensor.to("cpu", copy=True) for name, tensor in self._gathered(self._named())}
+        weights = learned
+        if adapters:
+            frozen = ((name, tensor.cpu()) for name, tensor in self._gathered(lora.split(lm)[0]))
+            weights = {n: t.clone() for n, t in lora.merged(frozen, dict(lora.scaled(learned.items(), self._scale)))}
         if self._rank == 0:
-            lm = self._engine.module.lm
-            lm.config.use_cache = True  # off while it learns alone
-            lm.save_pretrained(folder / "hf", state_dict=weights)
-            lm.config.use_cache = False
+            write_model(lm, weights, folder / "hf")
+            if adapters:
+                lora.write(lm, learned, folder / "adapter")
 
     def load(self, folder: Path) -> None:
         """Go on from what `save` wrote."""
-        self._engine.load_checkpoint(str(folder / "learner"), tag="state")
+        self._engine.load_checkpoint(str(folder / "learner"), tag="state", load_module_strict=not self._config.lora.rank)
         self._moved = 0.0
 
     def close(self) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ import transformers
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from rlopt import tiny
+from rlopt import lora, tiny
+from rlopt.config import LoraConfig
 from rlopt.errors import RloptError
 
 Progress = Callable[[int, int, float], None]
@@ -66,9 +67,10 @@ def load_tokenizer(folder: Path) -> Any:
 
 @dataclass(frozen=True)
 class Shape:
-    """A model's sizes, from its config alone. Tied parameters count once."""
+    """A model's sizes, from its config alone. Tied parameters count once; `trainable` are all, or adapters alone."""
 
     parameters: int
+    trainable: int
     layers: int
     hidden: int
     intermediate: int
@@ -77,11 +79,11 @@ class Shape:
     vocabulary: int
 
 
-def shape_of(folder: Path | str) -> Shape:
+def shape_of(folder: Path | str, adapters: LoraConfig) -> Shape:
     """Of the model in `folder`, or of a name of the Hub, without loading a weight.
 
     Raises:
-        RloptError: there is no such config, or the Hub does not give it.
+        RloptError: there is no such config, or the Hub does not give it; or it has no such layers to adapt.
     """
     try:
         config = transformers.AutoConfig.from_pretrained(folder)
@@ -91,8 +93,15 @@ def shape_of(folder: Path | str) -> Shape:
     text = config.get_text_config()
     heads = text.num_attention_heads
     hidden: int = text.hidden_size
+    with torch.device("meta"):
+        lm = transformers.AutoModelForCausalLM.from_config(config)
+    parameters = trainable = sum(p.numel() for p in lm.parameters())
+    if adapters.rank:
+        lora.adapt(lm, adapters)
+        trainable = sum(p.numel() for _, p in lora.split(lm)[1])
     return Shape(
-        parameters=_parameters(config),
+        parameters=parameters,
+        trainable=trainable,
         layers=text.num_hidden_layers,
         hidden=hidden,
         intermediate=getattr(text, "intermediate_size", None) or 4 * hidden,
@@ -105,12 +114,6 @@ def shape_of(folder: Path | str) -> Shape:
 def context_length(folder: Path) -> int:
     """Positions that the model knows, in tokens."""
     return int(transformers.AutoConfig.from_pretrained(folder).max_position_embeddings)
-
-
-def _parameters(config: Any) -> int:
-    with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(config)
-    return sum(p.numel() for p in model.parameters())
 
 
 class Policy(torch.nn.Module):
@@ -150,3 +153,13 @@ class Policy(torch.nn.Module):
         log_p = torch.log_softmax(self.lm.lm_head(hidden).float() / temperature, dim=-1)
         entropy = -(log_p.exp() * log_p).sum(-1)
         return torch.stack([log_p.gather(-1, targets[:, None])[:, 0], entropy], dim=-1)
+
+
+def write_model(lm: Any, weights: Mapping[str, Tensor], folder: Path) -> None:
+    """Write `weights` as a model of `lm`'s kind, which transformers and vLLM load; `lm` itself may be sharded or adapted."""
+    with torch.device("meta"):
+        bare = transformers.AutoModelForCausalLM.from_config(lm.config)
+    bare.config.use_cache = True  # off while it learns alone
+    bare.generation_config = lm.generation_config
+    bare.save_pretrained(folder, state_dict=dict(weights))
+    lm.config.use_cache = False

@@ -17,7 +17,7 @@ class LearnerMemory:
 
     Attributes:
         weights: of the policy.
-        reference: of the frozen initial model.
+        reference: of the frozen initial model; with adapters that is the policy without them.
         optimizer: Adam's two moments, and a float32 master copy under bfloat16.
         activations: of a micro-batch of `learner.token_budget` tokens, kept for the backward pass, and its logits.
     """
@@ -45,13 +45,13 @@ def learner_memory(config: Config, shape: Shape, width: int) -> LearnerMemory:
     """`width` is the bytes of a number of the model: 4 or 2."""
     learner = config.learner
     share = [learner.workers if learner.zero_stage >= stage else 1 for stage in (3, 2, 1)]
-    weights = shape.parameters * width
+    weights, adapters = shape.parameters * width, shape.trainable * width if learner.lora.rank else 0
     master = 4 if width == 2 else 0
     return LearnerMemory(
-        weights=weights / share[0],
-        reference=weights / share[0],
-        gradients=weights / share[1],
-        optimizer=shape.parameters * (8 + master) / share[2],
+        weights=(weights + adapters) / share[0],
+        reference=0 if adapters else weights / share[0],
+        gradients=shape.trainable * width / share[1],
+        optimizer=shape.trainable * (8 + master) / share[2],
         activations=activations(shape, learner.token_budget, learner.logit_chunk, width, learner.gradient_checkpointing),
     )
 
@@ -84,6 +84,10 @@ def plan(config: Config, shape: Shape, width: int) -> list[tuple[str, str]]:
     """What a run is going to be, as (subject, text); nothing was looked at but the config and the model's config."""
     steps, data, algo = config.trainer.total_steps, config.data, config.algo
     lines = [("run", f"{algo.name} on {config.model.path}, {shape.parameters:,} parameters, {steps} steps")]
+    if config.learner.lora.rank:
+        lines += [
+            ("adapters", f"rank {config.learner.lora.rank}, {shape.trainable:,} parameters, which alone learn and are sent")
+        ]
     if algo.group_relative:
         samples, limit = config.samples_per_step, config.rollout.max_new_tokens
         updates = algo.group_relative.minibatches
@@ -96,7 +100,7 @@ def plan(config: Config, shape: Shape, width: int) -> list[tuple[str, str]]:
         lines += [("data", f"{data.train}, not read"), ("a step", f"{data.prompts_per_step} rows")]
     if config.samples:
         lag = config.sync.offset + config.sync.interval - 1 if config.sync.mode == "lockstep" else config.sync.max_lag
-        carried = shape.parameters * width
+        carried = shape.trainable * width
         lines += [
             ("sync", f"every {config.sync.interval} step(s) by {config.sync_backend}, {_size(carried)} each, worst lag {lag}"),
             ("engines", _engines(config, engine_memory(config, shape, width))),

@@ -19,7 +19,7 @@ from rlopt.errors import RloptError, need
 from rlopt.examples import load_examples
 from rlopt.experience import Experience, Needs, load_experience
 from rlopt.loop import Position
-from rlopt.model import context_length, find_model, load_tokenizer, shape_of
+from rlopt.model import Shape, context_length, find_model, load_tokenizer, shape_of
 from rlopt.objectives.core import Objective, Terms, WithCredit, no_terms
 from rlopt.objectives.corrections import Correction, Corrections
 from rlopt.plan import plan
@@ -67,6 +67,7 @@ class Prepared:
     resume: Path | None
     state: dict[str, Any]
     folder: Path
+    shape: Shape
     tokenizer: Any
     data: Loaded | None
     evals: Mapping[str, Loaded]
@@ -92,7 +93,7 @@ def prepare(config: Config, console: Console) -> Prepared:
     run = Path(config.run.dir).resolve()
     resume = _find_resume(config, run)
     folder = find_model(config.model.path, TrainingBar(console, f"training {config.model.path} (once on this machine)"))
-    tokenizer = load_tokenizer(folder)
+    shape, tokenizer = shape_of(folder, config.learner.lora), load_tokenizer(folder)
     words = wording(config.data, tokenizer)
     data, recordings, experience, longest = None, None, None, 0
     evals: dict[str, Loaded] = {}
@@ -118,7 +119,21 @@ def prepare(config: Config, console: Console) -> Prepared:
     check_sizes(config, objective, longest, held_out)
     state = _prepare_run(config, run, resume)
     return Prepared(
-        config, objective, terms, run, resume, state, folder, tokenizer, data, evals, recordings, experience, about, longest
+        config=config,
+        objective=objective,
+        terms=terms,
+        run=run,
+        resume=resume,
+        state=state,
+        folder=folder,
+        shape=shape,
+        tokenizer=tokenizer,
+        data=data,
+        evals=evals,
+        recordings=recordings,
+        experience=experience,
+        about=about,
+        longest=longest,
     )
 
 
@@ -131,9 +146,8 @@ def dry_run(config: Config, console: Console) -> list[tuple[str, str]]:
             check_sizes(config, objective, config.data.max_prompt_tokens + config.rollout.max_new_tokens, 0)
     tiny = config.model.path in RECIPES
     progress = TrainingBar(console, f"training {config.model.path} (once on this machine)")
-    return plan(
-        config, shape_of(find_model(config.model.path, progress) if tiny else config.model.path), dtype(config).itemsize
-    )
+    folder = find_model(config.model.path, progress) if tiny else config.model.path
+    return plan(config, shape_of(folder, config.learner.lora), dtype(config).itemsize)
 
 
 def make_objective(config: Config) -> Objective:

@@ -3,10 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+from vllm.model_executor.model_loader import DefaultModelLoader
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
+from rlopt import lora
 from rlopt.weights import digest, read_bucket
 
 
@@ -36,9 +39,10 @@ class ShmWeightTransferEngine(WeightTransferEngine[ShmInitInfo, ShmUpdateInfo]):
 
     def init_transfer_engine(self, init_info: ShmInitInfo) -> None:
         self.received: dict[str, str] = {}
+        self.adapters: dict[str, Tensor] = {}
 
     def start_weight_update(self) -> None:
-        self.received = {}
+        self.received, self.adapters = {}, {}
         initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
@@ -47,9 +51,15 @@ class ShmWeightTransferEngine(WeightTransferEngine[ShmInitInfo, ShmUpdateInfo]):
     def receive_weights(self, update_info: ShmUpdateInfo) -> None:
         tensors = read_bucket(update_info.path, update_info.names, update_info.dtypes, update_info.shapes)
         self.received |= {name: digest(tensor) for name, tensor in tensors}
-        self.model.load_weights(tensors)
+        adapters = {name: tensor for name, tensor in tensors if name.endswith((lora.A, lora.B))}
+        self.adapters |= adapters
+        if not adapters:
+            self.model.load_weights(tensors)
 
     def finish_weight_update(self) -> None:
+        if self.adapters:  # read again from the file, which stays in the page cache: a second copy of the model would not pay
+            initial = DefaultModelLoader(self.vllm_config.load_config).get_all_weights(self.model_config, self.model)
+            self.model.load_weights(lora.merged(initial, self.adapters))
         finalize_layerwise_reload(self.model, self.model_config)
         for module in self.model.modules():
             if isinstance(module, ParallelLMHead):

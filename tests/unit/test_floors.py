@@ -39,6 +39,7 @@ FLOORS = (
         "examples",
         "experience",
         "tiny",
+        "lora",
         "model",
         "weights",
         "checkpoint",
@@ -58,6 +59,7 @@ SAME_FLOOR = {
     ("trial", "objectives"),
     ("trial", "batching"),
     ("model", "tiny"),
+    ("model", "lora"),
     ("examples", "data"),
     ("tracking", "boards"),
     ("examples", "rows"),
@@ -91,6 +93,7 @@ DOORS = {
     "vllm": {"rollout", "shm_engine", "weights"},
     "wandb": {"boards"},
     "datasets": {"rows"},
+    "peft": {"lora"},
     "hydra": {"command"},
 }
 LIGHT = {"torch", "numpy", "psutil", "rlopt"} | set(sys.stdlib_module_names)

@@ -10,7 +10,7 @@ import torch
 import transformers
 from rich.console import Console
 
-from rlopt.config import Config
+from rlopt.config import Config, LoraConfig
 from rlopt.model import Policy, Shape, shape_of
 from rlopt.plan import GIB, activations, engine_memory, learner_memory
 from rlopt.prepare import dry_run
@@ -24,6 +24,8 @@ MODELS = {
     "xinlai/Qwen2-72B-SFT": ("qwen2", 8192, 29568, 80, 64, 8, 152064, False, 72_706_203_648),
 }
 KEYS = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+FULL = LoraConfig(0, 1.0, "all-linear")
+"""No adapters."""
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +46,7 @@ def compose(*overrides: str) -> Config:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_parameters_are_counted_from_the_config_alone(folders: dict[str, Path], name: str) -> None:
-    assert shape_of(folders[name]).parameters == MODELS[name][-1]
+    assert shape_of(folders[name], FULL).parameters == MODELS[name][-1]
 
 
 RECIPES = {
@@ -76,7 +78,7 @@ def test_every_recipe_is_tried() -> None:
 def test_memory_of_an_8b_model_on_four_ranks_by_hand(folders: dict[str, Path]) -> None:
     model = "meta-llama/Llama-3.1-8B-Instruct"
     config = compose("+experiment=[math_llama3.1_8b,one_node]", "+algo=grpo", f"model.path={folders[model]}")
-    memory = learner_memory(config, shape_of(folders[model]), 2)
+    memory = learner_memory(config, shape_of(folders[model], FULL), 2)
     eight = 8_030_261_248 / 4
     assert (memory.weights, memory.reference, memory.gradients) == (eight * 2, eight * 2, eight * 2)
     assert memory.optimizer == eight * 12  # a float32 master copy and two moments
@@ -84,11 +86,11 @@ def test_memory_of_an_8b_model_on_four_ranks_by_hand(folders: dict[str, Path]) -
     # 4 x 14,336. Three float32 copies of a chunk of logits.
     assert memory.activations == 16384 * (35 * 4096 + 28672 + 2048 + 57344) * 2 + 4096 * 128256 * 4 * 3
     assert memory.total < 80 * GIB
-    assert engine_memory(config, shape_of(folders[model]), 2).per_token == 2 * 32 * 8 * 128 * 2
+    assert engine_memory(config, shape_of(folders[model], FULL), 2).per_token == 2 * 32 * 8 * 128 * 2
 
 
 def test_zero_stages_share_optimizer_then_gradients_then_weights(folders: dict[str, Path]) -> None:
-    shape = Shape(parameters=8, layers=1, hidden=1, intermediate=1, kv_heads=1, head_dim=1, vocabulary=1)
+    shape = Shape(parameters=8, trainable=8, layers=1, hidden=1, intermediate=1, kv_heads=1, head_dim=1, vocabulary=1)
     found = []
     for stage in range(4):
         config = compose("+algo=grpo", "learner.workers=2", f"learner.zero_stage={stage}")
@@ -114,7 +116,7 @@ def test_activations_are_about_what_torch_keeps(tmp_path: Path, checkpointing: b
     tokens = torch.randint(0, 32, (4, 256))
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         policy(tokens, torch.ones_like(tokens), 1.0)
-    expected = activations(shape_of(tmp_path), tokens.numel(), 0, 4, checkpointing)
+    expected = activations(shape_of(tmp_path, FULL), tokens.numel(), 0, 4, checkpointing)
     if checkpointing:  # the one layer that is there as a whole comes in the backward pass
         expected = tokens.numel() * 64 * (8 + 3) * 4
     assert sum(kept.values()) == pytest.approx(expected, rel=0.1)
