@@ -181,6 +181,7 @@ class RolloutConfig:
     max_num_seqs: int
     kv_cache_gib: float
     gpu_memory_share: float
+    sleep: bool
 
     def __post_init__(self) -> None:
         need(self.engines >= 1, "rollout.engines", self.engines, "must be at least 1")
@@ -398,6 +399,12 @@ class Config:
             "needs engines on GPUs; set cluster.gpus_per_engine, or sync.backend=auto",
         )
         need(
+            not self.rollout.sleep or (self.samples and self.sync.mode == "lockstep"),
+            "rollout.sleep",
+            self.rollout.sleep,
+            "needs engines that stand still between two synchronisations (sync.mode=lockstep); leave it out",
+        )
+        need(
             self.sync.backend in ("auto", "shm") or not self.learner.lora.rank,
             "sync.backend",
             self.sync.backend,
@@ -504,8 +511,7 @@ class EvaluateJob:
 
     def __post_init__(self) -> None:
         need(bool(self.data.eval), "data.eval", self.data.eval, "names nothing to evaluate on; give a data set, or a list")
-        ranks = self.cluster.gpus_per_learner
-        need(ranks == 0, "cluster.gpus_per_learner", ranks, "there is no learner here; leave it out")
+        check_no_learner(self.cluster, self.rollout)
 
 
 @dataclass(frozen=True)
@@ -544,7 +550,14 @@ class PairsJob:
     cluster: ClusterConfig
 
     def __post_init__(self) -> None:
-        data, steps, ranks = self.data, self.data.prompts_per_step, self.cluster.gpus_per_learner
+        data, steps = self.data, self.data.prompts_per_step
         need(steps == self.pairs.chunk, "data.prompts_per_step", steps, "there are no learner steps here; set pairs.chunk")
         need(data.eval is None, "data.eval", data.eval, "nothing is scored here; pairs.eval_share holds rows out")
-        need(ranks == 0, "cluster.gpus_per_learner", ranks, "there is no learner here; leave it out")
+        check_no_learner(self.cluster, self.rollout)
+
+
+def check_no_learner(cluster: ClusterConfig, rollout: RolloutConfig) -> None:
+    """Refuse what a command without a learner would not heed."""
+    ranks = cluster.gpus_per_learner
+    need(ranks == 0, "cluster.gpus_per_learner", ranks, "there is no learner here; leave it out")
+    need(not rollout.sleep, "rollout.sleep", rollout.sleep, "there is no learner here to make room for; leave it out")

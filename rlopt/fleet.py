@@ -7,7 +7,7 @@ depend on who draws it); its replacement joins when the weights are next synchro
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from rlopt.cluster import Lost, Pending, Stalled, Workers, finished, wait_any
 from rlopt.data import Deal
@@ -31,6 +31,7 @@ class Engine:
     calls: dict[Key, tuple[Deal, Pending]] = field(default_factory=dict)
     busy_s: float = 0.0
     asked_at: float = 0.0
+    asleep: bool = False
 
     @property
     def deals(self) -> dict[Key, Deal]:
@@ -199,6 +200,23 @@ class Fleet:
                 shares.append(1 - (busy_s - engine.busy_s) / (now - engine.asked_at))
             engine.busy_s, engine.asked_at = busy_s, now
         return sum(shares) / len(shares) if shares else 0.0
+
+    def sleep(self) -> None:
+        """Have all engines give their GPU's memory back; nothing may be under way, and nothing be asked until `wake`."""
+        self._tell("sleep")
+
+    def wake(self) -> None:
+        """Wake the engines that sleep."""
+        self._tell("wake")
+
+    def _tell(self, verb: Literal["sleep", "wake"]) -> None:
+        told = [engine for engine in self._up if engine.asleep != (verb == "sleep")]
+        for engine, pending in [(engine, engine.workers.start(verb)) for engine in told]:
+            try:
+                pending.result("sleeping" if verb == "sleep" else "waking up")
+            except Lost as lost:
+                self.lose(engine.number, str(lost))
+            engine.asleep = verb == "sleep"
 
     def lose(self, number: int, why: str) -> None:
         """Give an engine up: end it, hand its prompts to others, and start another in its place.

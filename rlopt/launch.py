@@ -278,6 +278,7 @@ def _samplers(prepared: Prepared, crew: Crew, fleet: Fleet, journal: Journal) ->
             sync=synchroniser,
             total_steps=config.trainer.total_steps,
             deadline_s=deadline_s,
+            sleep=config.rollout.sleep,
             requested=max([prepared.state["position"]["step"], *(batch for batch, _ in batches)]),
         )
     again = streamed(stock)

@@ -23,6 +23,7 @@ class Fleet(Protocol):
     def hand_over(self, key: Key) -> Group: ...
     def cancel(self, key: Key) -> None: ...
     def join(self, wait: bool) -> bool: ...
+    def sleep(self) -> None: ...
     def idle_frac(self) -> float: ...
 
 
@@ -42,6 +43,7 @@ class Lockstep:
         deal: the prompts of a batch.
         total_steps: batches in all.
         deadline_s: seconds without a single group before the run ends.
+        sleep: have the engines sleep from their last sample to the next synchronisation.
         requested: the last batch that was asked for, here or before the run was interrupted.
         revived: versions that engines got out of turn, because none was left alive.
     """
@@ -52,6 +54,7 @@ class Lockstep:
     sync: Synchroniser
     total_steps: int
     deadline_s: float
+    sleep: bool
     requested: int
     revived: set[int] = field(default_factory=set)
 
@@ -70,7 +73,9 @@ class Lockstep:
     def take(self, step: int) -> tuple[list[Group], dict[str, float]]:
         self.ask(step)
         keys = [key for key in self.fleet.asked if key[0] == step]
-        self._wait(keys, step - 1)
+        self._wait(self.fleet.asked if self.sleep else keys, step - 1)
+        if self.sleep:
+            self.fleet.sleep()
         groups = [self.fleet.hand_over(key) for key in keys]
         self._check_samples(step, groups)
         return groups, {}

@@ -118,6 +118,7 @@ def _engines(config: Config, memory: EngineMemory) -> str:
     room = (
         f"{rollout.gpu_memory_share:.0%} of the card" if cluster.gpus_per_engine else f"{rollout.kv_cache_gib:g} GiB of cache"
     )
+    room += ", asleep while the learner learns" if rollout.sleep else ""
     full = memory.per_token * rollout.max_num_seqs * rollout.max_new_tokens
     return (
         f"{rollout.engines} of {where}: weights {_size(memory.weights)} each, KV cache {_size(memory.per_token)} a token, "

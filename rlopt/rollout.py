@@ -87,7 +87,7 @@ class RolloutWorker:
         from vllm.tokenizers import get_tokenizer
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        device_args: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_share}
+        device_args: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_share, "enable_sleep_mode": config.sleep}
         if on_cpu:
             device_args = {
                 "enforce_eager": True,
@@ -150,6 +150,14 @@ class RolloutWorker:
         """What the reward function says of each text."""
         calls = (asyncio.to_thread(self._rewards.score, [_question(prompt, text)]) for prompt, text in answers)
         return [one for (one,) in await asyncio.gather(*calls)]
+
+    async def sleep(self) -> None:
+        """Stand still, with the weights in the host's memory and no KV cache; a CPU engine has nothing to give back."""
+        await self._llm.sleep(level=1, mode="wait")  # level 2 drops the weights: then a sync that fails leaves nothing behind
+
+    async def wake(self) -> None:
+        """Be as before `sleep`."""
+        await self._llm.wake_up()
 
     async def busy_s(self) -> float:
         """Seconds since the start with at least one request in flight."""

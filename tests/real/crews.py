@@ -37,6 +37,16 @@ class Engine(RolloutWorker):
 
     wrong = ""
     spoiling, times = "", 0
+    naps = 0
+
+    async def sleep(self) -> None:
+        self.naps += 1
+        assert not self._in_flight
+        await super().sleep()
+        assert await self._llm.is_sleeping()
+
+    def napped(self) -> int:
+        return self.naps
 
     def meddle(self, wrong: str, in_flight: str) -> None:
         self.wrong = wrong

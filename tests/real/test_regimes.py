@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import ray
 from conftest import rows
 from crews import SMALL, prepared_for, train
 
@@ -72,6 +73,18 @@ def test_samplers_that_never_stop_keep_to_the_bound_and_every_token_knows_its_ve
     fresh = tokens.where((tokens.lag == 0) & tokens.pure)
     assert abs(fresh.gap).max() < 1e-4  # stamped with the weights that spoke it
     assert healthy(tmp_path / "run")
+
+
+def test_engines_that_sleep_while_the_learner_learns_speak_the_same_samples(
+    crew: launch.Crew, home: Path, recorded: Path, tmp_path: Path
+) -> None:
+    train(crew, prepared_for(tmp_path / "run", "+algo=grpo", *BASE, "sync.interval=4", "rollout.sleep=true"), home / "fresh")
+    assert crew.fleet
+    assert ray.get([engine.napped.remote() for engine in crew.fleet.handles.values()]) == [STEPS / 4] * 2
+    awake, asleep = rows(recorded / "metrics.jsonl"), rows(tmp_path / "run" / "metrics.jsonl")
+    same = ("version", "reward/mean", "response_length/mean", "actor/pg_loss", "actor/kl_k2", "offpolicy/ratio_max")
+    for a, b in zip(awake, asleep, strict=True):
+        assert [b[name] for name in same] == pytest.approx([a[name] for name in same], rel=1e-4, abs=1e-9)
 
 
 def test_a_group_that_is_late_is_given_up_and_counted(crew: launch.Crew, home: Path, tmp_path: Path) -> None:

@@ -41,6 +41,8 @@ class Engines:
     cancelled: list[Key] = field(default_factory=list)
     lost: list[tuple[int, str]] = field(default_factory=list)
     wanted: int = 0
+    asleep: bool = False
+    naps: int = 0
 
     @property
     def asked(self) -> list[Key]:
@@ -51,6 +53,7 @@ class Engines:
         return {number: object() for number in self.numbers}
 
     def ask(self, key: Key, deal: Deal) -> None:
+        assert not self.asleep
         self.log.append(key)
         if key[1] in self.slow or not self.numbers:
             self.under_way[key] = deal
@@ -91,6 +94,14 @@ class Engines:
     def idle_frac(self) -> float:
         return 0.25
 
+    def sleep(self) -> None:
+        assert not self.under_way
+        self.naps += not self.asleep
+        self.asleep = True
+
+    def wake(self) -> None:
+        self.asleep = False
+
     def lose(self, number: int, why: str) -> None:
         self.numbers.remove(number)
         self.lost.append((number, why))
@@ -129,6 +140,7 @@ class Trainer:
         self.connected.append(sorted(engines))
 
     def sync(self, version: int, only: list[int] | None) -> Sent:
+        assert not self.engines.asleep
         self.synced.append(version)
         self.sent_to.append(only)
         if self.arrives:

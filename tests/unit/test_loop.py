@@ -33,6 +33,7 @@ def make(
     evaluation: Evaluation | None = None,
     is_best: Callable[[Mapping[str, float]], bool] = lambda metrics: False,
     stop: int = 0,
+    sleep: bool = False,
 ) -> tuple[Loop, Engines, Trainer, Diary, Saved]:
     engines, diary, saved = Engines(), Diary(), Saved()
     trainer = Trainer(engines)
@@ -43,6 +44,7 @@ def make(
         sync=Synchroniser(trainer, engines, [(1, 2, 3)], True, 1e-3, 1, diary, lambda: 2),
         total_steps=total,
         deadline_s=1.0,
+        sleep=sleep,
         requested=sampled,
     )
     loop = Loop(
@@ -57,6 +59,22 @@ def make(
         asked_to_stop=lambda: trainer.updates[-1:] == [stop],
     )
     return loop, engines, trainer, diary, saved
+
+
+@pytest.mark.parametrize(("interval", "offset", "naps"), [(1, 0, 12), (4, 0, 3), (1, 3, 12), (4, 2, 3), (20, 0, 1)])
+def test_engines_that_sleep_do_so_from_their_last_sample_to_the_next_sync(interval: int, offset: int, naps: int) -> None:
+    loop, engines, trainer, diary, _ = make(interval, offset, total=12, sleep=True)
+    learn = trainer.update
+
+    def update(batches: list[Batch], step: int) -> dict[str, float]:
+        assert engines.asleep
+        return learn(batches, step)
+
+    trainer.update = update  # type: ignore[method-assign]
+    loop.run(Position())
+    assert trainer.updates == list(range(1, 13))
+    assert engines.naps == naps
+    assert [row["version"] for row in diary.rows] == [Schedule(interval, offset).version(b) for b in range(1, 13)]
 
 
 @pytest.mark.parametrize(("interval", "offset"), [(1, 0), (20, 0), (1, 10), (4, 2), (300, 199)])

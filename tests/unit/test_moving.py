@@ -26,7 +26,7 @@ def rows(framework: str) -> list[tuple[list[str], list[str], str]]:
 
 def known() -> set[str]:
     config: Any = yaml.safe_load((conf_dir() / "config.yaml").read_text())
-    keys = {f"{section}.{key}" for section, values in config.items() if isinstance(values, dict) for key in values}
+    keys = {f"{section}.{key}" for section, values in config.items() if isinstance(values, dict) for key in _flat(values)}
     for file in (conf_dir() / "algo").glob("*.yaml"):
         keys |= {f"algo.{key}" for key in _flat(yaml.safe_load(file.read_text()))}
     return keys
@@ -58,6 +58,7 @@ def test_the_keys_of_trl_are_those_of_the_version_that_is_locked() -> None:
         "train_dataset",
         "eval_dataset",
         "reward_funcs",
+        "peft_config",
     }
     named = {key.split("=")[0] for theirs, _, _ in rows("TRL") for key in theirs}
     assert named <= fields, named - fields

@@ -47,6 +47,7 @@ def test_the_defaults_sample_as_the_paper_did_and_share_the_rest_with_training()
         ("run.dir=here", "run.dir=here: no such key"),
         ("data.prompts_per_step=3", "data.prompts_per_step=3: there are no learner steps here; set pairs.chunk"),
         ("data.eval=rows.jsonl", "data.eval=rows.jsonl: nothing is scored here; pairs.eval_share holds rows out"),
+        ("rollout.sleep=true", "rollout.sleep=True: there is no learner here to make room for"),
         ("cluster.gpus_per_learner=1", "cluster.gpus_per_learner=1.0: there is no learner here; leave it out"),
         ("rollout.temperature=0", "rollout.temperature=0.0: must be above 0"),
     ],

@@ -55,6 +55,11 @@ RECIPES = {
     "step_dpo_qwen2_7b": ("step_dpo", "xinlai/Qwen2-7B-SFT", "8 in all: 0 for engines, 8 for learners"),
     "step_dpo_qwen2_72b": ("step_dpo", "xinlai/Qwen2-72B-SFT", "32 in all: 0 for engines, 32 for learners"),
     "gsm8k_qwen2.5_1.5b,one_gpu": ("red_weight", "Qwen/Qwen2.5-1.5B-Instruct", "1 in all: 0.4 for engines, 0.6 for learners"),
+    "gsm8k_qwen2.5_1.5b,one_gpu,lora": (
+        "grpo",
+        "Qwen/Qwen2.5-1.5B-Instruct",
+        "1 in all: 0.4 for engines, 0.6 for learners",
+    ),
     "math_llama3.1_8b,one_node": ("red_weight", "meta-llama/Llama-3.1-8B-Instruct", "8 in all: 4 for engines, 4 for learners"),
     "math_llama3.1_8b,two_nodes": ("grpo", "meta-llama/Llama-3.1-8B-Instruct", "16 in all: 8 for engines, 8 for learners"),
 }
@@ -87,6 +92,20 @@ def test_memory_of_an_8b_model_on_four_ranks_by_hand(folders: dict[str, Path]) -
     assert memory.activations == 16384 * (35 * 4096 + 28672 + 2048 + 57344) * 2 + 4096 * 128256 * 4 * 3
     assert memory.total < 80 * GIB
     assert engine_memory(config, shape_of(folders[model], FULL), 2).per_token == 2 * 32 * 8 * 128 * 2
+
+
+def test_adapters_spare_the_reference_the_optimizer_and_what_is_sent(folders: dict[str, Path]) -> None:
+    model = "Qwen/Qwen2.5-1.5B-Instruct"
+    config = compose("+experiment=[gsm8k_qwen2.5_1.5b,one_gpu,lora]", "+algo=grpo", f"model.path={folders[model]}")
+    # 28 blocks: q and o are 1,536 x 1,536, k and v 1,536 x 256, the feed-forward part three times 1,536 x 8,960; rank 32.
+    adapters = 28 * 32 * (2 * (1536 + 1536) + 2 * (1536 + 256) + 3 * (1536 + 8960))
+    memory = learner_memory(config, shape_of(folders[model], config.learner.lora), 2)
+    assert memory.weights == (1_543_714_304 + adapters) * 2
+    assert (memory.reference, memory.gradients, memory.optimizer) == (0, adapters * 2, adapters * 12)
+    lines = dict(dry_run(config, Console()))
+    assert lines["adapters"] == f"rank 32, {adapters:,} parameters, which alone learn and are sent"
+    assert "by shm, 70.4 MiB each" in lines["sync"]
+    assert "40% of the card, asleep while the learner learns" in lines["engines"]
 
 
 def test_zero_stages_share_optimizer_then_gradients_then_weights(folders: dict[str, Path]) -> None:

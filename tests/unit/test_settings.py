@@ -61,6 +61,17 @@ def test_the_defaults_are_the_founding_setting() -> None:
             "sync.max_lag=8: sync.interval=20 and sync.offset=0 reach lag 19",
         ),
         (["+algo=grpo", "sync.mode=async", "sync.max_lag=30", "sync.offset=1"], "sync.offset=1: is of sync.mode=lockstep"),
+        (
+            ["+algo=grpo", "sync.mode=async", "sync.interval=1", "sync.max_lag=8", "rollout.sleep=true"],
+            "rollout.sleep=True: needs engines that stand still between two synchronisations",
+        ),
+        (["+algo=dpo", "data.train=x.jsonl", "rollout.sleep=true"], "rollout.sleep=True: needs engines"),
+        (["+algo=grpo", "learner.lora.rank=-1"], "learner.lora.rank=-1: must be 0 (off: all weights learn) or more"),
+        (["+algo=grpo", "learner.lora.targets=q_proj"], "learner.lora.targets=q_proj: give all-linear, or a list"),
+        (
+            ["+algo=grpo", "learner.lora.rank=8", "sync.backend=nccl", "cluster.gpus_per_engine=1"],
+            "sync.backend=nccl: adapters (learner.lora) travel through shared memory; leave it out",
+        ),
         (["+algo=grpo", "sync.stale=drop"], "sync.stale=drop: is of sync.mode=async; leave it out"),
         (["+algo=grpo", "sync.in_flight=abort"], "sync.in_flight=abort: is of sync.mode=async"),
         (["+algo=grpo", "data.experience_share=0.5"], "data.experience_share=0.5: nothing is recorded; set data.experience"),
