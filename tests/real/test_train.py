@@ -130,6 +130,14 @@ def test_an_interrupted_run_was_heard_on_loopback_alone_leaves_no_process_and_go
     assert len({sync["version"] for sync in rows(folder / "events.jsonl") if sync["event"] == "sync"} & {0, 25, 40}) == 3
 
 
+def test_a_run_in_bfloat16_agrees_within_its_rounding(tmp_path: Path) -> None:
+    overrides = ("+algo=grpo", *SMALL, "model.dtype=bfloat16", "sync.interval=2", "trainer.total_steps=4")
+    train(tmp_path / "run", *overrides, "tracking.wandb=disabled")
+    gaps = [row["sync/canary_abs_diff"] for row in rows(tmp_path / "run" / "events.jsonl") if row["event"] == "sync"]
+    assert len(gaps) == 2
+    assert all(1e-3 < gap < 0.5 for gap in gaps)  # 0.08 to 0.12 as measured
+
+
 SHARDED = {
     "two ranks, ZeRO 2": ["learner.workers=2", "learner.zero_stage=2"],
     "two ranks, two engines, ZeRO 3": ["learner.workers=2", "learner.zero_stage=3", "rollout.engines=2"],
