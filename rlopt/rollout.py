@@ -5,6 +5,7 @@ decodes and encodes again; the ids that come back are the ids trained on.
 """
 
 import asyncio
+import ctypes
 import os
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ import numpy as np
 from rlopt.cluster import Cluster, Workers, environment
 from rlopt.config import ClusterConfig, RewardConfig, RolloutConfig
 from rlopt.data import Deal, Manner, sample_seed
-from rlopt.errors import Fault
+from rlopt.errors import Fault, RloptError
 from rlopt.rewards import Question, RewardPool, Scored
 from rlopt.steps import Answer, Opening
 from rlopt.types import Group, Prompt, Sample
@@ -79,6 +80,7 @@ class RolloutWorker:
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         on_cpu = engine.device == "cpu"
         if on_cpu:
+            _need_libnuma()
             os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
             os.environ["OMP_NUM_THREADS"] = str(engine.threads)
         if engine.backend == "ipc":
@@ -293,6 +295,16 @@ class RolloutWorker:
     async def close(self) -> None:
         self._rewards.close()
         self._llm.shutdown()
+
+
+def _need_libnuma() -> None:
+    """vLLM without it starts, and fails minutes later for reasons that do not name it."""
+    try:
+        ctypes.CDLL("libnuma.so.1")
+    except OSError as error:
+        raise RloptError(
+            f"vLLM for CPUs needs libnuma ({error}); apt-get install libnuma1, dnf install numactl-libs"
+        ) from error
 
 
 def spawner(

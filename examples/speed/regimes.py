@@ -1,4 +1,4 @@
-"""Asynchronous against lockstep (1, 0) on the same work, in turn: `python examples/regimes/speed.py [FOLDER]`.
+"""Asynchronous against lockstep (1, 0) on the same work, in turn: `python examples/speed/regimes.py [FOLDER]`.
 
 The learning rate is too small to change the policy, so both sample and learn from answers of the same length. The first 10
 steps of a run, in which engines and learner warm up, are not counted.
