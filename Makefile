@@ -15,7 +15,7 @@ setup: $(READY)
 
 $(READY): $(LOCK) pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: PYTHON=$(PYTHON) is older than 3.11; give a newer one, make PYTHON=python3.11")'
-	@$(if $(findstring cpu,$(LOCK)),$(PYTHON) -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null || { echo "error: libnuma.so.1 is missing, which vLLM for CPUs needs; apt-get install libnuma1, dnf install numactl-libs" >&2; exit 1; })
+	@case $(LOCK) in *cpu*) $(PYTHON) -c 'import sys, ctypes.util as u; sys.exit(not u.find_library("numa") and "error: libnuma is missing, which vLLM for CPUs needs; apt-get install libnuma1, or dnf install numactl-libs")';; esac
 	rm -rf .venv
 	$(PYTHON) -m venv .venv
 	$(PIP) --retries 0 $(TORCH_INDEX) $$(grep '^torch==' $(LOCK))

@@ -15,6 +15,17 @@ train() { # name, seed, overrides
     tracking.wandb=disabled >"$run.log" 2>&1 || echo "$1-$2: $(tail -n 1 "$run.log")" | tee -a "$RUNS/ended_early.txt"
 }
 
+held_out() { # What the policy at the end makes of held-out prompts: offline, the rewards of a run are those of its record.
+  local run
+  for run in "$RUNS"/*/; do
+    run=${run%/}
+    if [[ ! -e $run/held_out.json ]] && compgen -G "$run/checkpoints/step_*/manifest.json" >/dev/null; then
+      $PYTHON -m rlopt.evaluate run="$run" eval.limit=500 eval.samples=8 evaluate.out="$run/held_out.json" >>"$run.log" 2>&1 ||
+        echo "$run, held out: $(tail -n 1 "$run.log")" | tee -a "$RUNS/ended_early.txt"
+    fi
+  done
+}
+
 declare -A regime=(
   [on_policy]="sync.interval=1"
   [frozen_20]="sync.interval=20"
@@ -33,4 +44,5 @@ for seed in 1 2 3; do
   done
   train rec_oneside_is.frozen_20 "$seed" +algo=rec_oneside_is sync.interval=20
   train rec_oneside_wide.frozen_20 "$seed" +algo=rec_oneside_nois sync.interval=20 algo.clip_low=0.6 algo.clip_high=2.0
+  held_out
 done
