@@ -21,6 +21,9 @@ from rlopt.types import Example, Prompt, Sequences
 ATTEMPTS = 3
 """Sendings to an engine before the run ends."""
 
+CANARY_TOKENS = 6
+"""Of a canary at most: each touches every weight of a dense model, and what it costs stops the samplers."""
+
 
 class HeardLike(Protocol):
     """What an engine says of a text: `rollout.Heard`."""
@@ -66,8 +69,10 @@ class Engines(Protocol):
 
 
 def canary_texts(prompts: list[Prompt], count: int) -> list[tuple[int, ...]]:
-    """The beginnings of the first prompts: enough to touch every weight, few enough to cost little."""
-    return [(prompt.token_ids * 2)[: max(2, min(len(prompt.token_ids), 16))] for prompt in prompts[:count]]
+    """The middles of the first prompts, for templates begin and end them alike; two tokens at least."""
+    texts = [prompt.token_ids if len(prompt.token_ids) > 1 else prompt.token_ids * 2 for prompt in prompts[:count]]
+    starts = [max(0, (len(text) - CANARY_TOKENS) // 2) for text in texts]
+    return [text[start : start + CANARY_TOKENS] for text, start in zip(texts, starts, strict=True)]
 
 
 @dataclass

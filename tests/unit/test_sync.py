@@ -91,6 +91,6 @@ def test_an_engine_that_dies_under_the_canary_prompts_is_no_fault_of_the_weights
     assert sync.to(1)["sync/faults"] == 0
 
 
-def test_canary_texts_are_the_beginnings_of_prompts_and_have_two_tokens_at_least() -> None:
-    prompts = [prompt("short", 1), prompt("long", 500), prompt("third", 3)]
-    assert [len(text) for text in canary_texts(prompts, 2)] == [2, 16]
+def test_canary_texts_are_the_middles_of_prompts_and_have_two_tokens_at_least() -> None:
+    prompts = [prompt("short", 1), prompt("long", 500), prompt("plain", 3), prompt("fourth", 3)]  # tokens from 5 on
+    assert canary_texts(prompts, 3) == [(5, 5), (252, 253, 254, 255, 256, 257), (5, 6, 7)]
