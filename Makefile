@@ -40,7 +40,7 @@ unit: setup
 	$(BIN)/python -m pytest tests/unit
 
 real: setup
-	$(BIN)/python -m pytest tests/real
+	$(BIN)/python -m pytest tests/real --durations=12
 
 format: setup
 	$(BIN)/ruff check --fix rlopt tests examples

@@ -4,6 +4,7 @@ A point of `curves.csv` is the mean of 20 steps of a run. Bands are the smallest
 """
 
 import csv
+import json
 import sys
 from pathlib import Path
 
@@ -38,13 +39,26 @@ COLORS = {
 }
 
 
+def held_out(run: Path) -> float:
+    """avg@8 of the policy at the end on held-out prompts; NaN where it could not be asked."""
+    file = run / "held_out.json"
+    rows = json.loads(file.read_text())["metrics"] if file.exists() else []
+    return next((row["value"] for row in rows if row["metric"] == "avg@8"), float("nan"))
+
+
 def blocks(run: Path, name: str) -> np.ndarray:
     """`[STEPS / SPAN]`: means of 20 steps."""
     return np.nanmean(np.array(read_column(run, name)[:STEPS]).reshape(-1, SPAN), 1)
 
 
+def spread(values: np.ndarray) -> str:
+    """Mean and standard deviation over seeds."""
+    return f"{values.mean():.3f} ± {values.std():.3f}"
+
+
 runs, out = Path(sys.argv[1]), Path(sys.argv[2])
 curves: dict[tuple[str, str], dict[str, list[np.ndarray]]] = {}
+ends: dict[tuple[str, str], list[float]] = {}
 with (out / "curves.csv").open("w", newline="") as file:
     writer = csv.writer(file)
     writer.writerow(["algorithm", "regime", "seed", "step", *COLUMNS])
@@ -54,6 +68,7 @@ with (out / "curves.csv").open("w", newline="") as file:
             continue
         name, _, seed = run.name.rpartition("-")
         algorithm, _, regime = name.partition(".")
+        ends.setdefault((algorithm, regime), []).append(held_out(run))
         values = {column: blocks(run, column) for column in COLUMNS}
         for column, curve in values.items():
             curves.setdefault((algorithm, regime), {}).setdefault(column, []).append(curve)
@@ -61,19 +76,21 @@ with (out / "curves.csv").open("w", newline="") as file:
             cells = [f"{values[column][block]:.5g}" for column in COLUMNS]
             writer.writerow([algorithm, regime, seed, f"{block * SPAN + 1}-{(block + 1) * SPAN}", *cells])
 
+initial = np.mean([held_out(run) for run in runs.glob("record-*")])
 lines = [
-    "| algorithm | regime | reward, first 20 | last 20 | best 20 | KL (k2) at last | mean lag |",
-    "|---|---|---|---|---|---|---|",
+    f"Held out: avg@8 on 500 held-out prompts at step {STEPS}; {initial:.3f} before. Offline, reward is that of the record.",
+    "",
+    "| algorithm | regime | reward, first 20 | last 20 | best 20 | held out | KL (k2) at last | mean lag |",
+    "|---|---|---|---|---|---|---|---|",
 ]
 for regime in REGIMES:
     for algorithm in COLORS:
         if (algorithm, regime) not in curves:
             continue
         reward, kl, lag = (np.array(curves[algorithm, regime][column]) for column in COLUMNS)
-        ends = (
-            f"{reward[:, 0].mean():.3f} | {reward[:, -1].mean():.3f} ± {reward[:, -1].std():.3f} | {reward.max(1).mean():.3f}"
-        )
-        lines.append(f"| `{algorithm}` | {REGIMES[regime]} | {ends} | {kl[:, -1].mean():.3g} | {lag.mean():.1f} |")
+        cells = [algorithm, REGIMES[regime], f"{reward[:, 0].mean():.3f}", spread(reward[:, -1])]
+        cells += [f"{reward.max(1).mean():.3f}", spread(np.array(ends[algorithm, regime]))]
+        lines.append("| " + " | ".join([*cells, f"{kl[:, -1].mean():.3g}", f"{lag.mean():.1f}"]) + " |")
 (out / "table.md").write_text("\n".join(lines) + "\n")
 
 figure, axes = plt.subplots(len(COLUMNS), len(REGIMES), figsize=(16, 8), sharex=True, sharey="row", constrained_layout=True)
