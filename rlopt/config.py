@@ -201,6 +201,9 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         need(self.rank >= 0, "learner.lora.rank", self.rank, "must be 0 (off: all weights learn) or more")
+        for key, value, default in (("alpha", self.alpha, 32.0), ("targets", self.targets, "all-linear")):
+            vain = not self.rank and value != default
+            need(not vain, f"learner.lora.{key}", value, "means nothing without learner.lora.rank; set that too")
         need(self.alpha > 0, "learner.lora.alpha", self.alpha, "must be above 0")
         named = self.targets == "all-linear" or (isinstance(self.targets, list) and self.targets)
         need(
@@ -402,7 +405,7 @@ class Config:
             not self.rollout.sleep or (self.samples and self.sync.mode == "lockstep"),
             "rollout.sleep",
             self.rollout.sleep,
-            "needs engines that stand still between two synchronisations (sync.mode=lockstep); leave it out",
+            "needs engines that stand still between two synchronisations (sync.mode=lockstep); set rollout.sleep=false",
         )
         need(
             self.sync.backend in ("auto", "shm") or not self.learner.lora.rank,

@@ -38,6 +38,7 @@ def of_run(run: str, which: str) -> dict[str, Any]:
     config = {section: kept[section] for section in SHARED if section in kept}
     config["data"]["eval"] = config["data"]["eval"] or ("arithmetic" if config["data"]["train"] == "arithmetic" else None)
     config["cluster"]["gpus_per_learner"] = 0.0
+    config["rollout"]["sleep"] = False
     model = {"path": str((chosen / "hf").resolve()), "dtype": kept["model"]["dtype"]}
     return {**config, "model": model, "run": {"seed": kept["run"]["seed"]}}
 

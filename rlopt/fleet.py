@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from rlopt.cluster import Lost, Pending, Stalled, Workers, finished, wait_any
 from rlopt.data import Deal
-from rlopt.errors import NoEngine
+from rlopt.errors import NoEngine, RloptError
 from rlopt.rollout import Heard
 from rlopt.types import Group, Key
 
@@ -201,6 +201,11 @@ class Fleet:
             engine.busy_s, engine.asked_at = busy_s, now
         return sum(shares) / len(shares) if shares else 0.0
 
+    @property
+    def asleep(self) -> bool:
+        """Whether there are engines that sleep."""
+        return any(engine.asleep for engine in self._up)
+
     def sleep(self) -> None:
         """Have all engines give their GPU's memory back; nothing may be under way, and nothing be asked until `wake`."""
         self._tell("sleep")
@@ -216,6 +221,9 @@ class Fleet:
                 pending.result("sleeping" if verb == "sleep" else "waking up")
             except Lost as lost:
                 self.lose(engine.number, str(lost))
+            except Exception as error:  # CUDA's own, when the learner left too little of the card
+                why = str(error).strip().splitlines()[-1]
+                raise RloptError(f"engine {engine.number} could not {verb} ({why}); lower rollout.gpu_memory_share") from error
             engine.asleep = verb == "sleep"
 
     def lose(self, number: int, why: str) -> None:

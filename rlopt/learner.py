@@ -5,6 +5,7 @@ depend on the split. It scores with the policy and with the frozen reference, an
 With `learner.lora` adapters learn and are sent, and the policy without them is the reference.
 """
 
+import gc
 import math
 import os
 import socket
@@ -244,10 +245,17 @@ class LearnerWorker:
         """What adapters act times; of no meaning without."""
         return self._config.lora.alpha / max(1, self._config.lora.rank)
 
+    def release(self) -> None:
+        """Give the GPU memory back that torch keeps for the next update, to an engine on the same card."""
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
     def save(self, folder: Path) -> None:
         """Write `learner/` (each rank its shards) and `hf/` (rank 0, a model that transformers and vLLM load).
 
-        Of adapters `learner/` holds them alone, `hf/` the merged model, and `adapter/` what `peft` loads.
+        With adapters `learner/` leaves the frozen weights out (but a head that is tied), `hf/` is the merged model, and
+        `adapter/` what `peft` loads.
         """
         adapters = bool(self._config.lora.rank)
         self._engine.save_checkpoint(str(folder / "learner"), tag="state", exclude_frozen_parameters=adapters)
@@ -338,6 +346,10 @@ class Learners:
         """Send the weights as `version` to all engines, or to those numbered in `only`; returns when the last one has them."""
         sent: Sent = self._workers.call("sync", *([version, only] for _ in range(len(self._workers))))[0]
         return sent
+
+    def release(self) -> None:
+        """Give all GPU memory back that is not needed until the next update."""
+        self._workers.call("release")
 
     def save(self, folder: Path) -> None:
         self._workers.call("save", *([folder] for _ in range(len(self._workers))))

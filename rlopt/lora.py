@@ -30,6 +30,8 @@ def adapt(lm: Any, config: LoraConfig) -> None:
 
     linear = {name.rpartition(".")[2] for name, module in lm.base_model.named_modules() if isinstance(module, nn.Linear)}
     targets = sorted(linear if config.targets == "all-linear" else set(config.targets))
+    if not targets:
+        raise RloptError(f"learner.lora.rank={config.rank}: the model has no linear layers to adapt; set it to 0")
     if unknown := [name for name in targets if name not in linear]:
         raise RloptError(
             f"learner.lora.targets={config.targets}: the model has no linear layer {unknown[0]}; "

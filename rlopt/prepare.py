@@ -32,7 +32,7 @@ from rlopt.tiny import RECIPES
 from rlopt.tracking import TrainingBar
 from rlopt.types import Average, Example, Prompt
 
-MAY_CHANGE = ("run", "trainer", "tracking", "cluster", "rollout.engines")
+MAY_CHANGE = ("run", "trainer", "tracking", "cluster", "rollout.engines", "rollout.sleep")
 """Sections and keys that a resumed run may set anew; the others decide its numbers."""
 
 

@@ -1,4 +1,4 @@
-"""The receiving half of the CPU weight transfer: runs inside vLLM's worker process, loaded by vLLM itself."""
+"""The receiving half of the transfer through shared memory: runs inside vLLM's worker process, loaded by vLLM itself."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -59,7 +59,8 @@ class ShmWeightTransferEngine(WeightTransferEngine[ShmInitInfo, ShmUpdateInfo]):
     def finish_weight_update(self) -> None:
         if self.adapters:  # read again from the file, which stays in the page cache: a second copy of the model would not pay
             initial = DefaultModelLoader(self.vllm_config.load_config).get_all_weights(self.model_config, self.model)
-            self.model.load_weights(lora.merged(initial, self.adapters))
+            here, self.adapters = self.adapters, {}
+            self.model.load_weights(lora.merged(((name, tensor.to(self.device)) for name, tensor in initial), here))
         finalize_layerwise_reload(self.model, self.model_config)
         for module in self.model.modules():
             if isinstance(module, ParallelLMHead):

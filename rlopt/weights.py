@@ -1,9 +1,9 @@
 """Weights on their way from learner to engines, over vLLM's weight-transfer API.
 
 A sender lives in every learner rank; only rank 0 talks to the engines, through a `Client`. On GPUs the senders are
-vLLM's own (NCCL broadcast, CUDA IPC). Without a GPU it is `ShmSender`, with `shm_engine` as its other half in the engine:
-weights are gathered in bounded buckets, written to shared memory, and read there; between nodes the bytes of a bucket
-travel through Ray's object store and are written again on the other side (`rollout`).
+vLLM's own (NCCL broadcast, CUDA IPC). Without a GPU, and for adapters, it is `ShmSender`, with `shm_engine` as its other half
+in the engine: weights are gathered in bounded buckets, written to shared memory, and read there; between nodes the bytes of a
+bucket travel through Ray's object store and are written again on the other side (`rollout`).
 
 The sender keeps a manifest, the digest of every tensor as it was sent; what every engine received is hashed there and compared
 before the new version is declared (`Client.verify`).

@@ -124,6 +124,7 @@ class Trainer:
     sent_to: list[list[int] | None] = field(default_factory=list)
     connected: list[list[int]] = field(default_factory=list)
     scored: list[tuple[str, int]] = field(default_factory=list)
+    released: int = 0
 
     def update(self, batches: list[Batch], step: int) -> dict[str, float]:
         self.updates.append(step)
@@ -135,6 +136,10 @@ class Trainer:
 
     def measure(self, batch: Batch) -> dict[str, float]:
         return {"preference/margin": float(len(batch)), "actor/entropy": 0.1}
+
+    def release(self) -> None:
+        assert self.engines.asleep
+        self.released += 1
 
     def connect(self, engines: Mapping[int, object], ranks_per_engine: int) -> None:
         self.connected.append(sorted(engines))

@@ -29,7 +29,13 @@ def run(tmp_path: Path) -> Path:
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
         from rlopt.settings import typed as typed_run
 
-        overrides = ["+algo=grpo", "run.seed=7", "data.template='Q: {prompt}\\nA:'", "rollout.max_new_tokens=40"]
+        overrides = [
+            "+algo=grpo",
+            "run.seed=7",
+            "data.template='Q: {prompt}\\nA:'",
+            "rollout.max_new_tokens=40",
+            "rollout.sleep=true",
+        ]
         from dataclasses import asdict
 
         config = asdict(typed_run(hydra.compose("config", overrides)))

@@ -74,6 +74,7 @@ def test_engines_that_sleep_do_so_from_their_last_sample_to_the_next_sync(interv
     loop.run(Position())
     assert trainer.updates == list(range(1, 13))
     assert engines.naps == naps
+    assert trainer.released == naps - 1  # the last sleep is not woken from
     assert [row["version"] for row in diary.rows] == [Schedule(interval, offset).version(b) for b in range(1, 13)]
 
 

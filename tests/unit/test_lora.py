@@ -42,9 +42,11 @@ def test_a_half_that_was_lost_on_its_way_changes_nothing_and_an_adapter_of_no_we
 
 def test_the_sum_is_rounded_once_to_the_type_of_the_weight() -> None:
     weights = {"a.weight": torch.ones(1, 1, dtype=torch.bfloat16)}
-    thin = {"a.weight.lora_A": torch.full((1, 1), 2.0**-5), "a.weight.lora_B": torch.full((1, 1), 2.0**-2)}
+    thin = {"a.weight.lora_A": torch.tensor([[2.0**-8], [2.0**-17]]), "a.weight.lora_B": torch.ones(1, 2)}
+    thin = {name: tensor.bfloat16() for name, tensor in thin.items()}
     (found,) = dict(lora.merged(weights.items(), thin)).values()
-    assert (found.dtype, found.item()) == (torch.bfloat16, 1 + 2.0**-7)  # the last bit that bfloat16 has beside 1
+    # The steps of bfloat16 above 1 are 2^-7: 1 + 2^-8 + 2^-17 goes up. Rounded twice it would be 1 + 2^-8, and go to 1.
+    assert (found.dtype, found.item()) == (torch.bfloat16, 1 + 2.0**-7)
 
 
 def scores(policy: Policy, tokens: torch.Tensor) -> torch.Tensor:
@@ -99,8 +101,15 @@ def test_what_adapts_is_counted_from_the_config_alone(folder: Path) -> None:
     # Rank 2, two blocks: q and o are 32 x 32, k and v 32 x 16, the feed-forward part three times 32 x 48.
     by_hand = 2 * 2 * (2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 48))
     assert shape_of(folder, LoraConfig(2, 8.0, "all-linear")).trainable == by_hand
-    full = shape_of(folder, LoraConfig(0, 8.0, "all-linear"))
+    full = shape_of(folder, LoraConfig(0, 32.0, "all-linear"))
     assert full.trainable == full.parameters
+
+
+def test_a_model_without_linear_layers_is_refused(tmp_path: Path) -> None:
+    config = transformers.GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=40)
+    config.save_pretrained(tmp_path)
+    with pytest.raises(RloptError, match="learner.lora.rank=2: the model has no linear layers to adapt; set it to 0"):
+        shape_of(tmp_path, LoraConfig(2, 8.0, "all-linear"))
 
 
 @pytest.mark.parametrize("name", ["qproj", "lm_head", "embed_tokens"])

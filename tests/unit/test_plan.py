@@ -24,7 +24,7 @@ MODELS = {
     "xinlai/Qwen2-72B-SFT": ("qwen2", 8192, 29568, 80, 64, 8, 152064, False, 72_706_203_648),
 }
 KEYS = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
-FULL = LoraConfig(0, 1.0, "all-linear")
+FULL = LoraConfig(0, 32.0, "all-linear")
 """No adapters."""
 
 

@@ -66,8 +66,15 @@ def test_the_defaults_are_the_founding_setting() -> None:
             "rollout.sleep=True: needs engines that stand still between two synchronisations",
         ),
         (["+algo=dpo", "data.train=x.jsonl", "rollout.sleep=true"], "rollout.sleep=True: needs engines"),
+        (
+            ["+algo=grpo", "learner.lora.alpha=64.0"],
+            "learner.lora.alpha=64.0: means nothing without learner.lora.rank; set that",
+        ),
         (["+algo=grpo", "learner.lora.rank=-1"], "learner.lora.rank=-1: must be 0 (off: all weights learn) or more"),
-        (["+algo=grpo", "learner.lora.targets=q_proj"], "learner.lora.targets=q_proj: give all-linear, or a list"),
+        (
+            ["+algo=grpo", "learner.lora.rank=8", "learner.lora.targets=q_proj"],
+            "learner.lora.targets=q_proj: give all-linear, or a list",
+        ),
         (
             ["+algo=grpo", "learner.lora.rank=8", "sync.backend=nccl", "cluster.gpus_per_engine=1"],
             "sync.backend=nccl: adapters (learner.lora) travel through shared memory; leave it out",
