@@ -90,6 +90,8 @@ class LearnerWorker:
             torch.set_num_threads(setup.threads)
         import deepspeed
 
+        if on_cpu:  # else its first use builds it, with a C++ compiler, for the reductions of inference alone
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         torch.manual_seed(setup.seed)
         backend = "gloo" if on_cpu else "nccl"
         store = self._meet(*meeting)

@@ -130,7 +130,12 @@ def test_an_interrupted_run_was_heard_on_loopback_alone_leaves_no_process_and_go
     assert len({sync["version"] for sync in rows(folder / "events.jsonl") if sync["event"] == "sync"} & {0, 25, 40}) == 3
 
 
-def test_a_run_in_bfloat16_agrees_within_its_rounding(tmp_path: Path) -> None:
+def test_a_run_in_bfloat16_agrees_within_its_rounding_and_asks_for_no_compiler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "false")
+    for kept in ("TORCH_EXTENSIONS_DIR", "TORCHINDUCTOR_CACHE_DIR"):  # what was compiled here before
+        monkeypatch.setenv(kept, str(tmp_path / kept))
     overrides = ("+algo=grpo", *SMALL, "model.dtype=bfloat16", "sync.interval=2", "trainer.total_steps=4")
     train(tmp_path / "run", *overrides, "tracking.wandb=disabled")
     gaps = [row["sync/canary_abs_diff"] for row in rows(tmp_path / "run" / "events.jsonl") if row["event"] == "sync"]
