@@ -1,5 +1,6 @@
 """Models: where their folder is, and the policy as the learner sees it: token ids in, log-probabilities and entropy out."""
 
+import copy
 import hashlib
 import json
 import os
@@ -158,8 +159,7 @@ class Policy(torch.nn.Module):
 def write_model(lm: Any, weights: Mapping[str, Tensor], folder: Path) -> None:
     """Write `weights` as a model of `lm`'s kind, which transformers and vLLM load; `lm` itself may be sharded or adapted."""
     with torch.device("meta"):
-        bare = transformers.AutoModelForCausalLM.from_config(lm.config)
+        bare = transformers.AutoModelForCausalLM.from_config(copy.deepcopy(lm.config))
     bare.config.use_cache = True  # off while it learns alone
     bare.generation_config = lm.generation_config
     bare.save_pretrained(folder, state_dict=dict(weights))
-    lm.config.use_cache = False
