@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+from rlopt import forked
 from rlopt.cluster import Cluster, Workers, environment
 from rlopt.config import ClusterConfig, RewardConfig, RolloutConfig
 from rlopt.data import Deal, Manner, sample_seed
@@ -84,6 +85,7 @@ class RolloutWorker:
             os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
             os.environ["OMP_NUM_THREADS"] = str(engine.threads)
             os.environ["TORCHDYNAMO_DISABLE"] = "1"  # vLLM compiles its sampler, with a C++ compiler, and is slower for it here
+            forked.prepare()
         if engine.backend == "ipc":
             os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # vLLM passes CUDA handles on as pickles, to itself
         from vllm.engine.arg_utils import AsyncEngineArgs
@@ -92,6 +94,7 @@ class RolloutWorker:
 
         device_args: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_share, "enable_sleep_mode": config.sleep}
         if on_cpu:
+            forked.use()
             device_args = {
                 "enforce_eager": True,
                 "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30),

@@ -143,6 +143,15 @@ def test_a_run_in_bfloat16_agrees_within_its_rounding_and_asks_for_no_compiler(
     assert all(1e-3 < gap < 0.5 for gap in gaps)  # 0.08 to 0.12 as measured
 
 
+def test_an_engines_processes_are_forked_from_one_that_has_imported_vllm(crew: launch.Crew) -> None:
+    models = [process for process in psutil.Process().children(recursive=True) if process.name() == "VLLM::Worker"]
+    assert len(models) == 2
+    for model in models:
+        scheduler, server, *_ = model.parents()
+        assert scheduler.name() == "VLLM::EngineCore"
+        assert "multiprocessing.forkserver" in " ".join(server.cmdline())
+
+
 SHARDED = {
     "two ranks, ZeRO 2": ["learner.workers=2", "learner.zero_stage=2"],
     "two ranks, two engines, ZeRO 3": ["learner.workers=2", "learner.zero_stage=3", "rollout.engines=2"],

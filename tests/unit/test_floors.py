@@ -42,6 +42,7 @@ FLOORS = (
         "lora",
         "model",
         "weights",
+        "forked",
         "checkpoint",
         "cluster",
         "tracking",
@@ -90,7 +91,7 @@ SAME_FLOOR = {
 DOORS = {
     "ray": {"cluster", "jobs"},
     "deepspeed": {"learner"},
-    "vllm": {"rollout", "shm_engine", "weights"},
+    "vllm": {"rollout", "shm_engine", "weights", "forked"},
     "wandb": {"boards"},
     "datasets": {"rows"},
     "peft": {"lora"},

@@ -1,0 +1,46 @@
+"""The processes of an engine on CPU, forked from one that has imported vLLM.
+
+An engine is three processes: the worker that asks, the scheduler, the model. On CPU vLLM spawns the second from the first and
+the third from the second, and each imports vLLM anew, seven seconds every time. Here a server imports it while the worker does
+(`multiprocessing.forkserver`: one thread, and nothing computed yet). The scheduler is forked from that server and the model
+from the scheduler, as vLLM itself does where models run on GPUs.
+"""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Mapping
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
+from typing import Any
+
+IMPORTED = ("vllm.v1.engine.core", "vllm.v1.worker.cpu_worker", "rlopt.shm_engine")
+
+
+class _Context(ForkServerContext):
+    """Processes with the environment of the moment they are made: the server has that of its own start."""
+
+    def Process(self, *, target: Callable[..., None], kwargs: Mapping[str, Any], name: str) -> Any:  # type: ignore[override]
+        return super().Process(target=_begin, args=(dict(os.environ), target, kwargs), name=name)
+
+
+def _begin(environment: dict[str, str], target: Callable[..., None], kwargs: Mapping[str, Any]) -> None:
+    """In the scheduler: as if it had been spawned, but that it forks the model."""
+    from vllm.v1.executor import multiproc_executor
+
+    # Those that differ alone: a process whose environment was made anew takes no title.
+    os.environ.update({name: value for name, value in environment.items() if os.environ.get(name) != value})
+    multiproc_executor.get_mp_context = lambda: multiprocessing.get_context("fork")
+    target(**kwargs)
+
+
+def prepare() -> None:
+    """Start the server, which imports while the caller goes on. `OMP_NUM_THREADS` must be set: it is read on import."""
+    multiprocessing.set_forkserver_preload([*IMPORTED])
+    forkserver.ensure_running()
+
+
+def use() -> None:
+    """Have the engines that this process starts forked."""
+    from vllm.v1.engine import utils
+
+    utils.get_mp_context = _Context
