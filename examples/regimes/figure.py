@@ -80,16 +80,17 @@ initial = np.mean([held_out(run) for run in runs.glob("record-*")])
 lines = [
     f"Held out: avg@8 on 500 held-out prompts at step {STEPS}; {initial:.3f} before. Offline, reward is that of the record.",
     "",
-    "| algorithm | regime | reward, first 20 | last 20 | best 20 | held out | KL (k2) at last | mean lag |",
-    "|---|---|---|---|---|---|---|---|",
+    "| algorithm | regime | reward, first 20 | 81-100 | last 20 | best 20 | held out | seeds | KL (k2) at last | mean lag |",
+    "|---|---|---|---|---|---|---|---|---|---|",
 ]
 for regime in REGIMES:
     for algorithm in COLORS:
         if (algorithm, regime) not in curves:
             continue
         reward, kl, lag = (np.array(curves[algorithm, regime][column]) for column in COLUMNS)
-        cells = [algorithm, REGIMES[regime], f"{reward[:, 0].mean():.3f}", spread(reward[:, -1])]
-        cells += [f"{reward.max(1).mean():.3f}", spread(np.array(ends[algorithm, regime]))]
+        cells = [algorithm, REGIMES[regime], f"{reward[:, 0].mean():.3f}", spread(reward[:, 4]), spread(reward[:, -1])]
+        answers = spread(np.array(ends[algorithm, regime])) if regime == "offline" else ""
+        cells += [f"{reward.max(1).mean():.3f}", answers, str(len(reward))]
         lines.append("| " + " | ".join([*cells, f"{kl[:, -1].mean():.3g}", f"{lag.mean():.1f}"]) + " |")
 (out / "table.md").write_text("\n".join(lines) + "\n")
 

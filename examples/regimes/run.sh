@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # REINFORCE, GRPO, REC-OneSide-NoIS and RED-Weight on data of five kinds of staleness, 400 steps, three seeds; and, 20 updates
 # stale, REC-OneSide with importance sampling and with a wide clip. About five hours on two cores. Interrupted, it goes on where
-# it was. RUNS chooses where the runs go.
+# it was. RUNS chooses where the runs go, SEEDS which seeds.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 RUNS=${RUNS:-runs/regimes} PYTHON=${PYTHON:-.venv/bin/python}
@@ -15,9 +15,9 @@ train() { # name, seed, overrides
     tracking.wandb=disabled >"$run.log" 2>&1 || echo "$1-$2: $(tail -n 1 "$run.log")" | tee -a "$RUNS/ended_early.txt"
 }
 
-held_out() { # What the policy at the end makes of held-out prompts: offline, the rewards of a run are those of its record.
+held_out() { # seed. What the policy at the end makes of held-out prompts: offline, the rewards of a run are those of its record.
   local run
-  for run in "$RUNS"/*/; do
+  for run in "$RUNS"/{record,*.offline}-"$1"/; do
     run=${run%/}
     if [[ ! -e $run/held_out.json ]] && compgen -G "$run/checkpoints/step_*/manifest.json" >/dev/null; then
       $PYTHON -m rlopt.evaluate run="$run" eval.limit=500 eval.samples=8 evaluate.out="$run/held_out.json" >>"$run.log" 2>&1 ||
@@ -32,7 +32,7 @@ declare -A regime=(
   [pipeline_10]="sync.interval=1 sync.offset=10"
   [async_8]="sync.mode=async sync.interval=1 sync.max_lag=8"
 )
-for seed in 1 2 3; do
+for seed in ${SEEDS:-1 2 3}; do
   # What the initial model says of 400 batches: the data of the offline runs.
   train record "$seed" +algo=reinforce sync.interval=400 run.record=true learner.lr=1e-12
   for algo in reinforce grpo rec_oneside_nois red_weight; do
@@ -44,5 +44,5 @@ for seed in 1 2 3; do
   done
   train rec_oneside_is.frozen_20 "$seed" +algo=rec_oneside_is sync.interval=20
   train rec_oneside_wide.frozen_20 "$seed" +algo=rec_oneside_nois sync.interval=20 algo.clip_low=0.6 algo.clip_high=2.0
-  held_out
+  held_out "$seed"
 done
