@@ -29,14 +29,15 @@ COLUMNS = {
     "actor/kl_k2": "KL Divergence (k2, nats/token)",
     "offpolicy/lag_mean": "Lag (updates)",
 }
-COLORS = {
-    "reinforce": "#8C8C8C",
-    "grpo": "#4C72B0",
-    "rec_oneside_nois": "#DD8452",
-    "rec_oneside_is": "#C44E52",
-    "rec_oneside_wide": "#8172B3",
-    "red_weight": "#55A868",
+ALGORITHMS = {
+    "reinforce": ("REINFORCE", "#8C8C8C"),
+    "grpo": ("GRPO", "#4C72B0"),
+    "rec_oneside_nois": ("REC-OneSide-NoIS (0.2, 0.2)", "#DD8452"),
+    "rec_oneside_is": ("REC-OneSide-IS (0.2, 0.2)", "#C44E52"),
+    "rec_oneside_wide": ("REC-OneSide-NoIS (0.6, 2.0)", "#8172B3"),
+    "red_weight": ("RED-Weight", "#55A868"),
 }
+"""Names, with clips, and colors."""
 
 
 def held_out(run: Path) -> float:
@@ -84,11 +85,11 @@ lines = [
     "|---|---|---|---|---|---|---|---|---|---|",
 ]
 for regime in REGIMES:
-    for algorithm in COLORS:
+    for algorithm, (title, _) in ALGORITHMS.items():
         if (algorithm, regime) not in curves:
             continue
         reward, kl, lag = (np.array(curves[algorithm, regime][column]) for column in COLUMNS)
-        cells = [algorithm, REGIMES[regime], f"{reward[:, 0].mean():.3f}", spread(reward[:, 4]), spread(reward[:, -1])]
+        cells = [title, REGIMES[regime], f"{reward[:, 0].mean():.3f}", spread(reward[:, 4]), spread(reward[:, -1])]
         answers = spread(np.array(ends[algorithm, regime])) if regime == "offline" else ""
         cells += [f"{reward.max(1).mean():.3f}", answers, str(len(reward))]
         lines.append("| " + " | ".join([*cells, f"{kl[:, -1].mean():.3g}", f"{lag.mean():.1f}"]) + " |")
@@ -98,16 +99,18 @@ figure, axes = plt.subplots(len(COLUMNS), len(REGIMES), figsize=(16, 8), sharex=
 steps = np.arange(SPAN, STEPS + 1, SPAN) - SPAN / 2
 for row, (column, title) in zip(axes, COLUMNS.items(), strict=True):
     for axis, (regime, heading) in zip(row, REGIMES.items(), strict=True):
-        for algorithm, color in COLORS.items():
+        for algorithm, (name, color) in ALGORITHMS.items():
             if (algorithm, regime) in curves:
                 values = np.array(curves[algorithm, regime][column])
-                axis.plot(steps, values.mean(0), color=color, label=algorithm)
+                axis.plot(steps, values.mean(0), color=color, label=name)
                 axis.fill_between(steps, values.min(0), values.max(0), color=color, alpha=0.15, linewidth=0)
         axis.grid(alpha=0.3)
         if column == "reward/mean":
             axis.set_title(heading)
         if column == "actor/kl_k2":
             axis.set_yscale("log")
+        if column == "offpolicy/lag_mean":
+            axis.set_yscale("symlog")  # 0 to 10 live, to 399 offline
     row[0].set_ylabel(title)
 for axis in axes[-1]:
     axis.set_xlabel("training step")
