@@ -14,9 +14,12 @@ FILE = "engines.txt"
 def wanted_engines(run: Path, default: int) -> int:
     """What `ask_for` wrote into the run's folder, else `default`."""
     try:
-        return int((run / FILE).read_text())
+        said = (run / FILE).read_text().strip()
     except FileNotFoundError:
         return default
+    if not said.isdecimal() or int(said) < 1:
+        raise RloptError(f"{run / FILE}: {said!r} is no number of engines; python -m rlopt.engines {run} {default}")
+    return int(said)
 
 
 def ask_for(run: Path, count: int) -> None:

@@ -98,10 +98,10 @@ class LearnerWorker:
         torch.distributed.init_process_group(backend, store=store, rank=self._rank, world_size=self._world)
         deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
         policy = Policy(setup.folder, setup.dtype, config.logit_chunk, config.gradient_checkpointing)
-        if config.lora.rank:
+        if self._adapted:
             lora.adapt(policy.lm, config.lora)
         self._engine, *_ = deepspeed.initialize(model=policy, config=self._deepspeed_config(train=True))
-        if config.lora.rank:
+        if self._adapted:
             return
         reference = Policy(setup.folder, setup.dtype, config.logit_chunk).requires_grad_(False).eval()
         if config.zero_stage == 3:
@@ -188,11 +188,10 @@ class LearnerWorker:
 
     def score(self, pieces: list[Sequences], whose: Literal["policy", "reference"], temperature: float) -> list[Tensor]:
         """Log-probabilities `[b, t]` of every piece, on CPU."""
-        adapters = bool(self._config.lora.rank)
-        model = self._engine if whose == "policy" or adapters else self._reference
+        model = self._engine if whose == "policy" or self._adapted else self._reference
         model.eval()
         device = self._setup.device
-        before = lora.asleep(self._engine.module.lm) if whose == "reference" and adapters else nullcontext()
+        before = lora.asleep(self._engine.module.lm) if whose == "reference" and self._adapted else nullcontext()
         with torch.no_grad(), before:
             return [model(p.token_ids.to(device), p.mask.to(device), temperature)[0].cpu() for p in pieces]
 
@@ -240,7 +239,12 @@ class LearnerWorker:
 
     def _named(self) -> list[tuple[str, torch.nn.Parameter]]:
         lm = self._engine.module.lm
-        return lora.split(lm)[1] if self._config.lora.rank else list(lm.named_parameters())
+        return lora.split(lm)[1] if self._adapted else list(lm.named_parameters())
+
+    @property
+    def _adapted(self) -> bool:
+        """Adapters learn, and the policy without them is the reference."""
+        return self._config.lora.rank > 0
 
     @property
     def _scale(self) -> float:
@@ -259,22 +263,21 @@ class LearnerWorker:
         With adapters `learner/` leaves the frozen weights out (but a head that is tied), `hf/` is the merged model, and
         `adapter/` what `peft` loads.
         """
-        adapters = bool(self._config.lora.rank)
-        self._engine.save_checkpoint(str(folder / "learner"), tag="state", exclude_frozen_parameters=adapters)
+        self._engine.save_checkpoint(str(folder / "learner"), tag="state", exclude_frozen_parameters=self._adapted)
         lm = self._engine.module.lm
         learned = {name: tensor.to("cpu", copy=True) for name, tensor in self._gathered(self._named())}
         weights = learned
-        if adapters:
+        if self._adapted:
             frozen = ((name, tensor.cpu()) for name, tensor in self._gathered(lora.split(lm)[0]))
             weights = {n: t.clone() for n, t in lora.merged(frozen, dict(lora.scaled(learned.items(), self._scale)))}
         if self._rank == 0:
             write_model(lm, weights, folder / "hf")
-            if adapters:
+            if self._adapted:
                 lora.write(lm, learned, folder / "adapter")
 
     def load(self, folder: Path) -> None:
         """Go on from what `save` wrote."""
-        self._engine.load_checkpoint(str(folder / "learner"), tag="state", load_module_strict=not self._config.lora.rank)
+        self._engine.load_checkpoint(str(folder / "learner"), tag="state", load_module_strict=not self._adapted)
         self._moved = 0.0
 
     def close(self) -> None:

@@ -21,3 +21,10 @@ def test_a_folder_without_a_run_and_a_count_of_none_are_refused(tmp_path: Path) 
     (tmp_path / "config.yaml").write_text("{}")
     with pytest.raises(RloptError, match="0 engines: a run needs one at least"):
         ask_for(tmp_path, 0)
+
+
+@pytest.mark.parametrize("said", ["three", "0", "", "-1", "2.5"])
+def test_what_somebody_else_wrote_there_is_refused_in_one_line(tmp_path: Path, said: str) -> None:
+    (tmp_path / "engines.txt").write_text(said)
+    with pytest.raises(RloptError, match=rf"engines.txt: '{said}' is no number of engines; python -m rlopt.engines \S+ 2$"):
+        wanted_engines(tmp_path, 2)
