@@ -76,18 +76,19 @@ class Fleet:
     def poll(self) -> None:
         """Take in what has come back."""
         calls = [(engine, key, call) for engine in self._up for key, (_, call) in engine.calls.items()]
-        answered = finished([call for _, _, call in calls])
+        answered, lost = finished([call for _, _, call in calls]), dict[int, str]()
         for engine, key, call in calls:
-            if call not in answered or key not in engine.calls:
+            if call not in answered:
                 continue
             try:
                 (group,) = call.result(f"sampling group {key}")
-            except Lost as lost:
-                if engine in self._up:
-                    self.lose(engine.number, str(lost))
+            except Lost as error:
+                lost.setdefault(engine.number, str(error))
                 continue
             del engine.calls[key]
             self._done[key] = group
+        for number, why in lost.items():  # only now: what an engine had sampled before it died is asked of no other
+            self.lose(number, why)
 
     def wait(self, deadline_s: float) -> None:
         """Wait until at least one more group has come back than `done` shows.
