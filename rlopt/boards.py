@@ -33,7 +33,7 @@ class Wandb:
     """A W&B run; a resumed run goes on in the same. Tables of samples come every `TABLE_EVERY` steps."""
 
     def __init__(self, config: TrackingConfig, run: Path, run_id: str, name: str, group: str, settings: dict[str, Any]) -> None:
-        """`auto` is online with a key and offline without. Nothing waits for a network for more than half a minute."""
+        """`auto` is online with a key and offline without. The network has half a minute at the start, five at the end."""
         import wandb
 
         mode = config.wandb
@@ -49,7 +49,7 @@ class Wandb:
             dir=str(run),
             config=settings,
             mode=mode,
-            settings=wandb.Settings(silent=True, init_timeout=30, console="off"),
+            settings=wandb.Settings(silent=True, init_timeout=30, finish_timeout=300, console="off"),
         )
         self._table, self._samples = wandb.Table, list[Row]()
         self._run.define_metric("step")

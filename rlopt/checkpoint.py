@@ -45,11 +45,25 @@ def save(
     os.replace(draft, target / "manifest.json")
     best.write()
     for old in find_all(run)[:-keep]:
-        if old.name == f"step_{best.step}":
-            continue
-        (old / "manifest.json").unlink()
-        shutil.rmtree(old)
+        if old.name != f"step_{best.step}":
+            _remove(old)
     return target
+
+
+def forget(run: Path, step: int) -> None:
+    """Remove the checkpoints of steps after `step`, which are made again: `latest` would be one of them."""
+    for later in find_all(run):
+        if _step(later) > step:
+            _remove(later)
+
+
+def _remove(folder: Path) -> None:
+    (folder / "manifest.json").unlink()
+    shutil.rmtree(folder)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step_"))
 
 
 class Best:
@@ -82,7 +96,7 @@ class Best:
 def find_all(run: Path) -> list[Path]:
     """Complete checkpoints of a run, oldest first."""
     found = [path.parent for path in run.glob("checkpoints/step_*/manifest.json")]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
+    return sorted(found, key=_step)
 
 
 def choose(run: Path, which: str) -> Path:

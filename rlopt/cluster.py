@@ -30,6 +30,16 @@ def undisturbed() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+GONE = (
+    ray.exceptions.RayActorError,
+    ray.exceptions.OutOfMemoryError,
+    ray.exceptions.ObjectLostError,
+    ray.exceptions.ActorUnschedulableError,
+    ray.exceptions.NodeDiedError,
+)
+"""How Ray says that a worker, its node or what it had answered is no more."""
+
+
 class Stalled(RloptError):
     """A deadline passed or a worker died: who waited for whom, and for how long."""
 
@@ -68,7 +78,7 @@ class Pending:
             if isinstance(cause, RloptError):
                 raise RloptError(str(cause.args[0] if cause.args else cause)) from error
             raise
-        except ray.exceptions.RayActorError as error:
+        except GONE as error:
             raise Lost(f"{self.who} died during: {what} ({str(error).splitlines()[0]})") from error
 
     def cancel(self) -> None:
@@ -250,7 +260,7 @@ class EngineClient:
                 answers[number] = ray.get(ref, timeout=max(0.0, ends - time.monotonic()))
             except ray.exceptions.GetTimeoutError:
                 self.faults[number] = f"{method} took over {self._deadline_s:.0f} s (cluster.step_deadline_s)"
-            except ray.exceptions.RayActorError:
+            except GONE:
                 self.faults[number] = f"the engine died during {method}"
                 self.dead.add(number)
             except ray.exceptions.RayTaskError as error:

@@ -3,6 +3,7 @@
 Each section goes to the room that it is named after; nothing below `launch` sees a whole `Config`.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -21,6 +22,9 @@ class RunConfig:
     seed: int
     record: bool
     resume: str
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,7 @@ class KLConfig:
     place: Literal["loss", "reward"]
 
     def __post_init__(self) -> None:
-        need(self.coef >= 0, "algo.kl.coef", self.coef, "must be 0 (measure only) or above")
+        need(0 <= self.coef < math.inf, "algo.kl.coef", self.coef, "must be 0 (measure only) or above")
 
 
 @dataclass(frozen=True)
@@ -149,6 +153,7 @@ class GroupRelativeConfig:
         need(self.group_size >= 2, "algo.group_size", self.group_size, "credit is relative to siblings: at least 2")
         need(self.minibatches >= 1, "algo.minibatches", self.minibatches, "must be at least 1")
         need(self.refills >= 0, "algo.refills", self.refills, "must be 0 (off) or more")
+        need(math.isfinite(self.entropy_coef), "algo.entropy_coef", self.entropy_coef, "must be a finite number")
         corrected = self.correction.weight != "none" or self.correction.mask != "none"
         need(
             self.anchor == "proximal" or not corrected,
@@ -190,6 +195,9 @@ class RolloutConfig:
         need(0 < self.top_p <= 1, "rollout.top_p", self.top_p, "must be above 0 and at most 1")
         need(self.max_new_tokens >= 1, "rollout.max_new_tokens", self.max_new_tokens, "must be at least 1")
         need(self.max_num_seqs >= 1, "rollout.max_num_seqs", self.max_num_seqs, "must be at least 1")
+        need(self.kv_cache_gib > 0, "rollout.kv_cache_gib", self.kv_cache_gib, "must be above 0 GiB")
+        share = self.gpu_memory_share
+        need(0 < share <= 1, "rollout.gpu_memory_share", share, "is a share of the card: above 0 and at most 1")
 
 
 @dataclass(frozen=True)
@@ -232,10 +240,13 @@ class LearnerConfig:
 
     def __post_init__(self) -> None:
         need(self.workers >= 1, "learner.workers", self.workers, "must be at least 1")
-        need(self.lr > 0, "learner.lr", self.lr, "must be above 0")
+        need(0 < self.lr < math.inf, "learner.lr", self.lr, "must be above 0")
+        need(0 <= self.weight_decay < math.inf, "learner.weight_decay", self.weight_decay, "must be 0 (off) or above")
+        need(self.warmup_steps >= 0, "learner.warmup_steps", self.warmup_steps, "must be 0 (off) or more")
         need(self.max_grad_norm > 0, "learner.max_grad_norm", self.max_grad_norm, "must be above 0")
         need(self.logit_chunk >= 1, "learner.logit_chunk", self.logit_chunk, "must be at least 1 token")
-        need(len(self.betas) == 2, "learner.betas", self.betas, "AdamW has two, e.g. [0.9, 0.999]")
+        fits = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
+        need(fits, "learner.betas", self.betas, "AdamW has two, at least 0 and below 1, e.g. [0.9, 0.999]")
 
 
 @dataclass(frozen=True)
@@ -354,6 +365,14 @@ class ClusterConfig:
     start_deadline_s: float
     step_deadline_s: float
 
+    def __post_init__(self) -> None:
+        need(self.cpu_threads >= 1, "cluster.cpu_threads", self.cpu_threads, "must be at least 1")
+        for key, gpus in (("engine", self.gpus_per_engine), ("learner", self.gpus_per_learner)):
+            fits = 0 <= gpus < 1 or (gpus >= 1 and gpus == int(gpus))
+            need(fits, f"cluster.gpus_per_{key}", gpus, "must be 0, a share of one GPU, or a whole number of them")
+        for key, seconds in (("start", self.start_deadline_s), ("step", self.step_deadline_s)):
+            need(seconds > 0, f"cluster.{key}_deadline_s", seconds, "must be above 0 seconds")
+
 
 @dataclass(frozen=True)
 class Config:
@@ -381,13 +400,15 @@ class Config:
         best = self.trainer.best
         need(best is None or self.data.eval is not None, "trainer.best", best, "nothing is evaluated; set data.eval")
         updates = self.algo.group_relative.minibatches if self.algo.group_relative else 1
-        samples = self.data.prompts_per_step // updates * self.group_size
+        samples, later = self.groups_of_first_step // updates * self.group_size, self.shares[1]
         need(
             samples >= self.learner.workers or updates > self.data.prompts_per_step,
             "learner.workers",
             self.learner.workers,
             f"an update's {samples} samples (data.prompts_per_step={self.data.prompts_per_step} x {self.group_size}"
-            f"{f' / algo.minibatches={updates}' if updates > 1 else ''}) cannot be split over the ranks; use at most {samples}",
+            f"{f' / algo.minibatches={updates}' if updates > 1 else ''}"
+            f"{f', at first without the {later} groups that replay adds' if later else ''}) cannot be split over the ranks; "
+            f"use at most {samples}",
         )
         need(
             updates <= self.data.prompts_per_step,
@@ -460,6 +481,11 @@ class Config:
         return steps - recorded - replayed, replayed, recorded
 
     @property
+    def groups_of_first_step(self) -> int:
+        """Groups (or rows) of the smallest step: there is nothing to replay yet."""
+        return self.data.prompts_per_step - self.shares[1]
+
+    @property
     def group_size(self) -> int:
         """Samples per prompt; 1 where rows are recorded."""
         return self.algo.group_relative.group_size if self.algo.group_relative else 1
@@ -484,6 +510,9 @@ class SeedConfig:
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
     seed: int
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
 
 
 @dataclass(frozen=True)
@@ -557,6 +586,10 @@ class PairsJob:
         need(steps == self.pairs.chunk, "data.prompts_per_step", steps, "there are no learner steps here; set pairs.chunk")
         need(data.eval is None, "data.eval", data.eval, "nothing is scored here; pairs.eval_share holds rows out")
         check_no_learner(self.cluster, self.rollout)
+
+
+def check_seed(seed: int) -> None:
+    need(0 <= seed < 2**32, "run.seed", seed, "must be 0 to 4294967295")
 
 
 def check_no_learner(cluster: ClusterConfig, rollout: RolloutConfig) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import yaml
 
 from rlopt.record import Damaged, blocks
 
@@ -40,10 +41,14 @@ class Tokens:
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """A run's metrics, step by step, and the tokens of its record, if it has one that ever saw log-probabilities."""
+    """A run's metrics, step by step, and the tokens of its record, if it has one that ever saw log-probabilities.
+
+    `recorded`: some groups were recorded by another run. At step 1 they count as lag 0, whatever policy spoke them.
+    """
 
     rows: list[Mapping[str, float]]
     tokens: Tokens | None
+    recorded: bool = False
 
     def column(self, name: str, last: float = 1.0) -> np.ndarray:
         """A metric over the `last` share of the steps, without steps that do not have it."""
@@ -55,7 +60,9 @@ def read(run: Path) -> Evidence:
     """What the folder of a run has."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     record = next(iter(run.glob("experience.jsonl*")), None)
-    return Evidence(rows, read_tokens(record) if record else None)
+    config = run / "config.yaml"
+    data = yaml.safe_load(config.read_text()).get("data", {}) if config.exists() else {}
+    return Evidence(rows, read_tokens(record) if record else None, bool(data.get("experience")))
 
 
 def read_tokens(record: Path) -> Tokens | None:

@@ -96,6 +96,8 @@ def load_experience(name: str, tokenizer: Tokenizer, mine: Mapping[str, object],
         for block in blocks(path):
             for line, text in enumerate(block.lines):
                 number = block.first + line
+                if not text.strip():
+                    continue
                 try:
                     row = json.loads(text)
                 except json.JSONDecodeError as error:
@@ -158,7 +160,8 @@ def _parse(row: Any, tokenizer: Tokenizer, name: str) -> tuple[Group, bool]:
             | ({} if known else {"logprobs": [0.0] * len(sample["token_ids"])})
             for sample in row["samples"]
         ]
-        return group_from_json({**row, "samples": samples, "faults": []}), known  # they were told of when it was recorded
+        untold = {"refills": 0, "faults": []}  # the run that recorded them told of these
+        return group_from_json({**row, "samples": samples, **untold}), known
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Unusable(f"no group ({type(error).__name__}: {error})") from None
 

@@ -19,7 +19,7 @@ Report = Callable[..., None]
 """`tracking.Journal.event`: what kind of thing happened, and facts by name."""
 
 MOST_LOSSES = 3
-"""Engines that may die between two synchronisations before the run ends: there is a cause that replacing does not cure."""
+"""Engines that may die beyond all that there are, with no group coming back: then replacing them does not cure the cause."""
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Fleet:
         """`spawn(name, 1)` makes an actor. All begin to load at once; `join` waits for them."""
         self._spawn, self._start_deadline_s = spawn, start_deadline_s
         self.report: Report = lambda kind, **facts: None
-        self._made = 0
+        self._made, self._count = 0, count
         self._starting: list[tuple[Engine, Pending]] = []
         self._up: list[Engine] = []
         self._homeless: dict[Key, Deal] = {}
@@ -87,6 +87,7 @@ class Fleet:
                 continue
             del engine.calls[key]
             self._done[key] = group
+            self._losses = 0
         for number, why in lost.items():  # only now: what an engine had sampled before it died is asked of no other
             self.lose(number, why)
 
@@ -129,25 +130,31 @@ class Fleet:
     def join(self, wait: bool) -> bool:
         """Take in the engines that have loaded, or with `wait` all that are loading; whether there were any.
 
-        They have no weights to sample with yet. Where others are there, one that cannot load is reported and given up.
+        They have no weights to sample with yet. One that cannot load is reported and given up, while there are others.
+
+        Raises:
+            RloptError: none could load, and no other is there.
         """
         loaded = finished([pending for _, pending in self._starting])
         ready = [(engine, pending) for engine, pending in self._starting if wait or pending in loaded]
+        failed: list[Exception] = []
         for engine, pending in ready:
             self._starting.remove((engine, pending))
             try:
                 pending.result("starting up")
             except Exception as error:  # whatever loading a model may raise
                 engine.workers.close()
-                if not self._up:
-                    raise
                 self.report("engine_failed", engine=engine.number, why=str(error).splitlines()[0])
+                failed.append(error)
                 continue
             self._up.append(engine)
+        if failed and not self._up and not self._starting:
+            raise failed[0]
         return bool(ready)
 
     def resize(self, count: int) -> None:
         """Have `count` engines: start more, or close the newest and hand their prompts to others."""
+        self._count = count
         while len(self._up) + len(self._starting) < count:
             self._make()
             self.report("engine_added", engine=self._starting[-1][0].number)
@@ -159,7 +166,6 @@ class Fleet:
 
     def settle(self) -> None:
         """Hand what nobody samples to the engines that are there; called when these have weights."""
-        self._losses = 0
         homeless, self._homeless = self._homeless, {}
         self._hand_on(homeless)
 
@@ -231,15 +237,15 @@ class Fleet:
         """Give an engine up: end it, hand its prompts to others, and start another in its place.
 
         Raises:
-            Stalled: engines die faster than weights are synchronised.
+            Stalled: engines die, and nothing comes back.
         """
         engine = next(engine for engine in self._up if engine.number == number)
         self._up.remove(engine)
         engine.workers.close()
         self._losses += 1
         self.report("engine_lost", engine=number, why=why, asked_again=len(engine.calls))
-        if self._losses > MOST_LOSSES:
-            raise Stalled(f"{self._losses} engines were lost since the last sync, the last one, engine {number}: {why}")
+        if self._losses > MOST_LOSSES + self._count:
+            raise Stalled(f"{self._losses} engines were lost since a group came back, the last one, engine {number}: {why}")
         self._make()
         self._hand_on(engine.deals)
 

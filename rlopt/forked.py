@@ -8,6 +8,8 @@ from the scheduler, as vLLM itself does where models run on GPUs.
 
 import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Callable, Mapping
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
@@ -24,13 +26,22 @@ class _Context(ForkServerContext):
 
 
 def _begin(environment: dict[str, str], target: Callable[..., None], kwargs: Mapping[str, Any]) -> None:
-    """In the scheduler: as if it had been spawned, but that it forks the model."""
+    """In the scheduler: as if it had been spawned, but that it forks the model, and that it ends with who asked for it.
+
+    Ray ends an actor's children with it. To Ray the scheduler is none.
+    """
     from vllm.v1.executor import multiproc_executor
 
     # Those that differ alone: a process whose environment was made anew takes no title.
     os.environ.update({name: value for name, value in environment.items() if os.environ.get(name) != value})
     multiproc_executor.get_mp_context = lambda: multiprocessing.get_context("fork")
+    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
     target(**kwargs)
+
+
+def _end_with(parent: Any) -> None:
+    parent.join()
+    os.kill(os.getpid(), signal.SIGKILL)  # the model ends with its scheduler
 
 
 def prepare() -> None:

@@ -90,20 +90,21 @@ class Groups:
 
     def take(self, step: int) -> Drawn:
         shares, metrics = self.shares, dict[str, float]()
-        groups, asked = list[Group](), shares.new
+        groups, asked = list[Group](), shares.new * shares.group_size
         if self.samplers:
             groups, metrics = self.samplers.take(step)
         if self.replay:
             again = self.replay.draw(step, shares.replayed)
             self.replay.insert(groups)
             groups = groups + again
-            asked += len(again)
+            asked += _samples(again)
             metrics |= self.replay.metrics()
         if self.recorded:
-            groups = groups + self.recorded((step - 1) * shares.recorded, shares.recorded)
-            asked += shares.recorded
+            kept = self.recorded((step - 1) * shares.recorded, shares.recorded)
+            groups = groups + kept
+            asked += _samples(kept)
         sequences = pad(groups, step)
-        metrics = batch_metrics(groups, step, asked * shares.group_size) | metrics
+        metrics = batch_metrics(groups, step, asked) | metrics
         return Drawn(sequences, lambda: self.learners.score(sequences, "reference"), metrics, groups)
 
     def learned(self, step: int) -> dict[str, float]:
@@ -124,3 +125,7 @@ class Groups:
     def stock(self, step: int) -> Stock:
         stock = self.samplers.stock(step) if self.samplers else Stock({}, {})
         return stock.joined(self.replay.stock()) if self.replay else stock
+
+
+def _samples(groups: list[Group]) -> int:
+    return sum(len(group.samples) for group in groups)

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from rlopt.cluster import Cluster, Workers, undisturbed
 from rlopt.config import PairsJob
-from rlopt.errors import Fault, RloptError
+from rlopt.errors import RloptError
 from rlopt.model import context_length, find_model, load_tokenizer
 from rlopt.processes import Pool
 from rlopt.prompts import load_prompts, wording
@@ -189,11 +189,7 @@ class Workshop:
         return self._sampler.complete(openings, count)
 
     def grade(self, answers: list[tuple[Prompt, str]]) -> list[float | None]:
-        scored = self._sampler.grade(answers)
-        for fault in scored:
-            if isinstance(fault, Fault):
-                raise RloptError(fault.why)
-        return [one.reward if isinstance(one, Scored) else None for one in scored]
+        return [one.reward if isinstance(one, Scored) else None for one in self._sampler.grade(answers)]
 
     def split(self, texts: list[str]) -> list[list[str]]:
         found = self._split.call_each([SplitCall(text) for text in texts])

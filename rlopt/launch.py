@@ -72,6 +72,7 @@ def train(config: Config, console: Console) -> Outcome:
             boards = start_boards(config.tracking, prepared.run, position.step, prepared.state["wandb_id"], *about)
             crew.join()
         console.print(f"started in {time.monotonic() - started:.0f} s", highlight=False)
+        checkpoint.forget(prepared.run, position.step)
         recorder = _recorder(prepared, position.step)
         steps, log_samples = config.trainer.total_steps, config.trainer.log_samples
         journal = Journal(prepared.run, position.step, steps, log_samples, boards, console, recorder)
@@ -93,9 +94,11 @@ def train(config: Config, console: Console) -> Outcome:
         return _outcome(prepared, boards)
     finally:
         with undisturbed():
-            if journal:
-                journal.close(exit_code=0 if finished else 1)
-            crew.close()
+            try:
+                crew.close()  # first: the end of an upload may take long
+            finally:
+                if journal:
+                    journal.close(exit_code=0 if finished else 1)
 
 
 @contextmanager
@@ -280,6 +283,7 @@ def _samplers(prepared: Prepared, crew: Crew, fleet: Fleet, journal: Journal) ->
             deadline_s=deadline_s,
             sleep=config.rollout.sleep,
             requested=max([prepared.state["position"]["step"], *(batch for batch, _ in batches)]),
+            revived=set(stock.facts.get("revived", [])),
         )
     again = streamed(stock)
     fleet.put_back(again.done)

@@ -94,7 +94,7 @@ class Lockstep:
         shelves: dict[str, list[Group]] = {}
         for (batch, _), group in sorted(self.fleet.done.items()):
             shelves.setdefault(f"batch_{batch}", []).append(group)
-        return Stock(shelves, {})
+        return Stock(shelves, {"revived": sorted(self.revived)})
 
     def _wait(self, keys: list[Key], step: int) -> None:
         """Wait for groups. Engines that come back when all had died get the weights of learner step `step`."""

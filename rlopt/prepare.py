@@ -116,7 +116,8 @@ def prepare(config: Config, console: Console) -> Prepared:
         recordings = _load_recordings(config, objective, words, context)
         rows = recordings.train + recordings.held_out
         longest, held_out = max(len(e.prompt.token_ids) + len(a) for e in rows for a in e.answers), len(recordings.held_out)
-    check_sizes(config, objective, longest, held_out)
+    largest = max(config.group_size, experience.largest if experience else 0)
+    check_sizes(config, objective, longest, held_out, largest)
     state = _prepare_run(config, run, resume)
     return Prepared(
         config=config,
@@ -143,7 +144,8 @@ def dry_run(config: Config, console: Console) -> list[tuple[str, str]]:
     if config.samples:
         load_reward(config.reward.fn, config.reward.weights)
         if config.data.max_prompt_tokens:
-            check_sizes(config, objective, config.data.max_prompt_tokens + config.rollout.max_new_tokens, 0)
+            longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
+            check_sizes(config, objective, longest, 0, config.group_size)
     tiny = config.model.path in RECIPES
     progress = TrainingBar(console, f"training {config.model.path} (once on this machine)")
     folder = find_model(config.model.path, progress) if tiny else config.model.path
@@ -210,10 +212,13 @@ def _check_best(config: Config, sets: list[str]) -> None:
     need(best is None or best in there, "trainer.best", best, f"is no metric of data.eval; one of {', '.join(there)}")
 
 
-def check_sizes(config: Config, objective: Objective, longest: int, held_out: int) -> None:
-    """Refuse what could not be split over ranks and micro-batches later. `longest` sequence in tokens; `held_out` rows."""
+def check_sizes(config: Config, objective: Objective, longest: int, held_out: int, largest: int) -> None:
+    """Refuse what could not be split over ranks and micro-batches later.
+
+    `longest` sequence in tokens; `held_out` rows; `largest` group in samples.
+    """
     together, ranks, budget = objective.traits.unit == "group", config.learner.workers, config.learner.token_budget
-    size = {"pairs": 2, "step_pairs": 2}.get(objective.traits.rows, config.group_size) if together else 1
+    size = {"pairs": 2, "step_pairs": 2}.get(objective.traits.rows, largest) if together else 1
     need(
         size * longest <= budget,
         "learner.token_budget",
@@ -221,7 +226,7 @@ def check_sizes(config: Config, objective: Objective, longest: int, held_out: in
         f"{size} sequence(s) of up to {longest} tokens must go into one micro-batch; set it to {size * longest} at least",
     )
     shared = config.algo.group_relative
-    units = config.data.prompts_per_step // (shared.minibatches if shared else 1)
+    units = config.groups_of_first_step // (shared.minibatches if shared else 1)
     if together:
         need(units >= ranks, "learner.workers", ranks, f"an update has {units} groups that stay together; use at most {units}")
     need(not held_out or held_out >= ranks, "learner.workers", ranks, f"data.eval has {held_out} rows; use at most {held_out}")
@@ -269,6 +274,11 @@ def _why_logprobs(config: Config, objective: Objective, terms: Terms) -> str | N
         return "algo.correction or algo.opsm_delta compares with them"
     if terms.kl_coef and terms.kl_estimator in ("k3_corrected", "k3_unbiased"):
         return f"algo.kl.estimator={terms.kl_estimator} weighs by them"
+    if shared and shared.anchor == "behavior":
+        if terms.kl_coef and terms.kl_place == "reward":
+            return "algo.kl.place=reward takes their KL from the reward"
+        if terms.corrections.dual_clip is not None:
+            return "algo.dual_clip bounds ratios against them"
     return None
 
 
@@ -304,6 +314,8 @@ def _find_resume(config: Config, run: Path) -> Path | None:
     if resume != "auto":
         folder = Path(resume).resolve()
     if folder:
+        if _of_another_run(folder, run) and (run / "config.yaml").exists():
+            raise RloptError(f"run.resume={resume}: is no checkpoint of {run}, which holds a run; choose another run.dir")
         checkpoint.verify(folder)
         step = checkpoint.load_state(folder)["position"]["step"]
         if step >= config.trainer.total_steps:
@@ -312,6 +324,10 @@ def _find_resume(config: Config, run: Path) -> Path | None:
                 "raise it, or choose another run.dir"
             )
     return folder
+
+
+def _of_another_run(folder: Path, run: Path) -> bool:
+    return folder.resolve().parent.parent != run.resolve()
 
 
 def _prepare_run(config: Config, run: Path, resume: Path | None) -> dict[str, Any]:
@@ -339,9 +355,7 @@ def _prepare_run(config: Config, run: Path, resume: Path | None) -> dict[str, An
             )
     run.mkdir(parents=True, exist_ok=True)
     kept.write_text(yaml.safe_dump(mine, sort_keys=False))
-    if resume:
-        return checkpoint.load_state(resume)
-    return {
-        "position": asdict(Position()),
-        "wandb_id": f"{re.sub(r'[^A-Za-z0-9_-]', '-', config.run.name)}-{uuid.uuid4().hex[:8]}",
-    }
+    state: dict[str, Any] = checkpoint.load_state(resume) if resume else {"position": asdict(Position())}
+    if not resume or _of_another_run(resume, run):  # what goes on elsewhere is another run to W&B too
+        state["wandb_id"] = f"{re.sub(r'[^A-Za-z0-9_-]', '-', config.run.name)}-{uuid.uuid4().hex[:8]}"
+    return state

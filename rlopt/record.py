@@ -87,16 +87,21 @@ def _members(file: IO[bytes], start: int) -> Iterator[tuple[int, int, bytes]]:
                 raise Damaged(start, f"not what was written ({error})") from None
             end += len(rest) - len(member.unused_data)
             rest = member.unused_data if member.eof else file.read(PIECE)
-        yield start, end, bytes(content)
+        yield start, end, _whole(bytes(content))
         rest, start = rest or file.read(PIECE), end
 
 
 def _stretches(file: IO[bytes], start: int) -> Iterator[tuple[int, int, bytes]]:
-    """(start, end, content) of whole lines of a plain file. A last line without a line break counts."""
+    """(start, end, content) of whole lines of a plain file."""
     while lines := file.readlines(PIECE):
         content = b"".join(lines)
-        yield start, start + len(content), content if content.endswith(b"\n") else content + b"\n"
+        yield start, start + len(content), _whole(content)
         start += len(content)
+
+
+def _whole(content: bytes) -> bytes:
+    """A last line without a line break counts."""
+    return content if not content or content.endswith(b"\n") else content + b"\n"
 
 
 class Recorder:

@@ -62,7 +62,7 @@ class Replay:
             self.inserted += samples
             self.learned += samples
             number = 1 + max((one.number for one in self.kept), default=0)
-            self.kept.append(Kept(replace(group, faults=()), 1, number))  # they were told of once
+            self.kept.append(Kept(replace(group, refills=0, faults=()), 1, number))  # they were told of once
         self.kept = sorted(self.kept, key=self._rank)[: self.plan.capacity]
 
     def stock(self) -> Stock:

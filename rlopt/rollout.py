@@ -121,6 +121,13 @@ class RolloutWorker:
             )
         )
         self._tokenizer = get_tokenizer(str(engine.folder))
+        self._watch = asyncio.create_task(self._die_with_engine())
+
+    async def _die_with_engine(self) -> None:
+        """Where the engine's processes die, so does this one: vLLM would raise for some calls, and leave others waiting."""
+        while not self._llm.errored:
+            await asyncio.sleep(0.5)
+        os._exit(1)
 
     async def sample(self, deal: Deal) -> Group:
         """`group_size` rewarded samples of a prompt. Samples that the reward leaves out are missing from their group."""
@@ -247,9 +254,14 @@ class RolloutWorker:
         return (await self._run(token_ids, params)).outputs[0]
 
     async def _run(self, token_ids: tuple[int, ...], params: Any) -> Any:
+        from vllm.v1.engine.exceptions import EngineDeadError
+
         self._requests += 1
         prompt = {"prompt_token_ids": list(token_ids)}
-        return [output async for output in self._llm.generate(prompt, params, str(self._requests))][-1]
+        try:
+            return [output async for output in self._llm.generate(prompt, params, str(self._requests))][-1]
+        except EngineDeadError:
+            os._exit(1)  # as `_die_with_engine` is about to
 
     # The weight-transfer verbs; vLLM's own, called by a sender through `EngineClient`, and `received`.
 
@@ -297,6 +309,7 @@ class RolloutWorker:
         await self._llm.resume_generation()
 
     async def close(self) -> None:
+        self._watch.cancel()
         self._rewards.close()
         self._llm.shutdown()
 

@@ -155,6 +155,8 @@ class Stream:
         lengths = [len(sample.token_ids) for group in groups for sample in group.samples]
         finished, self.finished = self.finished or lengths, []
         dropped, self.dropped = self.dropped, 0
+        if not lengths:  # no reward came for any of them
+            return {"offpolicy/dropped_groups": float(dropped)}
         return {
             "response_length/p90": float(np.quantile(lengths, 0.9)),
             "response_length/finished_mean": float(np.mean(finished)),

@@ -152,6 +152,22 @@ def test_an_engines_processes_are_forked_from_one_that_has_imported_vllm(crew: l
         assert "multiprocessing.forkserver" in " ".join(server.cmdline())
 
 
+def test_nothing_outlives_a_driver_that_was_killed(tmp_path: Path) -> None:
+    line = command("+algo=grpo", *SMALL, "sync.interval=2", "tracking.wandb=disabled", f"run.dir={tmp_path / 'run'}")
+    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not (tmp_path / "run" / "metrics.jsonl").exists() or len(rows(tmp_path / "run" / "metrics.jsonl")) < 3:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert {"VLLM::EngineCore", "VLLM::Worker"} <= {member.name() for member in family}
+    process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(family, timeout=30)
+    assert not alive, [member.cmdline()[:3] for member in alive]
+
+
 SHARDED = {
     "two ranks, ZeRO 2": ["learner.workers=2", "learner.zero_stage=2"],
     "two ranks, two engines, ZeRO 3": ["learner.workers=2", "learner.zero_stage=3", "rollout.engines=2"],

@@ -95,3 +95,13 @@ def test_a_resumed_run_knows_the_best_but_not_one_of_steps_that_it_makes_again(t
     assert checkpoint.Best(tmp_path, "m", 4).value == 0.5
     assert checkpoint.Best(tmp_path, "m", 3).step == -1
     assert checkpoint.Best(tmp_path, "other", 4).step == -1
+
+
+def test_checkpoints_of_steps_that_are_made_again_are_forgotten_so_that_latest_is_never_one_of_them(tmp_path: Path) -> None:
+    for step in (100, 200, 300):
+        save(tmp_path, step, keep=9)
+    checkpoint.forget(tmp_path, 100)
+    assert [path.name for path in checkpoint.find_all(tmp_path)] == ["step_100"]
+    save(tmp_path, 150)
+    assert [path.name for path in checkpoint.find_all(tmp_path)] == ["step_100", "step_150"]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step_100", "step_150"]

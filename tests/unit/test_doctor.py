@@ -146,3 +146,17 @@ def test_a_record_is_read_up_to_its_damage_and_turns_are_counted_from_their_firs
     cut = read(tmp_path).tokens
     assert cut is not None
     assert cut.step.tolist() == [4]
+
+
+def test_groups_that_another_run_recorded_are_no_samples_of_lag_0_at_step_1(tmp_path: Path) -> None:
+    """They count as version 0 there, whatever policy spoke them; later ones of lag 0 were sampled here."""
+    other = rows(offpolicy__behavior_kl=lambda s: 0.5 if s == 1 else 0.0, offpolicy__lag_max=lambda s: 0 if s in (1, 41) else s)
+    assert found("engine and learner", Evidence(other, None)).level == "fault"
+    assert found("engine and learner", Evidence(other, None, recorded=True)).level == "fine"
+    gap = tokens(lambda lag, chance, **_: np.where(lag == 0, chance.normal(0, 0.5, len(lag)), 0.0))
+    assert found("engine and learner", Evidence(other, gap)).level == "fault"
+    assert found("engine and learner", Evidence(other, gap, recorded=True)).level == "fine"
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    for experience, recorded in (("null", False), ("other/experience.jsonl.gz", True)):
+        (tmp_path / "config.yaml").write_text(f"data:\n  experience: {experience}\n")
+        assert read(tmp_path).recorded is recorded

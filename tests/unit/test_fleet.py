@@ -7,7 +7,7 @@ import pytest
 from builders import group
 
 from rlopt import fleet as module
-from rlopt.cluster import Lost
+from rlopt.cluster import Lost, Stalled
 from rlopt.fleet import Fleet
 from rlopt.types import Key
 
@@ -31,6 +31,10 @@ class Workers:
     name: str
     calls: list[Call] = field(default_factory=list)
 
+    @property
+    def handles(self) -> list[str]:
+        return [self.name]
+
     def start(self, verb: str, *_: Any, **__: Any) -> Call:
         call = Call("loaded" if verb == "start" else None)
         if verb == "sample":
@@ -40,33 +44,102 @@ class Workers:
     def close(self) -> None: ...
 
 
+Made = tuple[Fleet, list[Workers], list[str]]
+
+
 @pytest.fixture
-def engines(monkeypatch: pytest.MonkeyPatch) -> list[Workers]:
+def made(monkeypatch: pytest.MonkeyPatch) -> Made:
+    """Two engines that have loaded; all engines there ever were, and what was reported."""
     monkeypatch.setattr(module, "finished", lambda calls: [call for call in calls if call.answer is not None])
-    return []
+    engines, events = list[Workers](), list[str]()
 
-
-def test_a_group_that_came_back_as_its_engine_died_is_kept_and_no_other_engine_asked_for_it(engines: list[Workers]) -> None:
     def spawn(name: str, _: int) -> Any:
         engines.append(Workers(name))
         return engines[-1]
 
-    events: list[tuple[str, dict[str, Any]]] = []
     fleet = Fleet(spawn, 2, 1.0)
-    fleet.report = lambda kind, **facts: events.append((kind, facts))
+    fleet.report = lambda kind, **facts: events.append(f"{kind} {facts.get('asked_again', '')}")
     fleet.join(wait=True)
-    keys: list[Key] = [(1, place) for place in range(4)]
+    return fleet, engines, events
+
+
+def ask(fleet: Fleet, count: int) -> list[Key]:
+    keys: list[Key] = [(1, place) for place in range(count)]
     for key in keys:
         fleet.ask(key, None)  # type: ignore[arg-type]
-    first, second = engines
+    return keys
+
+
+def test_a_group_that_came_back_as_its_engine_died_is_kept_and_no_other_engine_asked_for_it(made: Made) -> None:
+    fleet, (first, second), events = made
+    keys = ask(fleet, 4)
     lost, kept = first.calls  # of groups 0 and 2
     lost.answer, kept.answer = "died", group("before")
     fleet.poll()
     assert fleet.asked == keys
     assert list(fleet.done) == [(1, 2)]
-    assert (events[-1][0], events[-1][1]["asked_again"], len(second.calls)) == ("engine_lost", 1, 3)
+    assert (events, len(second.calls)) == (["engine_lost 1"], 3)
     for call in second.calls:
         call.answer = group("after")
     fleet.poll()
     assert [fleet.hand_over(key).prompt.id for key in keys] == ["after", "after", "before", "after"]
     assert fleet.asked == []
+
+
+def revive(fleet: Fleet) -> None:
+    """As a synchronisation does."""
+    fleet.join(wait=True)
+    fleet.settle()
+
+
+def test_engines_that_die_of_what_they_are_asked_for_are_not_replaced_for_ever(made: Made) -> None:
+    fleet, engines, events = made
+    ask(fleet, 1)
+
+    def die_for_ever() -> None:
+        for _ in range(60):
+            for call in [call for engine in engines for call in engine.calls]:
+                call.answer = "died"
+            fleet.poll()
+            revive(fleet)
+
+    with pytest.raises(Stalled, match="6 engines were lost since a group came back, the last one, engine 5: the engine died"):
+        die_for_ever()
+    assert len(events) == 6
+
+
+def test_engines_that_die_now_and_then_are_replaced_for_as_long_as_groups_come_back(made: Made) -> None:
+    fleet, engines, events = made
+    for step in range(20):
+        fleet.ask((step, 0), None)  # type: ignore[arg-type]
+        (call,) = [call for engine in engines for call in engine.calls if call.answer is None]
+        call.answer = "died"
+        fleet.poll()
+        revive(fleet)
+        (call,) = [call for engine in engines for call in engine.calls if call.answer is None]
+        call.answer = group("a")
+        fleet.poll()
+        fleet.hand_over((step, 0))
+    assert len(events) == 20
+
+
+def reload(fleet: Fleet, loads: list[bool]) -> None:
+    """All engines die, and those in their place load, or not."""
+    for engine in list(fleet.handles):
+        fleet.lose(engine, "was killed")
+    for (_, pending), good in zip(fleet._starting, loads, strict=True):
+        pending.answer = "loaded" if good else "died"  # type: ignore[attr-defined]
+    fleet.join(wait=True)
+
+
+@pytest.mark.parametrize("loads", [[True, False], [False, True]])
+def test_an_engine_that_cannot_load_is_given_up_while_another_can_whichever_comes_first(made: Made, loads: list[bool]) -> None:
+    fleet, _, events = made
+    reload(fleet, loads)
+    assert len(fleet.handles) == 1
+    assert events[-1] == "engine_failed "
+
+
+def test_a_run_whose_engines_all_cannot_load_ends(made: Made) -> None:
+    with pytest.raises(Lost, match="the engine died during: starting up"):
+        reload(made[0], [False, False])

@@ -97,7 +97,7 @@ DOORS = {
     "peft": {"lora"},
     "hydra": {"command"},
 }
-LIGHT = {"torch", "numpy", "psutil", "rlopt"} | set(sys.stdlib_module_names)
+LIGHT = {"torch", "numpy", "psutil", "yaml", "rlopt"} | set(sys.stdlib_module_names)
 
 
 def files() -> dict[str, Path]:

@@ -1,6 +1,6 @@
 """The loop with hand-written samplers and learners: what is asked of whom, in which order, under every schedule."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import pytest
@@ -34,6 +34,7 @@ def make(
     is_best: Callable[[Mapping[str, float]], bool] = lambda metrics: False,
     stop: int = 0,
     sleep: bool = False,
+    revived: Sequence[int] = (),
 ) -> tuple[Loop, Engines, Trainer, Diary, Saved]:
     engines, diary, saved = Engines(), Diary(), Saved()
     trainer = Trainer(engines)
@@ -46,6 +47,7 @@ def make(
         deadline_s=1.0,
         sleep=sleep,
         requested=sampled,
+        revived=set(revived),
     )
     loop = Loop(
         plan=plan or Plan(total, save_every, record=False, anchor="behavior", minibatches=1),
@@ -170,6 +172,28 @@ def test_engines_that_come_back_when_none_was_left_get_the_weights_of_the_step_a
     assert trainer.synced == [0, 2, 4]
     assert trainer.connected == [[0], [7]]
     assert [row["version"] for row in diary.rows] == [0, 0, 2, 2, 4, 4, 4, 4]
+
+
+def test_a_run_goes_on_from_a_checkpoint_that_holds_samples_of_engines_that_came_back_out_of_turn() -> None:
+    loop, engines, trainer, diary, saved = make(4, 0, total=8, save_every=3)
+    update = trainer.update
+
+    def dies(batches: list[Batch], step: int) -> dict[str, float]:
+        if step == 2:  # with batches 3 and 4 under way
+            engines.numbers, engines.loading = [], [7]
+            for key in engines.asked:
+                engines.done.pop(key)
+                engines.under_way[key] = Deal(prompt("again"), "0")
+        return update(batches, step)
+
+    trainer.update = dies  # type: ignore[method-assign]
+    loop.run(Position())
+    position, stock = saved[0]
+    assert (position.step, stock.facts["revived"]) == (3, [2])  # batch 4 was spoken by version 2, the schedule says 0
+    again, more, _, resumed, _ = make(4, 0, total=8, sampled=4, revived=[2])
+    more.done = shelved(stock.shelves)
+    again.run(replace(position))
+    assert [row["version"] for row in resumed.rows] == [row["version"] for row in diary.rows[3:]] == [2, 4, 4, 4, 4]
 
 
 def test_recorded_rows_are_scored_by_the_reference_once_and_held_out_ones_measured_on_time() -> None:

@@ -160,9 +160,20 @@ def test_a_file_that_is_not_there_or_has_nothing_is_refused(tmp_path: Path) -> N
 
 
 def test_faults_come_back_with_a_checkpoint_and_not_with_recorded_groups(tmp_path: Path) -> None:
-    faulty = replace(group("a", (1.0, 0.0)), faults=(Fault("timeout", "took long"),))
+    faulty = replace(group("a", (1.0, 0.0)), refills=2, faults=(Fault("timeout", "took long"),))
     row = json.loads(json.dumps(group_to_json(faulty)))
     assert group_from_json(row).faults == (Fault("timeout", "took long"),)
     file = tmp_path / "groups.jsonl"
     file.write_text(json.dumps(ABOUT) + "\n" + json.dumps({"step": 1, **row}) + "\n")
-    assert load(file).groups(0, 1)[0].faults == ()
+    again = load(file).groups(0, 1)[0]
+    assert (again.refills, again.faults) == (0, ())
+
+
+def test_a_last_line_without_a_line_break_counts_and_blank_lines_do_not(tmp_path: Path) -> None:
+    text = json.dumps(TEXTS) + "\n\n" + json.dumps(TEXTS) + "\n \n" + json.dumps(TEXTS)
+    (tmp_path / "own.jsonl").write_text(text)
+    (tmp_path / "own.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+    for name in ("own.jsonl", "own.jsonl.gz"):
+        found = load(tmp_path / name)
+        assert (len(found), found.damage, found.dropped) == (3, None, {}), name
+        assert [one.prompt.token_ids for one in found.groups(0, 3)] == [(2, 3)] * 3

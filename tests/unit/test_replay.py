@@ -78,8 +78,12 @@ def test_a_step_learns_from_new_groups_and_from_those_that_are_drawn_but_never_t
     class Learner:
         score = None
 
-    source = Groups(Shares(1, 1, 1, 2), Sampler(), make(), lambda first, count: [group(f"r{first}")], Learner(), None)  # type: ignore[arg-type]
-    assert names(source.take(1).groups) == ["1", "r0"]
+    source = Groups(
+        Shares(1, 1, 1, 2), Sampler(), make(), lambda first, count: [group(f"r{first}", (1.0, 0.0) * 2)], Learner(), None
+    )  # type: ignore[arg-type]
+    first = source.take(1)
+    assert names(first.groups) == ["1", "r0"]
+    assert first.metrics["offpolicy/dropped_frac"] == 0  # a recorded group of 4 and a new one of 2, none of them dropped
     second = source.take(2)
     assert names(second.groups) == ["2", "1", "r1"]
     assert second.metrics["replay/samples_per_insert"] == 1.5

@@ -72,3 +72,14 @@ def test_dots_look_inside_and_a_column_with_a_dot_comes_first() -> None:
     assert look_up({"a": {"b": 1}}, "a.b") == 1
     assert look_up({"a": {"b": 1}, "a.b": 2}, "a.b") == 2
     assert look_up({"a": 1}, "a.b") is None
+
+
+def test_a_cell_of_csv_is_the_text_that_it_is(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text('\ufeffquestion,answer\n"a\nb",2\nc,2.5\nd,\ne,007\nf,None\n')
+    assert [row["answer"] for _, row in read_rows("k", str(tmp_path / "rows.csv"))] == ["2", "2.5", None, "007", "None"]
+    (tmp_path / "long.csv").write_text("question,answer\n1+1,2,3\n")
+    with pytest.raises(RloptError, match=r"k=.*long.csv: row 1 has more cells than the first line names columns"):
+        read_rows("k", str(tmp_path / "long.csv"))
+    (tmp_path / "bytes.csv").write_bytes(b"question\n\xff\n")
+    with pytest.raises(RloptError, match=r"bytes.csv: cannot be read \(UnicodeDecodeError: .*\); check the file"):
+        read_rows("k", str(tmp_path / "bytes.csv"))

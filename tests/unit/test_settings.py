@@ -154,6 +154,23 @@ def test_the_defaults_are_the_founding_setting() -> None:
         (["+algo=grpo", "+experiment=nope"], "experiment=nope: no such recipe; one of gsm8k_qwen2.5_1.5b, "),
         (["+algo=dpo", "data.eval=[a,b]"], "data.eval=['a', 'b']: recorded rows are held out in one file; give one"),
         (["+algo=grpo", "algo.objective=nowhere:X"], "algo.objective=nowhere:X: cannot be imported"),
+        (["+algo=grpo", "run.seed=4294967296"], "run.seed=4294967296: must be 0 to 4294967295"),
+        (["+algo=grpo", "learner.betas=[0.9,1.0]"], "learner.betas=[0.9, 1.0]: AdamW has two, at least 0 and below 1"),
+        (["+algo=grpo", "learner.weight_decay=-0.1"], "learner.weight_decay=-0.1: must be 0 (off) or above"),
+        (["+algo=grpo", "learner.lr=inf"], "learner.lr=inf: must be above 0"),
+        (["+algo=grpo", "algo.entropy_coef=nan"], "algo.entropy_coef=nan: must be a finite number"),
+        (["+algo=grpo", "rollout.kv_cache_gib=0.0"], "rollout.kv_cache_gib=0.0: must be above 0 GiB"),
+        (["+algo=grpo", "rollout.gpu_memory_share=85"], "rollout.gpu_memory_share=85.0: is a share of the card"),
+        (["+algo=grpo", "cluster.cpu_threads=0"], "cluster.cpu_threads=0: must be at least 1"),
+        (
+            ["+algo=grpo", "cluster.gpus_per_engine=1.5"],
+            "cluster.gpus_per_engine=1.5: must be 0, a share of one GPU, or a whole",
+        ),
+        (["+algo=grpo", "cluster.step_deadline_s=0.0"], "cluster.step_deadline_s=0.0: must be above 0 seconds"),
+        (
+            ["+algo=grpo", "learner.workers=16", "replay.capacity=64", "algo.minibatches=8"],
+            "learner.workers=16: an update's 8 samples (data.prompts_per_step=16 x 8 / algo.minibatches=8, at first ",
+        ),
         (["+algo=grpo", "algo.group_size=1"], "algo.group_size=1: credit is relative to siblings"),
         (["+algo=grpo", "sync.backend=nccl"], "sync.backend=nccl: needs engines on GPUs"),
         (

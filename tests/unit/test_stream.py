@@ -100,6 +100,19 @@ def test_the_lengths_of_all_that_finished_stand_beside_those_of_the_batch() -> N
     assert metrics["response_length/finished_mean"] == pytest.approx((2 + 2 + sum(range(2, 10))) / 10)
 
 
+def test_a_batch_that_no_reward_came_for_has_no_lengths() -> None:
+    stream, engines, _ = make()
+    stream.open(0)
+    engines.slow = {0, 1, 2, 3, 4, 5}
+    stream.ask(1)
+    engines.done = {key: group(f"p{key[1]}", ()) for key in list(engines.under_way)[:2]}
+    for key in engines.done:
+        engines.under_way.pop(key)
+    groups, metrics = stream.take(1)
+    assert [one.samples for one in groups] == [(), ()]
+    assert metrics == {"offpolicy/dropped_groups": 0}
+
+
 def test_a_stream_goes_on_with_what_was_finished_and_asks_again_for_what_was_under_way() -> None:
     stream, engines, _ = make()
     engines.slow = {2, 5}
