@@ -112,6 +112,19 @@ def _more(numbers: list[int]) -> str:
     return f" (and {len(numbers) - 1} more like it)" if len(numbers) > 1 else ""
 
 
+def encode(tokenizer: Tokenizer, text: str, special: bool = True) -> list[int]:
+    """Token ids of a text, with `special` those that the tokenizer puts around it.
+
+    Raises:
+        Unusable: it is no text, which no tokenizer says as plainly.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise Unusable("has half a character (a surrogate without its other half)") from None
+    return tokenizer.encode(text, add_special_tokens=special)
+
+
 def ended(ids: list[int], tokenizer: Tokenizer) -> tuple[int, ...]:
     """An answer's ids with the end token, once."""
     return tuple(ids) if ids[-1:] == [tokenizer.eos_token_id] else (*ids, tokenizer.eos_token_id)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from rlopt import arithmetic
 from rlopt.config import DataConfig
-from rlopt.data import Tokenizer, Unusable, ended, refuse_unusable
+from rlopt.data import Tokenizer, Unusable, encode, ended, refuse_unusable
 from rlopt.errors import RloptError
 from rlopt.prompts import Wording, asked, make_prompt
 from rlopt.rows import read_rows
@@ -87,10 +87,10 @@ def _step_pair(row: Mapping[str, Any], words: Wording, name: str) -> Example:
         full = row.get(f"full_{side}")
         if isinstance(full, str) and not full.startswith(step):
             raise Unusable(f"initial_reason_steps does not end where the step begins: full_{side} does not begin with {side}")
-    before = tokenizer.encode(prefix, add_special_tokens=False)
+    before = encode(tokenizer, prefix, special=False)
     sides = []
     for side, step in (("chosen", chosen), ("rejected", rejected)):
-        whole = tokenizer.encode(prefix + step, add_special_tokens=False)
+        whole = encode(tokenizer, prefix + step, special=False)
         if whole[: len(before)] != before or len(whole) == len(before):
             raise Unusable(f"a token reaches from initial_reason_steps into {side}")
         sides.append(tuple(whole[len(before) :]))
@@ -136,7 +136,7 @@ def _text(row: Mapping[str, Any], key: str, default: str | None) -> str:
 
 def _ended(text: str, tokenizer: Tokenizer) -> tuple[int, ...]:
     """An answer's ids with the end token, once."""
-    ids = tokenizer.encode(text, add_special_tokens=False)
+    ids = encode(tokenizer, text, special=False)
     if not ids:
         raise Unusable("an answer has no token that the tokenizer knows")
     return ended(ids, tokenizer)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from rlopt.data import Tokenizer, Unusable, ended, refuse_unusable
+from rlopt.data import Tokenizer, Unusable, encode, ended, refuse_unusable
 from rlopt.errors import RloptError
 from rlopt.record import NAME, Block, Damaged, blocks, group_from_json, refuse_foreign
 from rlopt.types import Group, Prompt, Sample
@@ -168,12 +168,12 @@ def _parse(row: Any, tokenizer: Tokenizer, name: str) -> tuple[Group, bool]:
 
 def _from_text(row: Mapping[str, Any], tokenizer: Tokenizer, name: str) -> Group:
     """A group of texts: tokenised as a prompt and its answers are, each with the end token."""
-    prompt = Prompt(name, tuple(tokenizer.encode(row["prompt"])), row["prompt"], str(row.get("answer", "")), "experience")
+    prompt = Prompt(name, tuple(encode(tokenizer, row["prompt"])), row["prompt"], str(row.get("answer", "")), "experience")
     if not prompt.token_ids:
         raise Unusable("prompt has no token that the tokenizer knows")
     samples = []
     for sample in row["samples"]:
-        ids = ended(tokenizer.encode(sample["text"], add_special_tokens=False), tokenizer)
+        ids = ended(encode(tokenizer, sample["text"], special=False), tokenizer)
         samples.append(_silent(prompt, ids, sample["text"], float(sample["reward"])))
     return Group(prompt, tuple(samples))
 

@@ -9,7 +9,7 @@ import jinja2
 
 from rlopt import arithmetic, latex
 from rlopt.config import DataConfig
-from rlopt.data import Tokenizer, Unusable, refuse_unusable
+from rlopt.data import Tokenizer, Unusable, encode, refuse_unusable
 from rlopt.errors import RloptError
 from rlopt.rows import look_up, read_rows
 from rlopt.types import Prompt
@@ -63,13 +63,13 @@ class Wording:
         """Token ids of a row's prompt."""
         if not self.chat:
             text = self._within(asked) if isinstance(asked, str) else "\n\n".join(m["content"] for m in self._put(asked))
-            return tuple(self.tokenizer.encode(text))
+            return tuple(encode(self.tokenizer, text))
         messages = self._put([{"role": "user", "content": asked}] if isinstance(asked, str) else asked)
         try:
             text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         except jinja2.TemplateError as error:
             raise Unusable(f"the tokenizer's chat template refuses it ({error})") from None
-        return tuple(self.tokenizer.encode(text, add_special_tokens=False))  # the chat template has written them
+        return tuple(encode(self.tokenizer, text, special=False))  # the chat template has written them
 
     def _within(self, text: str) -> str:
         return self.template.replace("{prompt}", text) if self.template else text

@@ -174,6 +174,7 @@ def test_a_chat_template_that_refuses_a_prompt_is_a_row_that_cannot_be_used(tmp_
     ([{"prompt": "a", "answer": "b"}, {"prompt": "a"}], r"1 of 2 rows are unusable \(row 2: no answer, only prompt\)"),
     ([{"prompt": "a", "answer": "b"}, {"prompt": "", "answer": "b"}], "row 2: prompt is empty"),
     ([{"prompt": "a", "answer": "b"}, {"prompt": "a", "answer": ["b"]}], "row 2: answer is no text but a list"),
+    ([{"prompt": "a\ud800", "answer": "b"}], r"row 1: has half a character \(a surrogate without its other half\)"),
     ([{"prompt": ["a"], "answer": "b"}], "row 1: prompt is a list, but not of messages with role and content"),
     ([{"prompt": "abcdef", "answer": "b"}], "no prompt is left, 1 are prompts of more than 5 tokens"),
 ])  # fmt: skip
