@@ -81,7 +81,7 @@ initial = np.mean([held_out(run) for run in runs.glob("record-*")])
 lines = [
     f"Held out: avg@8 on 500 held-out prompts at step {STEPS}; {initial:.3f} before. Offline, reward is that of the record.",
     "",
-    "| algorithm | regime | reward, first 20 | 81-100 | last 20 | best 20 | held out | seeds | KL (k2) at last | mean lag |",
+    "| algorithm | regime | reward, first 20 | first 100 | last 20 | best 20 | held out | seeds | KL (k2) at last | mean lag |",
     "|---|---|---|---|---|---|---|---|---|---|",
 ]
 for regime in REGIMES:
@@ -89,7 +89,7 @@ for regime in REGIMES:
         if (algorithm, regime) not in curves:
             continue
         reward, kl, lag = (np.array(curves[algorithm, regime][column]) for column in COLUMNS)
-        cells = [title, REGIMES[regime], f"{reward[:, 0].mean():.3f}", spread(reward[:, 4]), spread(reward[:, -1])]
+        cells = [title, REGIMES[regime], f"{reward[:, 0].mean():.3f}", spread(reward[:, :5].mean(1)), spread(reward[:, -1])]
         answers = spread(np.array(ends[algorithm, regime])) if regime == "offline" else ""
         cells += [f"{reward.max(1).mean():.3f}", answers, str(len(reward))]
         lines.append("| " + " | ".join([*cells, f"{kl[:, -1].mean():.3g}", f"{lag.mean():.1f}"]) + " |")
