@@ -77,7 +77,7 @@ with (out / "curves.csv").open("w", newline="") as file:
             cells = [f"{values[column][block]:.5g}" for column in COLUMNS]
             writer.writerow([algorithm, regime, seed, f"{block * SPAN + 1}-{(block + 1) * SPAN}", *cells])
 
-initial = np.mean([held_out(run) for run in runs.glob("record-*")])
+initial = np.nanmean([held_out(run) for run in runs.glob("record-*")])
 lines = [
     f"Held out: avg@8 on 500 held-out prompts at step {STEPS}; {initial:.3f} before. Offline, reward is that of the record.",
     "",
