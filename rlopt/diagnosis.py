@@ -82,7 +82,7 @@ def sync_delivers(evidence: Evidence) -> Said:
 
 def sampler_agrees(evidence: Evidence) -> Said:
     tokens = evidence.tokens
-    fresh = tokens.where((tokens.lag == 0) & tokens.pure & (tokens.step > evidence.recorded)) if tokens else None
+    fresh = tokens.where((tokens.lag == 0) & tokens.pure & (tokens.step >= evidence.comparable_from)) if tokens else None
     if fresh is None or len(fresh) < 200:
         return _agreement_of_metrics(evidence)
     size, share = np.abs(fresh.gap), float((np.abs(fresh.gap) > NEAR).mean())
@@ -125,7 +125,7 @@ def sampler_agrees(evidence: Evidence) -> Said:
 def _agreement_of_metrics(evidence: Evidence) -> Said:
     fresh = [row for row in evidence.rows if row.get("offpolicy/lag_max") == 0 and "offpolicy/ratio_max" in row]
     fresh = [row for row in fresh if row.get("actor/updates", 1) == 1]  # later updates of a step have moved from it
-    fresh = [row for row in fresh if row["step"] > evidence.recorded]
+    fresh = [row for row in fresh if row["step"] >= evidence.comparable_from]
     if not fresh:
         return Said("unknown", "no batch of lag 0 to compare on", "", "run.record=true keeps what is needed")
     drift = np.array([abs(row["offpolicy/behavior_kl"]) for row in fresh])

@@ -50,6 +50,11 @@ class Evidence:
     tokens: Tokens | None
     recorded: bool = False
 
+    @property
+    def comparable_from(self) -> int:
+        """The first step whose samples of lag 0 were spoken by the very weights that learned from them."""
+        return 2 if self.recorded else 1
+
     def column(self, name: str, last: float = 1.0) -> np.ndarray:
         """A metric over the `last` share of the steps, without steps that do not have it."""
         values = [row[name] for row in self.rows if row.get(name) is not None]

@@ -133,7 +133,7 @@ class Fleet:
         They have no weights to sample with yet. One that cannot load is reported and given up, while there are others.
 
         Raises:
-            RloptError: none could load, and no other is there.
+            Exception: what the first of them raised, when none could load and no other is there.
         """
         loaded = finished([pending for _, pending in self._starting])
         ready = [(engine, pending) for engine, pending in self._starting if wait or pending in loaded]

@@ -140,10 +140,8 @@ class LearnerWorker:
     def connect(self, engines: Mapping[int, Any], ranks_per_engine: int, address: tuple[str, int]) -> None:
         """Open the way to the engines, anew where others stood before. `engines` are actor handles by number."""
         setup = self._setup
-        deadline_s = (
-            setup.deadline_s / 3
-        )  # less than the driver gives the whole sending, so that it is the engine that is named
-        self._client = EngineClient(engines, ranks_per_engine, deadline_s)
+        # A third of what the driver gives the whole sending: then a late engine is named, and not this learner.
+        self._client = EngineClient(engines, ranks_per_engine, setup.deadline_s / 3)
         receivers = len(engines) * ranks_per_engine
         self._sender = make_sender(
             setup.sync_backend, self, self._client, self._rank, setup.bucket_bytes, address, receivers, setup.verify

@@ -155,8 +155,7 @@ def test_the_policy_is_scored_before_it_learns_where_a_record_is_kept() -> None:
     assert [entry for entry in trainer.scored if entry[0] != "canary"] == [("policy", 4), ("reference", 4)] * 2
 
 
-def test_engines_that_come_back_when_none_was_left_get_the_weights_of_the_step_and_go_on() -> None:
-    loop, engines, trainer, diary, _ = make(4, 0, total=8)
+def all_die_in_step_2(engines: Engines, trainer: Trainer) -> None:
     update = trainer.update
 
     def dies(batches: list[Batch], step: int) -> dict[str, float]:
@@ -168,6 +167,11 @@ def test_engines_that_come_back_when_none_was_left_get_the_weights_of_the_step_a
         return update(batches, step)
 
     trainer.update = dies  # type: ignore[method-assign]
+
+
+def test_engines_that_come_back_when_none_was_left_get_the_weights_of_the_step_and_go_on() -> None:
+    loop, engines, trainer, diary, _ = make(4, 0, total=8)
+    all_die_in_step_2(engines, trainer)
     loop.run(Position())
     assert trainer.synced == [0, 2, 4]
     assert trainer.connected == [[0], [7]]
@@ -176,17 +180,7 @@ def test_engines_that_come_back_when_none_was_left_get_the_weights_of_the_step_a
 
 def test_a_run_goes_on_from_a_checkpoint_that_holds_samples_of_engines_that_came_back_out_of_turn() -> None:
     loop, engines, trainer, diary, saved = make(4, 0, total=8, save_every=3)
-    update = trainer.update
-
-    def dies(batches: list[Batch], step: int) -> dict[str, float]:
-        if step == 2:  # with batches 3 and 4 under way
-            engines.numbers, engines.loading = [], [7]
-            for key in engines.asked:
-                engines.done.pop(key)
-                engines.under_way[key] = Deal(prompt("again"), "0")
-        return update(batches, step)
-
-    trainer.update = dies  # type: ignore[method-assign]
+    all_die_in_step_2(engines, trainer)
     loop.run(Position())
     position, stock = saved[0]
     assert (position.step, stock.facts["revived"]) == (3, [2])  # batch 4 was spoken by version 2, the schedule says 0
