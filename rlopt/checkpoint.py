@@ -115,9 +115,7 @@ def choose(run: Path, which: str) -> Path:
         step = str(json.loads(best.read_text())["step"])
     if step not in found:
         there = ", ".join(found)
-        raise RloptError(
-            f"checkpoint={which}: {run} has none such; one of {there}, latest, or of a run with trainer.best, best"
-        )
+        raise RloptError(f"{run}: has no checkpoint {which}; one of {there}, latest, or of a run with trainer.best, best")
     return found[step]
 
 

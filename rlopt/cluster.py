@@ -72,7 +72,10 @@ class Pending:
             names = [self.who] if len(self.refs) == 1 else [f"{self.who}[{i}]" for i in range(len(self.refs))]
             late = [name for name, ref in zip(names, self.refs, strict=True) if ref not in ready]
             waited = time.monotonic() - started
-            raise Stalled(f"the driver waited {waited:.0f} s for {', '.join(late)}: {what} (cluster deadlines)") from None
+            raise Stalled(
+                f"the driver waited {waited:.0f} s for {', '.join(late)}: {what} "
+                "(cluster.start_deadline_s, cluster.step_deadline_s)"
+            ) from None
         except ray.exceptions.RayTaskError as error:
             cause = error.as_instanceof_cause()
             if isinstance(cause, RloptError):

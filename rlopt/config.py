@@ -444,7 +444,8 @@ class Config:
                 lag is None or lag >= self.trainer.total_steps - 1,
                 "sync.max_lag",
                 lag,
-                f"recorded groups stand still: their lag reaches {self.trainer.total_steps - 1}; leave one of both out",
+                f"recorded groups stand still: their lag reaches {self.trainer.total_steps - 1}; set it to that, or in "
+                "sync.mode=lockstep to null, or leave data.experience out",
             )
         if self.replay.capacity:
             need(

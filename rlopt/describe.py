@@ -31,7 +31,7 @@ def describe(prepared: Prepared) -> str:
         if data := prepared.data:
             count = len(data.prompts)
             lines += [f"data     {count} prompts of {config.data.train}, {data.about}, {steps * new / count:.1f} epochs"]
-            lines += [_left_out("data.train", data.left_out)] if data.left_out else []
+            lines += [_left_out(name, rows) for name, rows in prepared.left_out.items()]
         if experience := prepared.experience:
             epochs = steps * recorded / len(experience)
             lines += [f"record   {experience.path}: {len(experience)} groups, {epochs:.1f} epochs"]
@@ -54,11 +54,11 @@ def describe(prepared: Prepared) -> str:
 
 def _describe_sync(prepared: Prepared) -> str:
     config, schedule = prepared.config, prepared.schedule
-    how = f"every {schedule.interval} updates by {config.sync_backend}"
+    how = f"every {schedule.interval} step(s) by {config.sync_backend}"
     if config.sync.mode == "lockstep":
         return f"{how}, worst lag {schedule.worst_lag}"
     return f"{how}, in flight ({config.sync.in_flight}), lag at most {config.sync.max_lag} ({config.sync.stale})"
 
 
 def _left_out(key: str, dropped: Mapping[str, list[int]]) -> str:
-    return "\n".join(f"left out {len(rows)} rows of {key}: {why}" for why, rows in dropped.items())
+    return "\n".join(f"left out {len(rows)} row(s) of {key}: {why}" for why, rows in dropped.items())

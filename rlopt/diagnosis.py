@@ -19,15 +19,17 @@ from typing import Literal
 
 import numpy as np
 
-from rlopt.evidence import Evidence, Tokens
+from rlopt.evidence import Evidence, Kind, Tokens
 
 Level = Literal["fault", "warning", "fine", "unknown"]
 
 NEAR = 2e-3
-"""Nats. A gap below is rounding in float32 (bfloat16 rounds to some hundredths, which `COARSE` allows for)."""
+"""Nats. A mean gap at lag 0 below is rounding in float32."""
 
 COARSE = 0.03
-"""Nats. A mean gap at lag 0 above this is more than bfloat16 explains."""
+"""Nats. A mean gap at lag 0 below, of either sign, is rounding in bfloat16."""
+
+BOUND = "an objective that clips, or algo.correction.weight=token algo.correction.cap=2.0 algo.anchor=proximal"
 
 TOP_P = -1.2
 """Nats. A nucleus holds more of the distribution than e to this, 0.3, in any use."""
@@ -56,20 +58,25 @@ class Finding:
 
 def diagnose(evidence: Evidence) -> list[Finding]:
     """All findings, the gravest first."""
-    said = ((name, check(evidence)) for name, check in CHECKS.items())
-    findings = [Finding(name, one.level, one.verdict, one.evidence, one.remedy) for name, one in said]
+    findings = []
+    for name, check in CHECKS.items():
+        one = check(evidence) if evidence.kind in APPLIES.get(name, KINDS) else Said("unknown", "this run samples nothing")
+        findings.append(Finding(name, one.level, one.verdict, one.evidence, one.remedy))
     order: list[Level] = ["fault", "warning", "unknown", "fine"]
     return sorted(findings, key=lambda finding: order.index(finding.level))
 
 
 def sync_delivers(evidence: Evidence) -> Said:
+    if evidence.kind == "mixed":
+        return Said("unknown", "recorded groups count as version 0, so metrics cannot tell what the samplers have")
     rows = [row for row in evidence.rows if row.get("version", 0) > 0 and row.get("offpolicy/behavior_kl") is not None]
     apart = np.array([row["actor/kl_k1"] for row in rows])
     gap = np.array([-row["offpolicy/behavior_kl"] for row in rows])
     if len(rows) < 3:
         return Said("unknown", "too few steps after a synchronisation to tell", f"{len(rows)} steps")
     far = np.abs(apart) > 1e-4
-    same = np.abs(gap - apart) <= 0.02 * np.abs(apart)
+    # Samplers that stood still are off by rounding alone; where the policy ran far, a share of the way would allow for more.
+    same = np.abs(gap - apart) <= np.minimum(0.02 * np.abs(apart), NEAR)
     share = float((same & far).sum() / max(1, far.sum()))
     numbers = f"the gap is the distance from the initial model at {share:.0%} of {int(far.sum())} steps with version above 0"
     if far.sum() >= 3 and share > 0.8:
@@ -85,9 +92,9 @@ def sampler_agrees(evidence: Evidence) -> Said:
     fresh = tokens.where((tokens.lag == 0) & tokens.pure & (tokens.step >= evidence.comparable_from)) if tokens else None
     if fresh is None or len(fresh) < 200:
         return _agreement_of_metrics(evidence)
-    size, share = np.abs(fresh.gap), float((np.abs(fresh.gap) > NEAR).mean())
-    numbers = f"{len(fresh)} tokens of lag 0: mean |gap| {size.mean():.1e}, largest {size.max():.1e}, {share:.1%} over {NEAR}"
-    if size.mean() <= NEAR or (size.mean() <= COARSE and share > 0.5 and abs(fresh.gap.mean()) < 0.3 * size.mean()):
+    size = np.abs(fresh.gap)
+    mean, numbers = float(size.mean()), f"{len(fresh)} tokens of lag 0: mean |gap| {size.mean():.1e}, largest {size.max():.1e}"
+    if mean <= NEAR:
         return Said("fine", "engine and learner say the same of the same tokens", numbers)
     first_model = size[fresh.step == 1]
     if len(first_model) >= 100 and first_model.mean() <= NEAR:
@@ -99,43 +106,71 @@ def sampler_agrees(evidence: Evidence) -> Said:
     moved = fresh.where(size > NEAR)
     below, together = float((moved.gap < 0).mean()), _goes_with_likelihood(moved)
     skew = float(((fresh.gap - fresh.gap.mean()) ** 3).mean() / fresh.gap.std() ** 3)
-    first, later = size[fresh.since == 0], size[fresh.since >= 8]
-    jumps = len(first) > 20 and len(later) > 20 and first.mean() > 5 * later.mean()
-    numbers += f"; {below:.0%} of those below 0, correlation with the log-probability {together:+.2f}, skew {skew:+.1f}"
+    first, later = _by_doubt(fresh.where(fresh.since == 0)), _by_doubt(fresh.where(fresh.since >= 8))
+    jumps = first > 5 * later > 0
+    numbers += (
+        f"; {below:.0%} of those over {NEAR} below 0, correlation with the log-probability {together:+.2f}, skew {skew:+.1f}"
+    )
     bounded = below > 0.97 and fresh.gap.min() > TOP_P
+    if bounded and evidence.top_p < 1:
+        return _within_nucleus(evidence, numbers)
     if bounded or abs(together) > 0.35:
         what = "top-p" if bounded else "temperature"
         return Said(
             "fault", f"engine and learner do not mean the same distribution: another {what}", numbers,
             "rollout.temperature and rollout.top_p must be those sampled with, log-probabilities those sampled from",
         )  # fmt: skip
-    if jumps or skew < -3:
+    if jumps or (skew < -3 and fresh.gap.mean() < -0.3 * mean):
         if jumps:
-            numbers += f"; {first.mean():.2f} on the first token of a turn, {later.mean():.4f} from the ninth on"
+            numbers += f"; the first token of a turn {first / later:.0f} times as far off as those from the ninth on"
         return Said(
             "fault", "the learner reads other tokens than the engine did: text was tokenised again", numbers,
             "train on the token ids that the engine was given and returned, never on decoded text",
         )  # fmt: skip
+    if evidence.coarse and mean <= COARSE and abs(fresh.gap.mean()) < 0.3 * mean:
+        return Said("fine", "engine and learner say the same of the same tokens, but for bfloat16's rounding", numbers)
     return Said(
         "fault", "engine and learner compute different log-probabilities with the same weights", numbers,
         "model.dtype=float32 to see whether it is rounding; else compare versions and kernels of both",
     )  # fmt: skip
 
 
+def _by_doubt(tokens: Tokens) -> float:
+    """The size of gaps, by how unsure the sampler was: rounding moves a log-probability in proportion to that.
+
+    0 where there are too few to say.
+    """
+    doubt = float((1 - np.exp(tokens.behavior)).sum())
+    return float(np.abs(tokens.gap).sum()) / doubt if len(tokens) > 20 and doubt > 0 else 0.0
+
+
 def _agreement_of_metrics(evidence: Evidence) -> Said:
-    fresh = [row for row in evidence.rows if row.get("offpolicy/lag_max") == 0 and "offpolicy/ratio_max" in row]
+    fresh = [row for row in evidence.rows if row.get("offpolicy/lag_max") == 0 and row.get("offpolicy/ess") is not None]
     fresh = [row for row in fresh if row.get("actor/updates", 1) == 1]  # later updates of a step have moved from it
     fresh = [row for row in fresh if row["step"] >= evidence.comparable_from]
     if not fresh:
-        return Said("unknown", "no batch of lag 0 to compare on", "", "run.record=true keeps what is needed")
-    drift = np.array([abs(row["offpolicy/behavior_kl"]) for row in fresh])
+        remedy = "run.record=true keeps what is needed" if evidence.tokens is None else ""
+        return Said("unknown", "no batch of lag 0 to compare on", "", remedy)
+    gaps = np.array([row["offpolicy/behavior_kl"] for row in fresh])
     spread = np.array([1 - row["offpolicy/ess"] for row in fresh])
-    numbers = f"{len(fresh)} batches of lag 0: mean gap up to {drift.max():.1e} nats, 1 - ESS up to {spread.max():.1e}"
-    if drift.max() <= NEAR and spread.max() <= COARSE:
+    drift, room = float(np.abs(gaps).max()), NEAR
+    if evidence.coarse:  # the mean of a small batch is far from 0 by rounding alone
+        drift, room = abs(float(gaps.mean())), NEAR + 3 * float(gaps.std()) / len(gaps) ** 0.5
+    numbers = f"{len(fresh)} batches of lag 0: gap {drift:.1e} nats, 1 - ESS up to {spread.max():.1e}"
+    if drift <= room and spread.max() <= COARSE:
         return Said("fine", "engine and learner say the same of the same tokens", numbers)
+    if evidence.top_p < 1 and gaps.min() > -NEAR:
+        return _within_nucleus(evidence, numbers)
     return Said(
         "fault", "engine and learner differ on samples of lag 0", numbers,
         "run.record=true, and ask again: the record tells temperature, top-p, tokens and rounding apart",
+    )  # fmt: skip
+
+
+def _within_nucleus(evidence: Evidence, numbers: str) -> Said:
+    return Said(
+        "warning", "samplers speak within a nucleus, the learner of all tokens: every ratio is smaller by what it leaves out",
+        numbers, f"rollout.top_p=1.0 (here: {evidence.top_p}), if ratios are to start at 1",
     )  # fmt: skip
 
 
@@ -144,13 +179,14 @@ def staleness(evidence: Evidence) -> Said:
     if not len(ess):
         return Said("unknown", "nothing is known of the policy that sampled")
     numbers = f"largest lag {lag.max():.0f}; effective sample size {np.median(ess):.0%} (median), {ess.min():.0%} (least)"
-    if evidence.tokens is not None and evidence.tokens.lag.max() > 0:
+    if evidence.tokens is not None and evidence.tokens.lag.min() < evidence.tokens.lag.max():
         slope, intercept = np.polyfit(evidence.tokens.lag, np.abs(evidence.tokens.gap), 1)
-        numbers += f"; |gap| {intercept:.1e} + {slope:.1e} nats per update of lag"
+        numbers += f"; |gap| {intercept:.1e} + {slope:.1e} nats per step of lag"
     if np.median(ess) < 0.6:
+        fresher = "fewer trainer.total_steps" if evidence.kind == "offline" else "a lower sync.interval or sync.max_lag"
         return Said(
             "warning", "samples are so stale that little more than half of them count", numbers,
-            "lower sync.interval, sync.max_lag or learner.lr; or bound the ratio (a clip, algo.correction.cap)",
+            f"{fresher}, a lower learner.lr, or {BOUND}",
         )  # fmt: skip
     return Said("fine", "samples are near enough to the policy that learns from them", numbers)
 
@@ -165,7 +201,7 @@ def ratios(evidence: Evidence) -> Said:
     if np.median(ess) < 0.3 or np.median(largest) > 1e4:
         return Said(
             "fault", "ratios explode: a few tokens outweigh all others", numbers,
-            "algo.correction.weight=token algo.correction.cap=2.0 (with algo.anchor=proximal), or a clip; lower learner.lr",
+            f"{BOUND}; or a lower learner.lr",
         )  # fmt: skip
     return Said("fine", "ratios are bounded", numbers)
 
@@ -180,17 +216,21 @@ def reward_varies(evidence: Evidence) -> Said:
     if spread.max() == 0:
         return Said(
             "fault", "the reward never varies: there is nothing to learn", numbers,
-            "try reward.fn on a few completions of samples.jsonl by hand",
+            "look at the rewards in data.experience" if evidence.kind == "offline"
+            else "try reward.fn on a few completions of samples.jsonl by hand",
         )  # fmt: skip
     if flat.mean() > 0.85:
         return Said(
             "warning", "most groups have no signal: all their samples earn the same", numbers,
-            "algo.refills, a larger algo.group_size, or problems of another difficulty",
+            "a record of other problems" if evidence.kind == "offline"
+            else "algo.refills, a larger algo.group_size, or problems of another difficulty",
         )  # fmt: skip
     return Said("fine", "the reward tells samples apart", numbers)
 
 
 def progress(evidence: Evidence) -> Said:
+    if evidence.kind in ("mixed", "offline"):
+        return Said("unknown", "rewards of recorded groups are not the policy's", "", "rlopt.evaluate run=... asks the policy")
     reward, spread = evidence.column("reward/mean"), evidence.column("reward/std")
     span = len(reward) // 8
     if span < 5:
@@ -202,7 +242,7 @@ def progress(evidence: Evidence) -> Said:
     if parts[-1] < 0.75 * parts.max() and parts.max() - parts[-1] > 4 * noise:
         return Said(
             "warning", "the policy had learned more than it has kept", numbers,
-            "lower learner.lr or sync.interval; bound the ratio (a clip, algo.correction.cap); algo.kl.coef=0.01",
+            f"a lower learner.lr or sync.interval, algo.kl.coef=0.01, or {BOUND}",
         )  # fmt: skip
     return Said("fine", "what was learned was kept", numbers)
 
@@ -213,9 +253,10 @@ def truncation(evidence: Evidence) -> Said:
         return Said("unknown", "the run sampled nothing")
     numbers = f"last quarter: {cut.mean():.1%} of samples cut, mean length {length.mean():.1f} tokens"
     if cut.mean() > 0.25:
+        longer = "a record of longer samples" if evidence.kind == "offline" else "a larger rollout.max_new_tokens"
         return Said(
             "fault" if cut.mean() > 0.5 else "warning", "many samples end at the limit, not where they would", numbers,
-            "raise rollout.max_new_tokens, or algo.overlong.filter=true, algo.overlong.buffer=0.2",
+            f"{longer}, or algo.overlong.buffer=0.2, which makes long ones pay",
         )  # fmt: skip
     return Said("fine", "samples end by themselves", numbers)
 
@@ -230,7 +271,8 @@ def entropy(evidence: Evidence) -> Said:
     if last < 0.05 * first:
         return Said(
             "fault", "entropy has collapsed: the policy says one thing only", numbers,
-            "algo.entropy_coef=0.001, algo.kl.coef=0.01, a wider upper clip, or a lower learner.lr",
+            "a lower learner.lr" if evidence.kind == "rows"
+            else "algo.entropy_coef=0.001, algo.kl.coef=0.01, a wider upper clip, or a lower learner.lr",
         )  # fmt: skip
     return Said("fine", "the policy still explores", numbers)
 
@@ -262,6 +304,17 @@ CHECKS: Mapping[str, Callable[[Evidence], Said]] = {
     "entropy": entropy,
     "idle time": idleness,
 }
+
+KINDS: tuple[Kind, ...] = ("sampled", "mixed", "offline", "rows")
+SAMPLING: tuple[Kind, ...] = ("sampled", "mixed")
+GROUPS: tuple[Kind, ...] = ("sampled", "mixed", "offline")
+APPLIES: Mapping[str, tuple[Kind, ...]] = {
+    "synchronisation": SAMPLING,
+    "engine and learner": SAMPLING,
+    "idle time": SAMPLING,
+    **dict.fromkeys(("staleness", "importance ratios", "reward", "progress", "length"), GROUPS),
+}
+"""The kinds of run that a check means something to; all, where it is not here."""
 
 
 def _goes_with_likelihood(tokens: Tokens) -> float:

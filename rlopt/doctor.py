@@ -1,10 +1,11 @@
 """`python -m rlopt.doctor RUN`: what is wrong with a run, in plain words first, with the numbers below and remedies by key.
 
-It reads `metrics.jsonl` and, if the run kept one (`run.record=true`), `experience.jsonl.gz`. It exits with 1 on a fault.
+It reads `metrics.jsonl` and, if the run kept one (`run.record=true`), `experience.jsonl.gz`, by which alone the causes of a gap
+between engine and learner can be told apart. A finding is a fault, a warning, unknown (too little is there to tell) or fine. It
+exits with 1 on a fault.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -37,8 +38,9 @@ def show(run: Path, evidence: Evidence, findings: list[Finding], console: Consol
         if f.remedy and f.level != "fine":
             console.print(f"        what to do: {f.remedy}", highlight=False, soft_wrap=True)
     console.print()
+    if evidence.record:
+        console.print(evidence.record, highlight=False, soft_wrap=True)
     if evidence.tokens is None:
-        console.print("no record to bin the gap by lag and position; run.record=true keeps one", highlight=False)
         return
     for by in ("lag", "position"):
         table = Table(title=f"policy - behavior by {by} (nats per token)", title_justify="left")
@@ -58,8 +60,8 @@ def main() -> None:
         sys.exit(f"error: {run}: holds no metrics.jsonl with a step; give the folder of a run")
     try:
         evidence = read(run)
-    except (json.JSONDecodeError, KeyError) as error:
-        sys.exit(f"error: {run}: cannot be read as a run ({type(error).__name__}: {error})")
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {run}: cannot be read as a run ({error}); give the folder of one")
     findings = diagnose(evidence)
     show(run, evidence, findings, Console())
     sys.exit(1 if any(finding.level == "fault" for finding in findings) else 0)

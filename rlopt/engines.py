@@ -33,6 +33,11 @@ def ask_for(run: Path, count: int) -> None:
     os.replace(draft, run / FILE)
 
 
+def forget_wish(run: Path) -> None:
+    """Let `rollout.engines` count again in the run `run`, where it was set anew."""
+    (run / FILE).unlink(missing_ok=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m rlopt.engines", description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run that is going on")

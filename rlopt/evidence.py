@@ -1,25 +1,29 @@
 """What a run left that the doctor goes by: metrics, and the tokens of its record with the gap of learner and sampler."""
 
 import json
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import yaml
 
-from rlopt.record import Damaged, blocks
+from rlopt.record import NAME, Damaged, blocks
 
 MOST_TOKENS = 2_000_000
-"""Tokens of a record that are looked at; of longer ones every n-th step."""
+"""Tokens of a record that are looked at, about; of longer ones a random choice of groups."""
+
+Kind = Literal["sampled", "mixed", "offline", "rows"]
+"""What a run learns from: samples, some recorded groups among them, these alone, or rows such as preference pairs."""
 
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
     """Every token of a record that the policy spoke, all `[n]`.
 
-    `lag` in learner updates, by the version that spoke it; `pure` where one version spoke the whole sample (in the others a
+    `lag` in learner steps, by the version that spoke it; `pure` where one version spoke the whole sample (in the others a
     token may have read what older weights had made of those before it); `position` counts from the first response token,
     `since` from the first of the stretch that the policy spoke without interruption.
     """
@@ -41,19 +45,29 @@ class Tokens:
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """A run's metrics, step by step, and the tokens of its record, if it has one that ever saw log-probabilities.
+    """A run's metrics, step by step, and the tokens of its record.
 
-    `recorded`: some groups were recorded by another run. At step 1 they count as lag 0, whatever policy spoke them.
+    Attributes:
+        tokens: None without a record, or where it never saw the log-probabilities of the policy that sampled.
+        coarse: engine and learner may compute in bfloat16.
+        top_p: of sampling.
+        record: why there are no tokens, or not all of them; None: there are.
     """
 
     rows: list[Mapping[str, float]]
     tokens: Tokens | None
-    recorded: bool = False
+    kind: Kind = "sampled"
+    coarse: bool = False
+    top_p: float = 1.0
+    record: str | None = None
 
     @property
     def comparable_from(self) -> int:
-        """The first step whose samples of lag 0 were spoken by the very weights that learned from them."""
-        return 2 if self.recorded else 1
+        """The first step whose samples of lag 0 were spoken by the very weights that learned from them.
+
+        Groups that another run recorded count as version 0, and so at step 1 as lag 0, whatever policy spoke them.
+        """
+        return 1 if self.kind == "sampled" else 2
 
     def column(self, name: str, last: float = 1.0) -> np.ndarray:
         """A metric over the `last` share of the steps, without steps that do not have it."""
@@ -62,30 +76,77 @@ class Evidence:
 
 
 def read(run: Path) -> Evidence:
-    """What the folder of a run has."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    record = next(iter(run.glob("experience.jsonl*")), None)
-    config = run / "config.yaml"
-    data = yaml.safe_load(config.read_text()).get("data", {}) if config.exists() else {}
-    return Evidence(rows, read_tokens(record) if record else None, bool(data.get("experience")))
+    """What the folder of a run has: its metrics, but a last line that was cut, and its record up to its damage.
 
-
-def read_tokens(record: Path) -> Tokens | None:
-    """The tokens of a record, up to its damage; None where nothing is known of the policy that sampled."""
-    columns: list[list[np.ndarray]] = [[] for _ in fields(Tokens)]
-    stride = max(1, record.stat().st_size // MOST_TOKENS // 4)  # about four bytes a token
+    Raises:
+        ValueError: a file holds something else.
+    """
+    whole, _, _ = (run / "metrics.jsonl").read_text().rpartition("\n")
     try:
-        for number, block in enumerate(blocks(record)):
-            if number % stride:
-                continue
-            for line in block.lines:
-                row = json.loads(line)
+        rows = [json.loads(line) for line in whole.splitlines()]
+    except json.JSONDecodeError as error:
+        raise ValueError(f"metrics.jsonl is not JSON lines: {error.msg}") from None
+    if not rows or not all(isinstance(row, dict) and "step" in row for row in rows):
+        raise ValueError("metrics.jsonl does not hold the steps of a run")
+    tokens, record = read_tokens(
+        next((run / name for name in (NAME, NAME.removesuffix(".gz")) if (run / name).is_file()), None)
+    )
+    return Evidence(rows, tokens, *_circumstances(run / "config.yaml"), record)
+
+
+def _circumstances(file: Path) -> tuple[Kind, bool, float]:
+    """`kind`, `coarse` and `top_p` of `Evidence`, by the run's config; without one the benefit of the doubt."""
+    try:
+        config = yaml.safe_load(file.read_text()) if file.exists() else None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file.name} is no YAML ({str(error).splitlines()[0]})") from None
+    if not isinstance(config, dict):
+        return "sampled", True, 1.0
+    data, algo, model, cluster, rollout = (_section(config, name) for name in ("data", "algo", "model", "cluster", "rollout"))
+    kind: Kind = "sampled"
+    if algo and algo.get("group_relative") is None:
+        kind = "rows"
+    elif data.get("experience"):
+        kind = "mixed" if data.get("experience_share", 1.0) < 1 else "offline"
+    dtype, on_gpu = model.get("dtype", "auto"), bool(cluster.get("gpus_per_learner"))
+    return kind, dtype == "bfloat16" or (dtype == "auto" and on_gpu), rollout.get("top_p", 1.0)
+
+
+def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    section = config.get(name)
+    return section if isinstance(section, dict) else {}
+
+
+def read_tokens(record: Path | None) -> tuple[Tokens | None, str | None]:
+    """The tokens of a record, and why there are none, or not all.
+
+    Raises:
+        ValueError: it holds no groups of a run.
+    """
+    if record is None:
+        return None, f"no {NAME} here, by which the gap of engine and learner could be told by lag and position"
+    columns: list[list[np.ndarray]] = [[] for _ in fields(Tokens)]
+    chance, share = random.Random(0), MOST_TOKENS * 4 / max(1, record.stat().st_size)  # about four bytes a token
+    why = None
+    try:
+        for block in blocks(record):
+            for number, line in enumerate(block.lines):
+                if share < 1 and chance.random() > share:
+                    continue
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise Damaged(block.offset(number), f"no JSON: {error.msg}") from None
                 for sample in row.get("samples", []):
                     if sample["logprobs"] is not None:
                         _add(columns, row["step"], sample)
-    except Damaged:
-        pass  # what stands before it says enough
-    return Tokens(*map(np.concatenate, columns)) if columns[0] else None
+    except Damaged as damage:
+        why = f"{record.name} is damaged from byte {damage.offset} on ({damage}): what stands before it was read"
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{record.name} holds something else than groups ({type(error).__name__}: {error})") from None
+    if not columns[0]:
+        return None, why or f"{record.name} has no log-probabilities of the policy that sampled"
+    return Tokens(*map(np.concatenate, columns)), why
 
 
 def _add(columns: list[list[np.ndarray]], step: int, sample: Mapping[str, list[float]]) -> None:

@@ -101,7 +101,7 @@ def load_experience(name: str, tokenizer: Tokenizer, mine: Mapping[str, object],
                 try:
                     row = json.loads(text)
                 except json.JSONDecodeError as error:
-                    raise Damaged(block.start, f"line {number} is not JSON ({error.msg})") from None
+                    raise Damaged(block.offset(line), f"line {number} is not JSON ({error.msg})") from None
                 if isinstance(row, dict) and row.get("rlopt") == "experience":
                     refuse_foreign(row, mine, where)
                     continue

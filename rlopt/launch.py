@@ -80,8 +80,8 @@ def train(config: Config, console: Console) -> Outcome:
         journal.event("workers", **crew.nodes())
         if prepared.recordings:
             journal.event("rows_left_out", **prepared.recordings.dropped)
-        if prepared.data and prepared.data.left_out:
-            journal.event("rows_left_out", **{"data.train": prepared.data.left_out})
+        if left_out := prepared.left_out:
+            journal.event("rows_left_out", **left_out)
         if prepared.experience:
             journal.event("experience", damage=prepared.experience.damage, left_out=prepared.experience.dropped)
         if crew.fleet:

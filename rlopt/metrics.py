@@ -35,7 +35,10 @@ DEFINITIONS: Mapping[str, tuple[str, str]] = {
     "response_length/p90": ("tokens", "90th percentile over samples (`sync.mode=async`)"),
     "response_length/finished_mean": ("tokens", "mean of all samples that came back since the last step (`sync.mode=async`)"),
     "response_length/finished_p90": ("tokens", "90th percentile of those (`sync.mode=async`)"),
-    "offpolicy/lag_mean": ("steps", "learner updates between sampling and learning, mean over samples"),
+    "offpolicy/lag_mean": (
+        "steps",
+        "learner steps between sampling and learning, mean over samples; each has `actor/updates` updates",
+    ),
     "offpolicy/lag_max": ("steps", "the largest lag in the batch"),
     "offpolicy/ratio_mean": ("ratio", "mean of r = policy / behavior over response tokens"),
     "offpolicy/ratio_max": ("ratio", "largest r"),
@@ -47,7 +50,10 @@ DEFINITIONS: Mapping[str, tuple[str, str]] = {
     "offpolicy/dropped_groups": ("groups", "given up since the last step, too old to be learned from (`sync.stale=drop`)"),
     "replay/groups": ("groups", "in the replay buffer"),
     "replay/samples_per_insert": ("ratio", "samples learned from / samples that entered the buffer, since the run began"),
-    "replay/dropped": ("groups", "that left the buffer unused, over `sync.max_lag`, since the run began"),
+    "replay/dropped": (
+        "groups",
+        "that left the buffer over `sync.max_lag`, with uses to spare (`replay.reuse`), since the run began",
+    ),
     "preference/margin": ("reward", "mean over pairs of chosen less rejected implicit reward"),
     "preference/accuracy": ("share", "pairs whose margin is above 0"),
     "preference/chosen": ("reward", "mean implicit reward beta * (log policy - log reference), summed over the chosen tokens"),
@@ -61,7 +67,7 @@ DEFINITIONS: Mapping[str, tuple[str, str]] = {
     "sync/seconds": ("s", "sending all weights to all engines; on steps that sync"),
     "sync/bytes": ("bytes", "weights sent to each engine; on steps that sync"),
     "sync/faults": ("count", "sendings that failed their check and were made again; on steps that sync"),
-    "sync/verified": ("0 or 1", "1 when engine and learner agreed on the canary prompts; on steps that sync"),
+    "sync/verified": ("1", "1 when engine and learner agreed on the canary prompts; on steps that sync"),
     "sync/canary_abs_diff": ("nats", "largest difference of a canary token's log-probability; on steps that sync"),
     "eval/SET/avg@K": (
         "reward",

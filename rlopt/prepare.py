@@ -15,6 +15,7 @@ from rich.console import Console
 from rlopt import checkpoint, evaluation, processes
 from rlopt.config import Config, DataConfig, GroupRelativeConfig
 from rlopt.data import fingerprint
+from rlopt.engines import forget_wish
 from rlopt.errors import RloptError, need
 from rlopt.examples import load_examples
 from rlopt.experience import Experience, Needs, load_experience
@@ -80,6 +81,13 @@ class Prepared:
     def prompts(self) -> list[Prompt]:
         """To sample from; none where nothing is sampled."""
         return self.data.prompts if self.data else []
+
+    @property
+    def left_out(self) -> dict[str, Mapping[str, list[int]]]:
+        """By data set: reason to the numbers of the rows whose prompts are not among those sampled from or evaluated on."""
+        train = {"data.train": self.data} if self.data else {}
+        sets = train | {f"data.eval ({name})": loaded for name, loaded in self.evals.items()}
+        return {name: loaded.left_out for name, loaded in sets.items() if loaded.left_out}
 
     @property
     def schedule(self) -> Schedule:
@@ -353,6 +361,8 @@ def _prepare_run(config: Config, run: Path, resume: Path | None) -> dict[str, An
             raise RloptError(
                 f"run.dir={run}: holds another run, {'; '.join(differs[:3])}; choose another run.dir, or its values"
             )
+        if mine["rollout"]["engines"] != theirs["rollout"]["engines"]:
+            forget_wish(run)
     run.mkdir(parents=True, exist_ok=True)
     kept.write_text(yaml.safe_dump(mine, sort_keys=False))
     state: dict[str, Any] = checkpoint.load_state(resume) if resume else {"position": asdict(Position())}

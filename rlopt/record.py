@@ -45,6 +45,11 @@ class Block:
     end: int
     first: int
     lines: list[str]
+    compressed: bool
+
+    def offset(self, line: int) -> int:
+        """The byte in the file where the line `line` of this block (from 0) can be read from: of a member, its start."""
+        return self.start if self.compressed else self.start + sum(len(text.encode()) + 1 for text in self.lines[:line])
 
 
 class Damaged(Exception):
@@ -69,7 +74,7 @@ def blocks(path: Path, start: int = 0, first: int = 1) -> Iterator[Block]:
                 lines = data.decode().split("\n")[:-1]  # not splitlines, which cuts inside a text at U+2028
             except UnicodeDecodeError as error:
                 raise Damaged(begin, f"no UTF-8 ({error.reason})") from None
-            yield Block(begin, end, first, lines)
+            yield Block(begin, end, first, lines, compressed)
             first += len(lines)
 
 

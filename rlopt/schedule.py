@@ -17,7 +17,7 @@ class Schedule:
     offset: int
 
     def version(self, batch: int) -> int:
-        """The number of learner updates in the weights that sample `batch`."""
+        """The number of learner steps in the weights that sample `batch`."""
         return self.interval * max(0, (batch - self.offset - 1) // self.interval)
 
     def lag(self, batch: int) -> int:

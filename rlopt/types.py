@@ -156,7 +156,7 @@ class Sequences(_Rows):
         group: `[B]` int64, which sequences are siblings: 0, 0, 1, 1, 1, ...
         truncated: `[B]` bool, ended by the length limit.
         lottery: `[B]` float64 in [0, 1), drawn by hashing sequence and step: chance that order cannot change.
-        lag: `[B]` int64, learner updates made between the sampling of a sequence and this step.
+        lag: `[B]` int64, learner steps made between the sampling of a sequence and this step.
     """
 
     token_ids: Tensor

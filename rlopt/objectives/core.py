@@ -189,7 +189,7 @@ def _check_finite(name: str, values: Tensor, mask: Tensor) -> None:
         sequence, token = wrong.nonzero()[0].tolist()
         raise RloptError(
             f"{name} is {values[sequence, token].item()} at sequence {sequence}, token {token}: not finite; "
-            "lower learner.lr, or bound the ratio (a clip, algo.correction.cap)"
+            "lower learner.lr, or have the ratio bounded: by a clip, or by algo.correction with algo.anchor=proximal"
         )
 
 

@@ -49,7 +49,7 @@ def test_what_a_run_measures_on_gsm8k_is_what_the_command_says_of_its_checkpoint
         *("trainer.best=eval/test/greedy", "eval.samples=2", "eval.limit=6"),
     )
     assert "questions and answers (question, answer after ####)" in done.stdout
-    assert "left out 3 rows of data.train: also in data.eval" in done.stdout  # the fourth is too long
+    assert "left out 3 row(s) of data.train: also in data.eval" in done.stdout  # the fourth is too long
     metrics = rows(run / "metrics.jsonl")
     assert [row["step"] for row in metrics if "eval/test/greedy" in row] == [2, 4]
     assert all("reward/part/mathematics" in row and "reward/part/compute_score/length" in row for row in metrics)

@@ -69,7 +69,7 @@ def test_rows_that_cannot_be_used_are_refused_by_number_or_dropped_and_listed(pa
     assert refused.stderr.count("\n") == 1
     folder = tmp_path / "run"
     done = train(folder, *overrides(broken, "data.invalid_rows=drop", "data.eval=null", "trainer.total_steps=1"))
-    assert "left out 1 rows of data.train: rejected is empty" in done.stdout
+    assert "left out 1 row(s) of data.train: rejected is empty" in done.stdout
     events = rows(folder / "events.jsonl")
     assert [e["data.train"] for e in events if e["event"] == "rows_left_out"] == [{"rejected is empty": [len(ROWS) + 1]}]
 

@@ -1,5 +1,6 @@
 """The doctor's verdicts on gaps made by hand, each with one cause."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ import pytest
 import torch
 from builders import group
 
-from rlopt.diagnosis import Finding, diagnose
+import rlopt.evidence
+from rlopt.diagnosis import CHECKS, Finding, diagnose
 from rlopt.doctor import verdict
-from rlopt.evidence import Evidence, Tokens, bins, read
+from rlopt.evidence import Evidence, Kind, Tokens, bins, read, read_tokens
 from rlopt.record import Recorder, header
 
 STEPS = 60
@@ -78,9 +80,66 @@ def test_a_gap_at_lag_0_is_told_by_what_it_goes_with(gap: Any, words: str) -> No
     assert words in finding.verdict
 
 
-def test_bfloat16_is_no_fault() -> None:
+def test_bfloat16_is_no_fault_and_float32_that_is_so_far_off_is() -> None:
     rounding = tokens(lambda chance, lag, **_: chance.normal(0, 0.01, len(lag)))
-    assert found("engine and learner", Evidence(rows(), rounding)).level == "fine"
+    assert found("engine and learner", Evidence(rows(), rounding, coarse=True)).level == "fine"
+    assert found("engine and learner", Evidence(rows(), rounding)).level == "fault"
+
+
+def test_rounding_is_no_fault_where_most_tokens_are_certain_and_those_that_begin_a_turn_are_not() -> None:
+    """It moves a log-probability by noise * (1 - p): nine tokens of ten hardly, the first ones of turns by all of it."""
+    position, chance = np.arange(20000) // 20 % 40, np.random.default_rng(0)
+    p = np.where(position == 0, 0.5, np.where(chance.uniform(size=20000) < 0.1, 0.6, 0.9995))
+    made = Tokens(*(getattr(tokens(lambda lag, **_: 0.0 * lag), name) for name in ("step", "lag", "pure", "position", "since")),
+                  np.log(p), chance.normal(0, 0.05, 20000) * (1 - p))  # fmt: skip
+    assert np.abs(made.gap).mean() > 2e-3
+    assert found("engine and learner", Evidence(rows(), made, coarse=True)).level == "fine"
+
+
+def test_small_batches_in_bfloat16_are_no_fault_and_a_shift_of_all_is() -> None:
+    noise = np.random.default_rng(0).normal(0, 6e-3, STEPS + 1)
+    for shift, level in ((0.0, "fine"), (0.02, "fault")):
+        small = rows(offpolicy__behavior_kl=lambda s, by=shift: by + noise[s], offpolicy__lag_max=0.0, offpolicy__ess=0.99)
+        assert found("engine and learner", Evidence(small, None, coarse=True)).level == level
+        assert found("engine and learner", Evidence(small, None)).level == "fault"
+
+
+def test_a_nucleus_that_the_config_asks_for_is_a_warning_with_its_key() -> None:
+    within = tokens(lambda chance, lag, **_: -chance.uniform(0, 0.3, len(lag)))
+    said = found("engine and learner", Evidence(rows(), within, top_p=0.9))
+    assert (said.level, "rollout.top_p=1.0 (here: 0.9)" in said.remedy) == ("warning", True)
+    assert found("engine and learner", Evidence(rows(offpolicy__behavior_kl=0.05), None, top_p=0.9)).level == "warning"
+
+
+@pytest.mark.parametrize(
+    ("kind", "unknown"),
+    [
+        ("mixed", {"synchronisation", "engine and learner", "progress"}),
+        ("offline", {"synchronisation", "engine and learner", "progress", "idle time"}),
+        ("rows", {row for row in CHECKS if row != "entropy"}),
+    ],
+)
+def test_a_run_on_recorded_data_is_asked_only_what_it_can_tell(kind: Kind, unknown: set[str]) -> None:
+    worse = rows(reward__mean=lambda s: 0.7 - 0.01 * s, idle__learner_frac=0.95 if kind != "mixed" else 0.2)
+    findings = diagnose(Evidence(worse, None, kind, coarse=False))
+    assert {finding.name for finding in findings if finding.level == "unknown"} >= unknown - {"engine and learner"}
+    assert not [finding for finding in findings if finding.level in ("fault", "warning")]
+
+
+def test_no_remedy_of_a_run_without_samplers_names_what_it_refuses() -> None:
+    ill = {
+        "offpolicy__ess": 0.1,
+        "offpolicy__ratio_max": 1e6,
+        "reward__zero_std_frac": 0.9,
+        "actor__entropy": lambda s: 0.1 * 0.9**s,
+    }
+    ill |= {"response_length__truncated_frac": 0.8}
+    for kind, refused in (("offline", ("sync.", "rollout.", "reward.")), ("rows", ("sync.", "rollout.", "reward.", "algo."))):
+        findings = diagnose(Evidence(rows(**ill), None, kind))  # type: ignore[arg-type]
+        assert len([finding for finding in findings if finding.level in ("fault", "warning")]) == (
+            5 if kind == "offline" else 1
+        )
+        assert not [finding.remedy for finding in findings for key in refused if key in finding.remedy]
 
 
 def test_a_gap_that_is_the_distance_from_the_initial_model_is_a_sync_that_delivers_nothing() -> None:
@@ -142,21 +201,84 @@ def test_a_record_is_read_up_to_its_damage_and_turns_are_counted_from_their_firs
     assert (whole.step.tolist(), whole.lag.tolist()) == ([4, 5, 5], [2, 3, 3])
     assert (whole.position.tolist(), whole.since.tolist()) == ([1, 0, 1], [0, 0, 1])
     assert whole.gap.tolist() == pytest.approx([-0.2, 0, 0])
+    size = path.stat().st_size
     path.write_bytes(path.read_bytes()[:-5])
-    cut = read(tmp_path).tokens
-    assert cut is not None
-    assert cut.step.tolist() == [4]
+    cut = read(tmp_path)
+    assert cut.tokens is not None
+    assert cut.tokens.step.tolist() == [4]
+    assert "experience.jsonl.gz is damaged from byte" in str(cut.record)
+    assert "the file ends in the middle of a block" in str(cut.record)
+    assert size > 5
 
 
-def test_groups_that_another_run_recorded_are_no_samples_of_lag_0_at_step_1(tmp_path: Path) -> None:
+def test_a_record_that_cannot_be_used_says_why(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2, "rew')
+    assert "no experience.jsonl.gz here" in str(read(tmp_path).record)
+    assert len(read(tmp_path).rows) == 1
+    plain = tmp_path / "experience.jsonl"
+    plain.write_text(json.dumps({"rlopt": "experience"}) + "\n{")
+    assert "experience.jsonl is damaged from byte 24 on" in str(read(tmp_path).record)
+    plain.write_text(json.dumps({"rlopt": "experience"}) + "\n")
+    assert "has no log-probabilities of the policy that sampled" in str(read(tmp_path).record)
+    plain.write_text(json.dumps({"prompt": "ab", "samples": [{"text": "c", "reward": 1}]}) + "\n")
+    with pytest.raises(ValueError, match="holds something else than groups"):
+        read(tmp_path)
+    plain.unlink()
+    for metrics in ("nothing\n", "[1]\n", "\n", ""):
+        (tmp_path / "metrics.jsonl").write_text(metrics)
+        with pytest.raises(ValueError, match=r"metrics.jsonl"):
+            read(tmp_path)
+
+
+def test_a_long_record_is_thinned_out_within_its_steps_and_not_by_whole_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every n-th step would meet one phase of the synchronisation alone."""
+    recorder = Recorder(tmp_path, 0, header("0", "m", 1.0, 1.0), known=True)
+    for step in range(1, 9):
+        recorder.step(step, [group(str(n), (1.0,), version=step - 1) for n in range(60)], torch.zeros(60, 5))
+    recorder.close()
+    record = tmp_path / "experience.jsonl.gz"
+    monkeypatch.setattr(rlopt.evidence, "MOST_TOKENS", record.stat().st_size // 16)
+    made, why = read_tokens(record)
+    assert made is not None
+    assert (set(made.step.tolist()), why) == (set(range(1, 9)), None)
+    assert 120 < len(made) < 360  # of 960
+
+
+@pytest.mark.parametrize(
+    ("config", "kind", "coarse", "top_p"),
+    [
+        ("", "sampled", True, 1.0),  # nothing is known
+        ("data:\nmodel: {dtype: float32}\n", "sampled", False, 1.0),
+        ("model: {dtype: bfloat16}\nrollout: {top_p: 0.9}\n", "sampled", True, 0.9),
+        ("cluster: {gpus_per_learner: 1.0}\n", "sampled", True, 1.0),
+        ("data: {experience: a.gz, experience_share: 1.0}\n", "offline", False, 1.0),
+        ("data: {experience: a.gz, experience_share: 0.25}\nalgo: {group_relative: {}}\n", "mixed", False, 1.0),
+        ("data: {experience: null}\nalgo: {name: dpo, group_relative: null}\n", "rows", False, 1.0),
+    ],
+)
+def test_what_kind_of_run_it_is_stands_in_its_config(
+    tmp_path: Path, config: str, kind: Kind, coarse: bool, top_p: float
+) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    (tmp_path / "config.yaml").write_text(config)
+    run = read(tmp_path)
+    assert (run.kind, run.coarse, run.top_p) == (kind, coarse, top_p)
+
+
+def test_a_config_that_is_no_yaml_is_refused_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    (tmp_path / "config.yaml").write_text("a: [")
+    with pytest.raises(ValueError, match=r"config.yaml is no YAML"):
+        read(tmp_path)
+
+
+def test_groups_that_another_run_recorded_are_no_samples_of_lag_0_at_step_1() -> None:
     """They count as version 0 there, whatever policy spoke them; later ones of lag 0 were sampled here."""
     other = rows(offpolicy__behavior_kl=lambda s: 0.5 if s == 1 else 0.0, offpolicy__lag_max=lambda s: 0 if s in (1, 41) else s)
     assert found("engine and learner", Evidence(other, None)).level == "fault"
-    assert found("engine and learner", Evidence(other, None, recorded=True)).level == "fine"
+    assert found("engine and learner", Evidence(other, None, kind="mixed")).level == "fine"
     gap = tokens(lambda lag, chance, **_: np.where(lag == 0, chance.normal(0, 0.5, len(lag)), 0.0))
     assert found("engine and learner", Evidence(other, gap)).level == "fault"
-    assert found("engine and learner", Evidence(other, gap, recorded=True)).level == "fine"
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
-    for experience, recorded in (("null", False), ("other/experience.jsonl.gz", True)):
-        (tmp_path / "config.yaml").write_text(f"data:\n  experience: {experience}\n")
-        assert read(tmp_path).recorded is recorded
+    assert found("engine and learner", Evidence(other, gap, kind="mixed")).level == "fine"

@@ -71,7 +71,7 @@ def test_log_probabilities_that_are_not_known_are_recorded_as_null_and_not_as_ze
     assert row["samples"][0]["logprobs"] is None
     assert row["samples"][0]["policy"] == pytest.approx([-0.3, -0.4])
     assert load(path).has_logprobs is False
-    assert read_tokens(path) is None
+    assert read_tokens(path)[0] is None
 
 
 def test_a_resumed_run_writes_over_the_steps_that_it_makes_again_and_over_a_half_written_one(tmp_path: Path) -> None:
@@ -97,6 +97,16 @@ def test_damage_is_told_by_its_byte_and_the_groups_before_it_are_used(tmp_path: 
     assert "in the middle of a block" in str(load(path).damage)
     with pytest.raises(Damaged):
         list(blocks(path))
+
+
+def test_a_broken_line_of_a_file_that_is_not_compressed_is_told_by_its_own_byte(tmp_path: Path) -> None:
+    good = json.dumps({**TEXTS, "answer": "é"}, ensure_ascii=False)  # a byte more than its letters
+    path = tmp_path / "own.jsonl"
+    path.write_text(f'{good}\n{good}\n{{"prompt": "ab", \n{good}\n')
+    found, begins = load(path), 2 * (len(good) + 2)
+    assert len(found) == 2
+    assert f"damaged from byte {begins} of {path.stat().st_size} on: line 3 is not JSON" in str(found.damage)
+    assert path.read_bytes()[begins:].startswith(b'{"prompt": "ab", \n')
 
 
 def test_recorded_groups_count_as_version_0_and_begin_again_at_the_end_of_the_file(tmp_path: Path) -> None:
