@@ -135,10 +135,13 @@ def load_state(folder: Path) -> dict[str, Any]:
     return state
 
 
+def shelves(folder: Path) -> list[str]:
+    """The names of the shelves of what `load_stock` gives."""
+    return [path.stem for path in sorted((folder / "buffer").glob("*.jsonl"))]
+
+
 def load_stock(folder: Path) -> Stock:
     """What the run had sampled and not done with."""
-    shelves = {
-        path.stem: [group_from_json(json.loads(line)) for line in path.read_text().split("\n")[:-1]]
-        for path in sorted((folder / "buffer").glob("*.jsonl"))
-    }
-    return Stock(shelves, load_state(folder)["stock"])
+    texts = {name: (folder / "buffer" / f"{name}.jsonl").read_text() for name in shelves(folder)}
+    groups = {name: [group_from_json(json.loads(line)) for line in text.split("\n")[:-1]] for name, text in texts.items()}
+    return Stock(groups, load_state(folder)["stock"])

@@ -44,6 +44,8 @@ def describe(prepared: Prepared) -> str:
             engine += f" and {config.rollout.kv_cache_gib * 1024:.0f} MiB of KV cache"
         ranks_line = f"{config.rollout.engines} engine(s) with {engine}; {ranks_line}"
     lines += [f"workers  {ranks_line}"]
+    if why := prepared.left_behind:
+        lines += [f"go on    from {prepared.resume}, without the samples that it had not learned from: {why}"]
     learn = f", {shape.trainable:,} of adapters learn" if config.learner.lora.rank else ""
     head = (
         f"{config.run.name}: {config.algo.name} on {config.model.path} ({weights:,} parameters{learn}), "

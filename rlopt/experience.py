@@ -5,8 +5,8 @@ made them:
 
     {"prompt": "12+7*3=", "answer": "33", "samples": [{"text": "...", "reward": 1.0}, {"text": "...", "reward": 0.0}]}
 
-whose texts are tokenised here and whose behavior policy is unknown. Recorded groups stand still while the policy moves on, so
-all of them count as spoken by version 0: their lag is the number of updates made here.
+whose prompts are worded and tokenised as those of `data.train` are, and whose behavior policy is unknown. Recorded groups stand
+still while the policy moves on, so all of them count as spoken by version 0: their lag is the number of steps made here.
 """
 
 import json
@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from rlopt.data import Tokenizer, Unusable, encode, ended, refuse_unusable
+from rlopt.data import Unusable, encode, ended, refuse_unusable
 from rlopt.errors import RloptError
+from rlopt.prompts import Wording, make_prompt
 from rlopt.record import NAME, Block, Damaged, blocks, group_from_json, refuse_foreign
 from rlopt.types import Group, Prompt, Sample
 
@@ -31,11 +32,13 @@ class Needs:
         max_tokens: the longest sequence, prompt and response together.
         siblings: a lone sample gets no credit.
         logprobs: why behavior log-probabilities are needed, or None.
+        held_out: prompts that are evaluated on; groups of these are left out.
     """
 
     max_tokens: int
     siblings: bool
     logprobs: str | None
+    held_out: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -48,16 +51,18 @@ class Experience:
         dropped: reason to line numbers of the groups that are left out.
         damage: where and why the file could not be read to its end, or None.
         has_logprobs: every group has behavior log-probabilities.
+        has_texts: some group's prompt is text that was worded here.
         longest: sequence, in tokens.
         largest: group, in samples.
     """
 
     path: Path
-    tokenizer: Tokenizer
+    words: Wording
     places: list[tuple[int, int, int]]
     dropped: Mapping[str, list[int]]
     damage: str | None
     has_logprobs: bool
+    has_texts: bool
     longest: int
     largest: int
     _block: Block | None = None
@@ -73,10 +78,10 @@ class Experience:
         if self._block is None or self._block.start != start:
             self._block = next(blocks(self.path, start, first))
         row = json.loads(self._block.lines[line])
-        return _parse(row, self.tokenizer, f"{self.path.name}:{first + line}")[0]
+        return _parse(row, self.words, f"{self.path.name}:{first + line}")[0]
 
 
-def load_experience(name: str, tokenizer: Tokenizer, mine: Mapping[str, object], needs: Needs, drop: bool) -> Experience:
+def load_experience(name: str, words: Wording, mine: Mapping[str, object], needs: Needs, drop: bool) -> Experience:
     """The groups of `data.experience=name`.
 
     Args:
@@ -90,8 +95,8 @@ def load_experience(name: str, tokenizer: Tokenizer, mine: Mapping[str, object],
     path, where = Path(name), f"data.experience={name}"
     if not path.is_file():
         raise RloptError(f"{where}: no such file; give the {NAME} of a run with run.record=true, or JSON lines")
-    found = Experience(path, tokenizer, [], {}, None, True, 0, 0)
-    dropped: dict[str, list[int]] = {}
+    found = Experience(path, words, [], {}, None, True, False, 0, 0)
+    dropped, held_out, told = dict[str, list[int]](), list[int](), False
     try:
         for block in blocks(path):
             for line, text in enumerate(block.lines):
@@ -104,12 +109,19 @@ def load_experience(name: str, tokenizer: Tokenizer, mine: Mapping[str, object],
                     raise Damaged(block.offset(line), f"line {number} is not JSON ({error.msg})") from None
                 if isinstance(row, dict) and row.get("rlopt") == "experience":
                     refuse_foreign(row, mine, where)
+                    told = True
                     continue
                 try:
-                    group, known = _checked(row, tokenizer, f"{path.name}:{number}", needs)
+                    group, known = _checked(row, words, f"{path.name}:{number}", needs)
+                    if not told and not isinstance(row["prompt"], str):
+                        raise Unusable("token ids, and no first line that says what made them")
                 except Unusable as why:
                     dropped.setdefault(str(why), []).append(number)
                     continue
+                if group.prompt.text in needs.held_out:
+                    held_out.append(number)
+                    continue
+                found.has_texts |= isinstance(row["prompt"], str)
                 found.places.append((block.start, block.first, line))
                 found.has_logprobs &= known
                 found.longest = max(found.longest, *(len(group.prompt.token_ids) + len(s.token_ids) for s in group.samples))
@@ -117,14 +129,14 @@ def load_experience(name: str, tokenizer: Tokenizer, mine: Mapping[str, object],
     except Damaged as damage:
         left = f"the {len(found)} groups before it are used"
         found.damage = f"damaged from byte {damage.offset} of {path.stat().st_size} on: {damage}; {left}"
-    found.dropped = dropped
-    _refuse(found, where, needs, drop)
+    if not drop:
+        refuse_unusable(where, dropped, len(found) + len(held_out), "groups", "line")
+    found.dropped = dropped | ({"also in data.eval": held_out} if held_out else {})
+    _refuse(found, where, needs)
     return found
 
 
-def _refuse(found: Experience, where: str, needs: Needs, drop: bool) -> None:
-    if not drop:
-        refuse_unusable(where, found.dropped, len(found), "groups", "line")
+def _refuse(found: Experience, where: str, needs: Needs) -> None:
     if not len(found):
         raise RloptError(f"{where}: no group can be used ({found.damage or '; '.join(found.dropped) or 'the file is empty'})")
     if needs.logprobs and not found.has_logprobs:
@@ -134,10 +146,10 @@ def _refuse(found: Experience, where: str, needs: Needs, drop: bool) -> None:
         )
 
 
-def _checked(row: Any, tokenizer: Tokenizer, name: str, needs: Needs) -> tuple[Group, bool]:
+def _checked(row: Any, words: Wording, name: str, needs: Needs) -> tuple[Group, bool]:
     """The group of a line, if this run can use it, and whether it has log-probabilities."""
     try:
-        group, known = _parse(row, tokenizer, name)
+        group, known = _parse(row, words, name)
     except RloptError as refusal:
         raise Unusable(str(refusal)) from None
     if not group.samples:
@@ -149,11 +161,11 @@ def _checked(row: Any, tokenizer: Tokenizer, name: str, needs: Needs) -> tuple[G
     return group, known
 
 
-def _parse(row: Any, tokenizer: Tokenizer, name: str) -> tuple[Group, bool]:
+def _parse(row: Any, words: Wording, name: str) -> tuple[Group, bool]:
     """The group of a line, as version 0 spoke it, and whether it has log-probabilities."""
     try:
         if isinstance(row["prompt"], str):
-            return _from_text(row, tokenizer, name), False
+            return _from_text(row, words, name), False
         known = all(sample["logprobs"] is not None for sample in row["samples"])
         samples = [
             {**sample, "versions": [0] * len(sample["token_ids"])}
@@ -162,18 +174,16 @@ def _parse(row: Any, tokenizer: Tokenizer, name: str) -> tuple[Group, bool]:
         ]
         untold = {"refills": 0, "faults": []}  # the run that recorded them told of these
         return group_from_json({**row, "samples": samples, **untold}), known
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise Unusable(f"no group ({type(error).__name__}: {error})") from None
 
 
-def _from_text(row: Mapping[str, Any], tokenizer: Tokenizer, name: str) -> Group:
-    """A group of texts: tokenised as a prompt and its answers are, each with the end token."""
-    prompt = Prompt(name, tuple(encode(tokenizer, row["prompt"])), row["prompt"], str(row.get("answer", "")), "experience")
-    if not prompt.token_ids:
-        raise Unusable("prompt has no token that the tokenizer knows")
+def _from_text(row: Mapping[str, Any], words: Wording, name: str) -> Group:
+    """A group of texts: worded and tokenised as a prompt and its answers are, each with the end token."""
+    prompt = make_prompt(name, row["prompt"], str(row.get("answer", "")), "experience", words, {})
     samples = []
     for sample in row["samples"]:
-        ids = ended(encode(tokenizer, sample["text"], special=False), tokenizer)
+        ids = ended(encode(words.tokenizer, sample["text"], special=False), words.tokenizer)
         samples.append(_silent(prompt, ids, sample["text"], float(sample["reward"])))
     return Group(prompt, tuple(samples))
 

@@ -77,6 +77,8 @@ def train(config: Config, console: Console) -> Outcome:
         steps, log_samples = config.trainer.total_steps, config.trainer.log_samples
         journal = Journal(prepared.run, position.step, steps, log_samples, boards, console, recorder)
         journal.event("start", step=position.step, resumed_from=str(prepared.resume) if prepared.resume else None)
+        if prepared.left_behind:
+            journal.event("samples_left_behind", why=prepared.left_behind)
         journal.event("workers", **crew.nodes())
         if prepared.recordings:
             journal.event("rows_left_out", **prepared.recordings.dropped)
@@ -142,7 +144,8 @@ class Crew:
         self.learners = Learners(self._ranks, config.learner.token_budget, together, config.rollout.temperature)
         if resume:
             self.learners.load(resume)
-            self.stock = checkpoint.load_stock(resume)
+            step = self._prepared.state["position"]["step"]  # sampled by these weights, where the schedule's are another run's
+            self.stock = Stock({}, {"revived": [step]}) if self._prepared.left_behind else checkpoint.load_stock(resume)
 
     def nodes(self) -> dict[str, Any]:
         """Which Ray node everybody is on."""

@@ -1,6 +1,6 @@
 """Samplers in lockstep with the learner: kept in sync every N steps, running ahead of it in between. No Ray, no engine."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -110,8 +110,7 @@ class Lockstep:
         if self.sync.version != self.schedule.version(batch) and self.sync.version not in self.revived:
             raise RloptError(
                 f"batch {batch} is to be sampled by version {self.schedule.version(batch)}, and the engines hold "
-                f"{self.sync.version}; a finished run can be extended only from a step that is a multiple of "
-                f"sync.interval={self.schedule.interval}"
+                f"{self.sync.version}; a finished run goes on only from a multiple of sync.interval, and with sync.offset=0"
             )
 
     def _check_samples(self, step: int, groups: list[Group]) -> None:
@@ -137,5 +136,9 @@ def revive(fleet: Fleet, sync: Synchroniser, step: int) -> None:
 
 def shelved(shelves: Mapping[str, list[Group]]) -> dict[Key, Group]:
     """What `Lockstep.stock` put on shelves, as the engines would have it."""
-    batches = {int(name.removeprefix("batch_")): groups for name, groups in shelves.items() if name.startswith("batch_")}
-    return {(batch, place): group for batch, groups in batches.items() for place, group in enumerate(groups)}
+    return {(batch, place): group for batch in batches_of(shelves) for place, group in enumerate(shelves[f"batch_{batch}"])}
+
+
+def batches_of(shelves: Iterable[str]) -> list[int]:
+    """The batches on shelves that `Lockstep.stock` named."""
+    return [int(name.removeprefix("batch_")) for name in shelves if name.startswith("batch_")]

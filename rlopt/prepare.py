@@ -1,40 +1,32 @@
 """Everything that can be refused before a process of a run's own is started: objective, data, lengths, the run's folder."""
 
-import json
-import re
-import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
-import yaml
 from rich.console import Console
 
-from rlopt import checkpoint, evaluation, processes
+from rlopt import evaluation, processes
 from rlopt.config import Config, DataConfig, GroupRelativeConfig
 from rlopt.data import fingerprint
-from rlopt.engines import forget_wish
 from rlopt.errors import RloptError, need
 from rlopt.examples import load_examples
 from rlopt.experience import Experience, Needs, load_experience
-from rlopt.loop import Position
 from rlopt.model import Shape, context_length, find_model, load_tokenizer, shape_of
 from rlopt.objectives.core import Objective, Terms, WithCredit, no_terms
 from rlopt.objectives.corrections import Correction, Corrections
 from rlopt.plan import plan
 from rlopt.prompts import Loaded, Wording, apart, load_prompts, wording
 from rlopt.record import header
+from rlopt.resume import find_resume, settle, why_left_behind
 from rlopt.rewards import load as load_reward
 from rlopt.schedule import Schedule
 from rlopt.settings import load_class, read
 from rlopt.tiny import RECIPES
 from rlopt.tracking import TrainingBar
 from rlopt.types import Average, Example, Prompt
-
-MAY_CHANGE = ("run", "trainer", "tracking", "cluster", "rollout.engines", "rollout.sleep")
-"""Sections and keys that a resumed run may set anew; the others decide its numbers."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +44,7 @@ class Prepared:
 
     Attributes:
         state: of the checkpoint in `resume`, or to begin with.
+        left_behind: why the samples in that checkpoint are none of this run's, or None.
         folder: of the model.
         data: to sample from; None where nothing is sampled.
         evals: to evaluate on, by short name.
@@ -67,6 +60,7 @@ class Prepared:
     run: Path
     resume: Path | None
     state: dict[str, Any]
+    left_behind: str | None
     folder: Path
     shape: Shape
     tokenizer: Any
@@ -99,12 +93,12 @@ def prepare(config: Config, console: Console) -> Prepared:
     objective = make_objective(config)
     terms = make_terms(config)
     run = Path(config.run.dir).resolve()
-    resume = _find_resume(config, run)
+    resume = find_resume(config, run)
     folder = find_model(config.model.path, TrainingBar(console, f"training {config.model.path} (once on this machine)"))
     shape, tokenizer = shape_of(folder, config.learner.lora), load_tokenizer(folder)
     words = wording(config.data, tokenizer)
     data, recordings, experience, longest = None, None, None, 0
-    evals: dict[str, Loaded] = {}
+    evals, asked = dict[str, Loaded](), list[Prompt]()
     about = header(fingerprint(tokenizer), config.model.path, config.rollout.temperature, config.rollout.top_p)
     context, held_out = context_length(folder), 0
     if config.samples:
@@ -112,12 +106,15 @@ def prepare(config: Config, console: Console) -> Prepared:
         room = context - config.rollout.max_new_tokens
         data = load_prompts(config.data, "data.train", config.data.train, config.run.seed, words, room)
         evals = load_evals(config.data, config.run.seed, words, room)
-        held_out_prompts = [prompt for loaded in evals.values() for prompt in loaded.prompts]
-        data, evals = apart(data, held_out_prompts), first(evals, config.eval.limit)
-        longest = max(len(p.token_ids) for p in data.prompts + held_out_prompts) + config.rollout.max_new_tokens
+        asked = [prompt for loaded in evals.values() for prompt in loaded.prompts]
+        data, evals = apart(data, asked), first(evals, config.eval.limit)
+        longest = max(len(p.token_ids) for p in data.prompts + asked) + config.rollout.max_new_tokens
         _check_best(config, list(evals))
     if config.data.experience and config.algo.group_relative:
-        experience = _load_experience(config, objective, terms, tokenizer, about, context)
+        needs = _needs(config, objective, terms, context, asked)
+        drop = config.data.invalid_rows == "drop"
+        experience = load_experience(config.data.experience, words, about, needs, drop)
+        _check_wording(config, experience)
         terms = replace(terms, off_policy=experience.has_logprobs)
         longest = max(longest, experience.longest)
     if not config.algo.group_relative:
@@ -126,7 +123,7 @@ def prepare(config: Config, console: Console) -> Prepared:
         longest, held_out = max(len(e.prompt.token_ids) + len(a) for e in rows for a in e.answers), len(recordings.held_out)
     largest = max(config.group_size, experience.largest if experience else 0)
     check_sizes(config, objective, longest, held_out, largest)
-    state = _prepare_run(config, run, resume)
+    state = settle(config, run, resume)
     return Prepared(
         config=config,
         objective=objective,
@@ -134,6 +131,7 @@ def prepare(config: Config, console: Console) -> Prepared:
         run=run,
         resume=resume,
         state=state,
+        left_behind=why_left_behind(config, run, resume),
         folder=folder,
         shape=shape,
         tokenizer=tokenizer,
@@ -264,13 +262,19 @@ def _corrections(shared: GroupRelativeConfig) -> Corrections:
     return Corrections(shared.dual_clip, importance, shared.opsm_delta)
 
 
-def _load_experience(
-    config: Config, objective: Objective, terms: Terms, tokenizer: Any, about: Mapping[str, object], context: int
-) -> Experience:
+def _needs(config: Config, objective: Objective, terms: Terms, context: int, held_out: list[Prompt]) -> Needs:
+    """What is asked of recorded groups; `held_out` are the prompts that are evaluated on."""
     limit = min(context, config.learner.token_budget)
-    needs = Needs(limit, objective.traits.equal_rewards_no_credit, _why_logprobs(config, objective, terms))
-    name = str(config.data.experience)
-    return load_experience(name, tokenizer, about, needs, config.data.invalid_rows == "drop")
+    why, texts = _why_logprobs(config, objective, terms), frozenset(prompt.text for prompt in held_out)
+    return Needs(limit, objective.traits.equal_rewards_no_credit, why, texts)
+
+
+def _check_wording(config: Config, experience: Experience) -> None:
+    """Refuse keys that word prompts where all prompts are token ids."""
+    data, there = config.data, config.samples or experience.has_texts
+    for key, value, default in (("template", data.template, None), ("chat", data.chat, "auto"), ("system", data.system, None)):
+        why = f"means nothing to data.experience={data.experience}, whose prompts are token ids; drop it"
+        need(there or value == default, f"data.{key}", value, why)
 
 
 def _why_logprobs(config: Config, objective: Objective, terms: Terms) -> str | None:
@@ -308,64 +312,3 @@ def dtype(config: Config) -> torch.dtype:
     """Of learner and engine."""
     resolved: torch.dtype = getattr(torch, config.model.resolved_dtype(config.cluster.gpus_per_learner))
     return resolved
-
-
-def _find_resume(config: Config, run: Path) -> Path | None:
-    """The checkpoint to go on from, or None to begin."""
-    resume = config.run.resume
-    found = checkpoint.find_all(run)
-    if resume == "never":
-        if (run / "config.yaml").exists():
-            raise RloptError(f"run.resume=never: {run} holds a run already; choose another run.dir, or run.resume=auto")
-        return None
-    folder = found[-1] if resume == "auto" and found else None
-    if resume != "auto":
-        folder = Path(resume).resolve()
-    if folder:
-        if _of_another_run(folder, run) and (run / "config.yaml").exists():
-            raise RloptError(f"run.resume={resume}: is no checkpoint of {run}, which holds a run; choose another run.dir")
-        checkpoint.verify(folder)
-        step = checkpoint.load_state(folder)["position"]["step"]
-        if step >= config.trainer.total_steps:
-            raise RloptError(
-                f"trainer.total_steps={config.trainer.total_steps}: {folder} has made {step} steps already; "
-                "raise it, or choose another run.dir"
-            )
-    return folder
-
-
-def _of_another_run(folder: Path, run: Path) -> bool:
-    return folder.resolve().parent.parent != run.resolve()
-
-
-def _prepare_run(config: Config, run: Path, resume: Path | None) -> dict[str, Any]:
-    """Make the run's folder, or check that what stands there is this run; the state to begin with."""
-    mine = json.loads(json.dumps(asdict(config)))
-    kept = run / "config.yaml"
-    if kept.exists():
-        theirs = yaml.safe_load(kept.read_text())
-        differs = [
-            f"{section}.{key}={mine[section].get(key)} (there: {theirs.get(section, {}).get(key)})"
-            for section in mine
-            if section not in MAY_CHANGE
-            for key in sorted({*mine[section], *theirs.get(section, {})})
-            if f"{section}.{key}" not in MAY_CHANGE
-            if mine[section].get(key) != theirs.get(section, {}).get(key)
-        ]
-        steps = (mine["trainer"]["total_steps"], theirs["trainer"]["total_steps"])
-        if config.learner.lr_schedule != "constant" and steps[0] != steps[1]:
-            differs.append(f"trainer.total_steps={steps[0]} (there: {steps[1]}), on which learner.lr_schedule depends")
-        if mine["run"]["seed"] != theirs["run"]["seed"]:
-            differs.append(f"run.seed={mine['run']['seed']} (there: {theirs['run']['seed']})")
-        if differs:
-            raise RloptError(
-                f"run.dir={run}: holds another run, {'; '.join(differs[:3])}; choose another run.dir, or its values"
-            )
-        if mine["rollout"]["engines"] != theirs["rollout"]["engines"]:
-            forget_wish(run)
-    run.mkdir(parents=True, exist_ok=True)
-    kept.write_text(yaml.safe_dump(mine, sort_keys=False))
-    state: dict[str, Any] = checkpoint.load_state(resume) if resume else {"position": asdict(Position())}
-    if not resume or _of_another_run(resume, run):  # what goes on elsewhere is another run to W&B too
-        state["wandb_id"] = f"{re.sub(r'[^A-Za-z0-9_-]', '-', config.run.name)}-{uuid.uuid4().hex[:8]}"
-    return state

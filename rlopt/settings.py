@@ -46,7 +46,7 @@ ROWS += ["eval.*", "trainer.best", "data.experience", "data.experience_share", "
 """What means nothing to a run on recorded rows; a star is every key of a section."""
 OFFLINE = ["reward.*", "sync.*", "cluster.gpus_per_engine"]
 OFFLINE += [f"data.{key}" for key in ("train", "size", "subset", "split", "prompt_key", "answer_key", "answer_format")]
-OFFLINE += [f"data.{key}" for key in ("max_prompt_tokens", "template", "chat", "system")]
+OFFLINE += ["data.max_prompt_tokens"]
 OFFLINE += [f"rollout.{key}" for key in ("engines", "tensor_parallel", "max_num_seqs", "kv_cache_gib", "gpu_memory_share")]
 """What means nothing to a run on recorded groups alone; temperature and limit of the samplers still do."""
 EVAL = ["data.eval", "data.eval_split", "trainer.eval_every", "trainer.best", "eval.*"]

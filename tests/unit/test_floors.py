@@ -50,7 +50,7 @@ FLOORS = (
     },
     {"rollout", "fleet", "shm_engine", "learner"},
     {"loop", "live", "stream", "groups", "sync", "recorded", "evaluation"},
-    {"jobs", "plan", "prepare", "describe", "launch", "harvest", "judge", "command"},
+    {"jobs", "plan", "prepare", "resume", "describe", "launch", "harvest", "judge", "command"},
     {"train", "submit", "evaluate", "export", "pairs", "report", "doctor", "objectives.__main__"},
 )
 BELOW = {f"objectives.{name}" for name in ("core", "advantages", "ratios", "corrections", "divergence", "preferences")}
@@ -69,6 +69,7 @@ SAME_FLOOR = {
     ("prompts", "rows"),
     ("fleet", "rollout"),
     ("experience", "data"),
+    ("experience", "prompts"),
     ("checkpoint", "record"),
     ("evidence", "record"),
     ("diagnosis", "evidence"),
@@ -83,6 +84,7 @@ SAME_FLOOR = {
     ("export", "report"),
     ("judge", "prepare"),
     ("prepare", "plan"),
+    ("prepare", "resume"),
     ("describe", "plan"),
     ("launch", "describe"),
     ("describe", "prepare"),

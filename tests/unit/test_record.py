@@ -15,6 +15,7 @@ from rlopt.batching import pad
 from rlopt.errors import Fault, RloptError
 from rlopt.evidence import read_tokens
 from rlopt.experience import Experience, Needs, load_experience
+from rlopt.prompts import Wording
 from rlopt.record import NAME, Damaged, Recorder, blocks, group_from_json, group_to_json, header, short
 
 ABOUT = header("0123", "tiny_s", 1.0, 1.0)
@@ -30,6 +31,9 @@ class Letters:
         return [ord(letter) - 95 for letter in text if letter.islower()]
 
 
+WORDS = Wording(Letters(), None, False, None)
+
+
 def write(run: Path, steps: range, first: int = 0, known: bool = True) -> Path:
     recorder = Recorder(run, first, ABOUT, known=known)
     for step in steps:
@@ -40,7 +44,7 @@ def write(run: Path, steps: range, first: int = 0, known: bool = True) -> Path:
 
 
 def load(path: Path, needs: Needs = NEEDS, mine: dict[str, object] = ABOUT, drop: bool = False) -> Experience:
-    return load_experience(str(path), Letters(), mine, needs, drop)
+    return load_experience(str(path), WORDS, mine, needs, drop)
 
 
 def test_groups_come_back_as_they_were_recorded_to_the_last_bit() -> None:
@@ -142,6 +146,34 @@ def test_texts_of_ones_own_are_tokenised_and_have_no_log_probabilities(tmp_path:
     assert not found.has_logprobs
     with pytest.raises(RloptError, match="has groups without behavior log-probabilities, and grpo divides by them"):
         load(tmp_path / "own.jsonl", Needs(100, True, "grpo divides by them"))
+
+
+def test_texts_of_ones_own_are_worded_as_sampled_prompts_are(tmp_path: Path) -> None:
+    words = replace(WORDS, template="q{prompt}a")
+    (one,) = load_experience(str(lines(tmp_path / "own.jsonl", TEXTS)), words, ABOUT, NEEDS, False).groups(0, 1)
+    assert (one.prompt.token_ids, one.prompt.text) == ((18, 2, 3, 2), "ab")
+
+
+def test_groups_with_prompts_that_are_evaluated_on_are_left_out_and_counted(tmp_path: Path) -> None:
+    path = lines(tmp_path / "own.jsonl", TEXTS, {**TEXTS, "prompt": "abc"})
+    found = load(path, replace(NEEDS, held_out=frozenset({"ab"})))
+    assert (len(found), found.dropped) == (1, {"also in data.eval": [1]})
+    with pytest.raises(RloptError, match=r"no group can be used \(also in data.eval\)"):
+        load(path, replace(NEEDS, held_out=frozenset({"ab", "abc"})))
+
+
+def test_token_ids_are_of_no_use_without_the_line_that_says_what_made_them(tmp_path: Path) -> None:
+    path = write(tmp_path, range(1, 2))
+    first, *others = gzip.decompress(path.read_bytes()).decode().splitlines()
+    assert len(load(lines(tmp_path / "whole.jsonl", first, *others))) == 2
+    with pytest.raises(
+        RloptError, match="2 of 2 groups are unusable .line 1: token ids, and no first line that says what made"
+    ):
+        load(lines(tmp_path / "rest.jsonl", *others))
+    huge = json.loads(others[0])
+    huge["samples"][0]["token_ids"][0] = 2**31
+    with pytest.raises(RloptError, match="1 of 3 groups are unusable .line 3: no group"):
+        load(lines(tmp_path / "huge.jsonl", first, others[0], huge, others[1]))
 
 
 def test_groups_that_cannot_be_used_are_refused_by_line_or_left_out_and_counted(tmp_path: Path) -> None:

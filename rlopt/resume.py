@@ -1,0 +1,140 @@
+"""What stands in a run's folder, and how a run goes on from it: with the same numbers, as a fork, or not at all."""
+
+import json
+import os
+import re
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlopt import checkpoint
+from rlopt.config import Config
+from rlopt.engines import forget_wish
+from rlopt.errors import RloptError
+from rlopt.live import batches_of
+from rlopt.loop import Position
+from rlopt.schedule import Schedule
+
+MAY_CHANGE = ("run", "trainer", "tracking", "cluster", "rollout.engines", "rollout.sleep")
+"""Sections and keys that a resumed run may set anew; the others decide its numbers."""
+
+
+def find_resume(config: Config, run: Path) -> Path | None:
+    """The checkpoint to go on from, or None to begin."""
+    resume, kept, found = config.run.resume, _kept_config(run), checkpoint.find_all(run)
+    if resume == "never":
+        if kept is not None:
+            raise RloptError(f"run.resume=never: {run} holds a run already; choose another run.dir, or run.resume=auto")
+        return None
+    folder = found[-1] if resume == "auto" and found else None
+    if resume != "auto":
+        folder = Path(resume).resolve()
+        if _of_another_run(folder, run) and kept is not None:
+            if kept.get("run", {}).get("resume") != resume:
+                raise RloptError(f"run.resume={resume}: is no checkpoint of {run}, which holds a run; choose another run.dir")
+            folder = found[-1] if found else folder  # the same command again, by which that run began
+    if folder:
+        checkpoint.verify(folder)
+        _check_extension(config, run, folder)
+    return folder
+
+
+def _check_extension(config: Config, run: Path, folder: Path) -> None:
+    """Refuse to go on where nothing is left to do, or where the weights to sample with are gone."""
+    state, total = checkpoint.load_state(folder), config.trainer.total_steps
+    step = state["position"]["step"]
+    if step >= total:
+        raise RloptError(
+            f"trainer.total_steps={total}: {folder} has made {step} steps already; raise it, or choose another run.dir"
+        )
+    batch = max([step, *batches_of(checkpoint.shelves(folder))]) + 1
+    version = Schedule(config.sync.interval, config.sync.offset).version(batch)
+    in_turn = config.samples and config.sync.mode == "lockstep" and step not in state["stock"].get("revived", [])
+    if in_turn and batch <= total and version < step and not why_left_behind(config, run, folder):
+        raise RloptError(
+            f"trainer.total_steps={total}: {folder} ended a run, and the weights of step {version}, which are to sample batch "
+            f"{batch}, are gone; begin another run with model.path={folder / 'hf'}"
+        )
+
+
+def _kept_config(run: Path) -> dict[str, Any] | None:
+    """The config of the run that stands in a folder."""
+    file = run / "config.yaml"
+    if not file.exists():
+        return None
+    try:
+        kept = yaml.safe_load(file.read_text())
+    except yaml.YAMLError:
+        kept = None
+    if not isinstance(kept, dict):
+        raise RloptError(f"run.dir={run}: its config.yaml cannot be read as one; choose another run.dir")
+    return kept
+
+
+def _of_another_run(folder: Path, run: Path) -> bool:
+    return folder.resolve().parent.parent != run.resolve()
+
+
+def settle(config: Config, run: Path, resume: Path | None) -> dict[str, Any]:
+    """Make the run's folder, or check that what stands there is this run; the state to begin with."""
+    mine, theirs = json.loads(json.dumps(asdict(config))), _kept_config(run)
+    if theirs is not None:
+        if differs := _differences(config, mine, theirs):
+            raise RloptError(
+                f"run.dir={run}: holds another run, {'; '.join(differs[:3])}; choose another run.dir, or its values"
+            )
+        if mine["rollout"]["engines"] != theirs["rollout"]["engines"]:
+            forget_wish(run)
+    run.mkdir(parents=True, exist_ok=True)
+    draft = run / ".config.yaml"
+    draft.write_text(yaml.safe_dump(mine, sort_keys=False))
+    os.replace(draft, run / "config.yaml")
+    state: dict[str, Any] = checkpoint.load_state(resume) if resume else {"position": asdict(Position())}
+    if not resume or _of_another_run(resume, run):  # what goes on elsewhere is another run to W&B too
+        state["wandb_id"] = f"{re.sub(r'[^A-Za-z0-9_-]', '-', config.run.name)}-{uuid.uuid4().hex[:8]}"
+    return state
+
+
+def _differences(config: Config, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """The keys that decide a run's numbers and have another value there; `mine` is `config` as plain types."""
+    keys = [
+        (section, key, "")
+        for section in mine
+        for key in sorted({*mine[section], *theirs.get(section, {})})
+        if not {section, f"{section}.{key}"} & set(MAY_CHANGE)
+    ]
+    if config.learner.lr_schedule != "constant":
+        keys.append(("trainer", "total_steps", ", on which learner.lr_schedule depends"))
+    found = []
+    for section, key, note in [*keys, ("run", "seed", "")]:
+        here, there = mine[section].get(key), theirs.get(section, {}).get(key)
+        if here != there:
+            found.append(f"{section}.{key}={here} (there: {there}){note}")
+    model, cluster = ({} | theirs.get(section, {}) for section in ("model", "cluster"))
+    type_there = replace(config.model, dtype=model.get("dtype", "auto")).resolved_dtype(cluster.get("gpus_per_learner", 0))
+    type_here = config.model.resolved_dtype(config.cluster.gpus_per_learner)
+    if type_here != type_there:
+        found.append(f"model.dtype={type_here} (there: {type_there}) where cluster.gpus_per_learner decides")
+    return found
+
+
+def why_left_behind(config: Config, run: Path, resume: Path | None) -> str | None:
+    """What makes the samples that another run had not learned from none of this one's, or None: they are, or there are none."""
+    if not resume or not _of_another_run(resume, run):
+        return None
+    mine, theirs = json.loads(json.dumps(asdict(config))), _kept_config(resume.parent.parent) or {}
+    for section in ("data", "reward", "rollout", "sync", "replay"):
+        for key, value in mine[section].items():
+            there = theirs.get(section, {}).get(key)
+            if f"{section}.{key}" not in MAY_CHANGE and value != there:
+                return f"{section}.{key}={value} (there: {there})"
+    groups = [raw.get("algo", {}).get("group_relative") or {} for raw in (mine, theirs)]
+    for key in ("group_size", "refills"):
+        here, there = (shared.get(key) for shared in groups)
+        if here != there:
+            return f"algo.{key}={here} (there: {there})"
+    return None

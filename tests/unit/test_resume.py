@@ -1,0 +1,134 @@
+"""How a run goes on from what stands in its folder, and what is refused."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+import yaml
+from test_settings import compose
+
+from rlopt.engines import ask_for, wanted_engines
+from rlopt.errors import RloptError
+from rlopt.resume import find_resume, settle, why_left_behind
+
+
+def checkpoint_of(run: Path, step: int = 3, batches: Iterable[int] = range(4, 21)) -> Path:
+    """As `run` left it after `step`, with these batches sampled and not learned from."""
+    folder = run / "checkpoints" / f"step_{step}"
+    (folder / "buffer").mkdir(parents=True)
+    for batch in batches:
+        (folder / "buffer" / f"batch_{batch}.jsonl").touch()
+    (folder / "manifest.json").write_text(json.dumps({"step": step, "files": {}}))
+    (folder / "state.json").write_text(json.dumps({"position": {"step": step}, "wandb_id": "first", "stock": {}}))
+    return folder
+
+
+def test_a_checkpoint_goes_on_as_the_same_run_in_its_folder_and_as_another_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    first, second = tmp_path / "first", tmp_path / "second"
+    folder = checkpoint_of(first)
+    here = compose("+algo=grpo", "run.dir=first")
+    assert settle(here, Path("first"), find_resume(here, Path("first")))["wandb_id"] == "first"
+    elsewhere = compose("+algo=grpo", "run.dir=second", f"run.resume={folder}")
+    state = settle(elsewhere, second, find_resume(elsewhere, second))
+    assert (state["position"], state["wandb_id"] != "first") == ({"step": 3}, True)
+
+
+def test_a_checkpoint_of_another_run_does_not_go_on_where_a_run_stands(tmp_path: Path) -> None:
+    folder, stands = checkpoint_of(tmp_path / "first"), tmp_path / "second"
+    stands.mkdir()
+    (stands / "config.yaml").write_text("{}")
+    with pytest.raises(
+        RloptError, match=r"run.resume=.*step_3: is no checkpoint of .*second, which holds a run; choose another"
+    ):
+        find_resume(compose("+algo=grpo", f"run.resume={folder}"), stands)
+
+
+def test_the_command_that_began_a_fork_goes_on_with_it(tmp_path: Path) -> None:
+    folder, fork = checkpoint_of(tmp_path / "first"), tmp_path / "fork"
+    config = compose("+algo=grpo", f"run.dir={fork}", f"run.resume={folder}")
+    settle(config, fork, find_resume(config, fork))
+    assert find_resume(config, fork) == folder  # interrupted before its first checkpoint
+    later = checkpoint_of(fork, 5, range(6, 21))
+    assert find_resume(config, fork) == later
+
+
+@pytest.mark.parametrize(
+    ("keys", "step", "batches", "gone"),
+    [
+        ([], 40, [], None),  # at a synchronisation
+        ([], 30, range(31, 41), None),  # interrupted
+        ([], 30, [], "the weights of step 20, which are to sample batch 31, are gone"),
+        (["sync.interval=1"], 40, [], None),
+        (["sync.interval=1", "sync.offset=10"], 40, range(41, 51), None),
+        (["sync.interval=1", "sync.offset=10"], 40, [], "the weights of step 30, which are to sample batch 41, are gone"),
+        (["sync.mode=async", "sync.interval=1", "sync.max_lag=8"], 33, [], None),
+    ],
+)
+def test_a_finished_run_is_made_longer_only_where_the_weights_to_sample_with_are_there(
+    tmp_path: Path, keys: list[str], step: int, batches: Iterable[int], gone: str | None
+) -> None:
+    folder = checkpoint_of(tmp_path, step, batches)
+    config = compose("+algo=grpo", f"run.dir={tmp_path}", "trainer.total_steps=60", *keys)
+    if gone is None:
+        assert find_resume(config, tmp_path) == folder
+        return
+    with pytest.raises(RloptError, match=rf"trainer.total_steps=60: .*{gone}; begin another run with model.path=.*/hf"):
+        find_resume(config, tmp_path)
+
+
+def test_a_fork_that_samples_otherwise_leaves_the_samples_of_the_first_behind(tmp_path: Path) -> None:
+    first = tmp_path / "first"
+    folder = checkpoint_of(first)
+    settle(compose("+algo=grpo", f"run.dir={first}"), first, None)
+
+    def why(*keys: str) -> str | None:
+        config = compose("+algo=grpo", f"run.dir={tmp_path / 'fork'}", f"run.resume={folder}", *keys)
+        assert find_resume(config, tmp_path / "fork") == folder  # also where another schedule has no weights for the next batch
+        return why_left_behind(config, tmp_path / "fork", folder)
+
+    assert why() is None
+    assert why("learner.lr=1e-5", "rollout.engines=2", "algo.kl.coef=0.01") is None
+    assert why("rollout.temperature=0.5") == "rollout.temperature=0.5 (there: 1.0)"
+    assert why("sync.interval=1") == "sync.interval=1 (there: 20)"
+    assert why("algo.group_size=4") == "algo.group_size=4 (there: 8)"
+    assert why_left_behind(compose("+algo=grpo", "sync.interval=1"), first, folder) is None  # its own
+
+
+def test_what_decides_the_numbers_of_a_run_may_not_change_and_the_machine_may(tmp_path: Path) -> None:
+    settle(compose("+algo=grpo", f"run.dir={tmp_path}"), tmp_path, None)
+    settle(compose("+algo=grpo", f"run.dir={tmp_path}", "trainer.total_steps=500", "cluster.cpu_threads=2"), tmp_path, None)
+    for key, said in (
+        ("learner.lr=1e-5", r"learner.lr=1e-05 \(there: 0.0003\)"),
+        ("run.seed=7", r"run.seed=7 \(there: 42\)"),
+        ("cluster.gpus_per_learner=1", r"model.dtype=bfloat16 \(there: float32\) where cluster.gpus_per_learner decides"),
+    ):
+        with pytest.raises(RloptError, match=rf"holds another run, {said}; choose another run.dir, or its values"):
+            settle(compose("+algo=grpo", f"run.dir={tmp_path}", key), tmp_path, None)
+
+
+def test_a_schedule_of_the_learning_rate_that_runs_to_the_last_step_fixes_that_step(tmp_path: Path) -> None:
+    keys = ["+algo=grpo", f"run.dir={tmp_path}", "learner.lr_schedule=linear"]
+    settle(compose(*keys), tmp_path, None)
+    with pytest.raises(RloptError, match=r"trainer.total_steps=500 \(there: 400\), on which learner.lr_schedule depends"):
+        settle(compose(*keys, "trainer.total_steps=500"), tmp_path, None)
+
+
+@pytest.mark.parametrize("text", ["", "a: [", "[]"])
+def test_a_config_that_cannot_be_read_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(RloptError, match=r"run.dir=.*: its config.yaml cannot be read as one; choose another run.dir"):
+        find_resume(compose("+algo=grpo", f"run.dir={tmp_path}"), tmp_path)
+
+
+def test_a_number_of_engines_in_the_command_counts_again_over_one_that_was_asked_for_before(tmp_path: Path) -> None:
+    settle(compose("+algo=grpo", f"run.dir={tmp_path}"), tmp_path, None)
+    ask_for(tmp_path, 3)
+    settle(compose("+algo=grpo", f"run.dir={tmp_path}"), tmp_path, None)
+    assert wanted_engines(tmp_path, 1) == 3
+    settle(compose("+algo=grpo", f"run.dir={tmp_path}", "rollout.engines=2"), tmp_path, None)
+    assert wanted_engines(tmp_path, 2) == 2
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["rollout"]["engines"] == 2
