@@ -14,7 +14,8 @@ TORCH_INDEX := $(if $(findstring cpu,$(LOCK)),--extra-index-url https://download
 setup: $(READY)
 
 $(READY): $(LOCK) pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: PYTHON=$(PYTHON) is older than 3.11; give a newer one, make PYTHON=python3.11")'
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "error: PYTHON=$(PYTHON) is none of 3.11, 3.12 and 3.13; give one that is, make PYTHON=python3.11")'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo 'error: Python has no venv; apt-get install python3-venv' >&2; exit 1; }
 	@case $(LOCK) in *cpu*) $(PYTHON) -c 'import sys, ctypes.util as u; sys.exit(not u.find_library("numa") and "error: libnuma is missing, which vLLM for CPUs needs; apt-get install libnuma1, or dnf install numactl-libs")';; esac
 	rm -rf .venv
 	$(PYTHON) -m venv .venv

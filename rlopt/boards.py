@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from rlopt.config import TrackingConfig
 
-FOUNDING = {
+FIGURE = {
     "reward/mean": "Training Reward",
     "actor/kl_k2": "KL Divergence",
     "actor/entropy": "Entropy",
@@ -54,7 +54,7 @@ class Wandb:
         self._table, self._samples = wandb.Table, list[Row]()
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
-        for metric in FOUNDING:
+        for metric in FIGURE:
             self._run.define_metric(metric, step_metric="step", summary="last")
         self._run.define_metric("reward/mean", step_metric="step", summary="max,last")
         self._run.log_code(str(Path(__file__).parent), include_fn=lambda path: path.endswith((".py", ".yaml")))
@@ -83,11 +83,11 @@ class Wandb:
 
 
 def workspace(entity: str, project: str) -> Any:
-    """A view of the project that opens on the founding four panels; to be saved where W&B is online."""
+    """A view of the project that opens on reward, KL, entropy and length; to be saved where W&B is online."""
     from wandb_workspaces import workspaces
     from wandb_workspaces.reports import v2
 
-    panels = [v2.LinePlot(title=title, x="step", y=[name]) for name, title in FOUNDING.items()]
+    panels = [v2.LinePlot(title=title, x="step", y=[name]) for name, title in FIGURE.items()]
     section = workspaces.Section(name="rlopt", panels=panels, is_open=True)
     return workspaces.Workspace(entity=entity, project=project, name="rlopt", sections=[section])
 

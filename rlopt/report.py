@@ -1,4 +1,4 @@
-"""`python -m rlopt.report RUN [RUN ...] --out FILE.html`: the founding 2x2 figure and a page that needs nothing else.
+"""`python -m rlopt.report RUN [RUN ...] --out FILE.html`: reward, KL, entropy and length, on a page that needs nothing else.
 
 Runs of one algorithm on one model are its seeds. The thin line is their mean at every step and the band reaches from the
 smallest to the largest; the thick line over them is the mean of each 20 steps. What is measured only now and then (held-out

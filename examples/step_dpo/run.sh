@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The founding margin figure: Step-DPO and DPO on tiny_s and tiny_l, three seeds, 250 steps of 32 pairs. About an hour on two
+# The margin figure of Step-DPO: Step-DPO and DPO on tiny_s and tiny_l, three seeds, 250 steps of 32 pairs. About an hour on two
 # cores, the tuning of the learning rate included. Interrupted, it goes on where it was. RUNS chooses where the runs go.
 set -euo pipefail
 cd "$(dirname "$0")/../.."

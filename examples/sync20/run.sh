@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The founding figure: three algorithms, three seeds, samplers 20 updates stale, 400 steps. About 35 minutes on two cores.
+# The figure of arXiv:2509.24203: three algorithms, three seeds, samplers 20 updates stale, 400 steps. About 35 minutes on two cores.
 # Interrupted, it goes on where it was. RUNS chooses where the runs go.
 set -euo pipefail
 cd "$(dirname "$0")/../.."

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from google.protobuf.message import DecodeError
 
-from rlopt.boards import FOUNDING, TABLE_EVERY, TensorBoard, start_boards, workspace
+from rlopt.boards import FIGURE, TABLE_EVERY, TensorBoard, start_boards, workspace
 from rlopt.config import TrackingConfig
 from rlopt.report import PANELS
 
@@ -18,7 +18,7 @@ SETTINGS = {"learner": {"lr": 0.5}, "algo": {"name": "grpo"}}
 
 
 def metrics(step: int, **more: float) -> dict[str, float]:
-    return {"step": step, **dict.fromkeys(FOUNDING, step / 10), **more}
+    return {"step": step, **dict.fromkeys(FIGURE, step / 10), **more}
 
 
 def records(folder: Path) -> list[Any]:
@@ -70,19 +70,19 @@ def test_an_offline_run_has_group_job_type_config_code_metrics_by_step_and_a_tab
     assert [row["reward/mean"] for row in history] == [step / 10 for step in range(1, TABLE_EVERY + 1)]
     assert history[-1]["samples.nrows"] == TABLE_EVERY
     defined = [record.metric for record in found if record.WhichOneof("record_type") == "metric"]
-    assert all(metric.step_metric == "step" for metric in defined if metric.name in FOUNDING)
+    assert all(metric.step_metric == "step" for metric in defined if metric.name in FIGURE)
     artifacts = [record.artifact for record in found if record.WhichOneof("record_type") == "artifact"]
     code = {entry.path for artifact in artifacts if artifact.type == "code" for entry in artifact.manifest.contents}
     assert {"loop.py", "objectives/grpo.py"} <= code
 
 
 @pytest.mark.filterwarnings("ignore")  # wandb-workspaces' own, on importing
-def test_a_projects_page_opens_on_the_founding_four_panels() -> None:
+def test_a_projects_page_opens_on_reward_kl_entropy_and_length() -> None:
     (section,) = workspace("someone", "rlopt").sections
     assert section.is_open
-    assert [panel.title for panel in section.panels] == list(FOUNDING.values())
-    assert [panel.y for panel in section.panels] == [[name] for name in FOUNDING]
-    assert {name: title for name, (title, _) in PANELS.items()} == FOUNDING  # as the report has them
+    assert [panel.title for panel in section.panels] == list(FIGURE.values())
+    assert [panel.y for panel in section.panels] == [[name] for name in FIGURE]
+    assert {name: title for name, (title, _) in PANELS.items()} == FIGURE  # as the report has them
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -99,7 +99,7 @@ def test_tensorboard_has_every_metric_by_step_and_a_resumed_run_takes_back_what_
     again.close(0)
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
-    assert set(FOUNDING) <= set(events.Tags()["scalars"])
+    assert set(FIGURE) <= set(events.Tags()["scalars"])
     assert [event.step for event in events.Scalars("reward/mean")] == list(range(1, 22))
     assert [event.step for event in events.Scalars("actor/lr")] == [19, 20, 21]
 

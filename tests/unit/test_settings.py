@@ -36,7 +36,7 @@ def test_every_algorithm_composes_and_its_yaml_has_the_objectives_fields(name: s
     assert asdict(make_objective(config)) == config.algo.options  # type: ignore[call-overload]
 
 
-def test_the_defaults_are_the_founding_setting() -> None:
+def test_the_defaults_are_samplers_that_are_20_steps_behind() -> None:
     config = compose("+algo=grpo")
     assert (config.sync.interval, config.sync.offset, config.trainer.total_steps) == (20, 0, 400)
     assert (config.data.prompts_per_step, config.group_size, config.rollout.temperature) == (16, 8, 1.0)
