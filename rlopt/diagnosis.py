@@ -69,6 +69,8 @@ def diagnose(evidence: Evidence) -> list[Finding]:
 def sync_delivers(evidence: Evidence) -> Said:
     if evidence.kind == "mixed":
         return Said("unknown", "recorded groups count as version 0, so metrics cannot tell what the samplers have")
+    if evidence.top_p < 1:
+        return Said("unknown", "within a nucleus (rollout.top_p) metrics cannot tell what the samplers have")
     rows = [row for row in evidence.rows if row.get("version", 0) > 0 and row.get("offpolicy/behavior_kl") is not None]
     apart = np.array([row["actor/kl_k1"] for row in rows])
     gap = np.array([-row["offpolicy/behavior_kl"] for row in rows])
@@ -76,7 +78,7 @@ def sync_delivers(evidence: Evidence) -> Said:
         return Said("unknown", "too few steps after a synchronisation to tell", f"{len(rows)} steps")
     far = np.abs(apart) > 1e-4
     # Samplers that stood still are off by rounding alone; where the policy ran far, a share of the way would allow for more.
-    same = np.abs(gap - apart) <= np.minimum(0.02 * np.abs(apart), NEAR)
+    same = np.abs(gap - apart) <= np.minimum(0.02 * np.abs(apart), _rounding(evidence))
     share = float((same & far).sum() / max(1, far.sum()))
     numbers = f"the gap is the distance from the initial model at {share:.0%} of {int(far.sum())} steps with version above 0"
     if far.sum() >= 3 and share > 0.8:
@@ -97,12 +99,14 @@ def sampler_agrees(evidence: Evidence) -> Said:
     if mean <= NEAR:
         return Said("fine", "engine and learner say the same of the same tokens", numbers)
     first_model = size[fresh.step == 1]
-    if len(first_model) >= 100 and first_model.mean() <= NEAR:
+    if len(first_model) >= 100 and first_model.mean() <= NEAR and mean > 5 * first_model.mean():
         numbers += f"; {first_model.mean():.1e} at version 0"
         return Said(
             "fault", "synchronisation delivers other weights than those of the version that engines claim", numbers,
             "sync.verify=true tells it at the first sync; look at sync_fault in events.jsonl",
         )  # fmt: skip
+    if _nucleus_explains(evidence, fresh.gap):
+        return _within_nucleus(evidence, numbers)
     moved = fresh.where(size > NEAR)
     below, together = float((moved.gap < 0).mean()), _goes_with_likelihood(moved)
     skew = float(((fresh.gap - fresh.gap.mean()) ** 3).mean() / fresh.gap.std() ** 3)
@@ -112,8 +116,6 @@ def sampler_agrees(evidence: Evidence) -> Said:
         f"; {below:.0%} of those over {NEAR} below 0, correlation with the log-probability {together:+.2f}, skew {skew:+.1f}"
     )
     bounded = below > 0.97 and fresh.gap.min() > TOP_P
-    if bounded and evidence.top_p < 1:
-        return _within_nucleus(evidence, numbers)
     if bounded or abs(together) > 0.35:
         what = "top-p" if bounded else "temperature"
         return Said(
@@ -155,16 +157,32 @@ def _agreement_of_metrics(evidence: Evidence) -> Said:
     spread = np.array([1 - row["offpolicy/ess"] for row in fresh])
     drift, room = float(np.abs(gaps).max()), NEAR
     if evidence.coarse:  # the mean of a small batch is far from 0 by rounding alone
-        drift, room = abs(float(gaps.mean())), NEAR + 3 * float(gaps.std()) / len(gaps) ** 0.5
+        several = len(gaps) >= 5
+        drift, room = abs(float(gaps.mean())), NEAR + 3 * float(gaps.std(ddof=1)) / len(gaps) ** 0.5 if several else COARSE
     numbers = f"{len(fresh)} batches of lag 0: gap {drift:.1e} nats, 1 - ESS up to {spread.max():.1e}"
     if drift <= room and spread.max() <= COARSE:
         return Said("fine", "engine and learner say the same of the same tokens", numbers)
-    if evidence.top_p < 1 and gaps.min() > -NEAR:
+    if _nucleus_explains(evidence, -gaps):
         return _within_nucleus(evidence, numbers)
     return Said(
         "fault", "engine and learner differ on samples of lag 0", numbers,
         "run.record=true, and ask again: the record tells temperature, top-p, tokens and rounding apart",
     )  # fmt: skip
+
+
+def _nucleus_explains(evidence: Evidence, gaps: np.ndarray) -> bool:
+    """Whether gaps are those of a sampler that speaks within `rollout.top_p`: from the logarithm of that to 0, and rounding."""
+    if evidence.top_p >= 1:
+        return False
+    lowest, room = float(np.log(evidence.top_p)), _rounding(evidence)
+    least, most = np.quantile(gaps, [0.001, 0.999])
+    if evidence.coarse:  # rounding of single tokens reaches further than that of their mean
+        least, most = least + 10 * room, most - 10 * room
+    return bool(lowest - room <= min(least, gaps.mean()) and max(most, gaps.mean()) <= room)
+
+
+def _rounding(evidence: Evidence) -> float:
+    return COARSE if evidence.coarse else NEAR
 
 
 def _within_nucleus(evidence: Evidence, numbers: str) -> Said:
@@ -236,7 +254,8 @@ def progress(evidence: Evidence) -> Said:
     if span < 5:
         return Said("unknown", "too few steps to tell", f"{len(reward)} steps")
     parts = np.array([part.mean() for part in np.array_split(reward, 8)])
-    samples = evidence.rows[-1].get("samples_seen", 0.0) / len(reward) * span
+    ends = [evidence.rows[place].get("samples_seen", 0.0) for place in (0, -1)]  # a fork begins with those of another run
+    samples = (ends[1] - ends[0]) / (len(reward) - 1) * span
     noise = spread.mean() / max(1.0, samples) ** 0.5 * 2  # siblings are alike, so a sample is worth less than one
     numbers = f"reward {parts[0]:.3f} at first, {parts.max():.3f} at best, {parts[-1]:.3f} at last (eighths of the run)"
     if parts[-1] < 0.75 * parts.max() and parts.max() - parts[-1] > 4 * noise:

@@ -144,8 +144,11 @@ class Crew:
         self.learners = Learners(self._ranks, config.learner.token_budget, together, config.rollout.temperature)
         if resume:
             self.learners.load(resume)
-            step = self._prepared.state["position"]["step"]  # sampled by these weights, where the schedule's are another run's
-            self.stock = Stock({}, {"revived": [step]}) if self._prepared.left_behind else checkpoint.load_stock(resume)
+            self.stock = checkpoint.load_stock(resume)
+            if self._prepared.left_behind:  # go on from the same place in the data, with the weights that are there
+                step = self._prepared.state["position"]["step"]
+                stream = {"keys": [], "again": [], "next": step * config.shares[0]}
+                self.stock = Stock({}, {"revived": [step], "stream": stream})
 
     def nodes(self) -> dict[str, Any]:
         """Which Ray node everybody is on."""

@@ -73,7 +73,10 @@ def blocks(path: Path, start: int = 0, first: int = 1) -> Iterator[Block]:
             try:
                 lines = data.decode().split("\n")[:-1]  # not splitlines, which cuts inside a text at U+2028
             except UnicodeDecodeError as error:
-                raise Damaged(begin, f"no UTF-8 ({error.reason})") from None
+                good = 0 if compressed else data.rfind(b"\n", 0, error.start) + 1
+                if good:
+                    yield Block(begin, begin + good, first, data[:good].decode().split("\n")[:-1], compressed)
+                raise Damaged(begin + good, f"no UTF-8 ({error.reason})") from None
             yield Block(begin, end, first, lines, compressed)
             first += len(lines)
 

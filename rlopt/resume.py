@@ -5,14 +5,14 @@ import os
 import re
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from rlopt import checkpoint
-from rlopt.config import Config
+from rlopt.config import Config, DataConfig
 from rlopt.engines import forget_wish
 from rlopt.errors import RloptError
 from rlopt.live import batches_of
@@ -30,17 +30,24 @@ def find_resume(config: Config, run: Path) -> Path | None:
         if kept is not None:
             raise RloptError(f"run.resume=never: {run} holds a run already; choose another run.dir, or run.resume=auto")
         return None
-    folder = found[-1] if resume == "auto" and found else None
+    origin = _origin(kept, run)
+    folder = found[-1] if found else origin  # a fork that was interrupted before its first checkpoint begins again
     if resume != "auto":
-        folder = Path(resume).resolve()
-        if _of_another_run(folder, run) and kept is not None:
-            if kept.get("run", {}).get("resume") != resume:
-                raise RloptError(f"run.resume={resume}: is no checkpoint of {run}, which holds a run; choose another run.dir")
-            folder = found[-1] if found else folder  # the same command again, by which that run began
+        named = Path(resume).resolve()
+        if not _of_another_run(named, run) or kept is None:
+            folder = named
+        elif named != origin:
+            raise RloptError(f"run.resume={resume}: is no checkpoint of {run}, which holds a run; choose another run.dir")
     if folder:
         checkpoint.verify(folder)
         _check_extension(config, run, folder)
     return folder
+
+
+def _origin(kept: Mapping[str, Any] | None, run: Path) -> Path | None:
+    """The checkpoint of another run that the run in this folder began with."""
+    resume = (kept or {}).get("run", {}).get("resume", "auto")
+    return Path(resume) if resume not in ("auto", "never") and _of_another_run(Path(resume), run) else None
 
 
 def _check_extension(config: Config, run: Path, folder: Path) -> None:
@@ -89,6 +96,8 @@ def settle(config: Config, run: Path, resume: Path | None) -> dict[str, Any]:
             )
         if mine["rollout"]["engines"] != theirs["rollout"]["engines"]:
             forget_wish(run)
+    forked = resume if resume and _of_another_run(resume, run) else _origin(theirs, run)
+    mine["run"]["resume"] = str(forked) if forked else "auto"
     run.mkdir(parents=True, exist_ok=True)
     draft = run / ".config.yaml"
     draft.write_text(yaml.safe_dump(mine, sort_keys=False))
@@ -122,19 +131,28 @@ def _differences(config: Config, mine: Mapping[str, Any], theirs: Mapping[str, A
     return found
 
 
+SAMPLED_BY = {
+    "run": ["seed"],
+    "data": [field.name for field in fields(DataConfig)],
+    "reward": ["fn", "weights"],
+    "rollout": ["temperature", "top_p", "max_new_tokens"],
+    "sync": ["mode", "interval", "offset", "max_lag", "in_flight", "stale"],
+}
+"""Section and keys that decide what is sampled next, and by which weights; beside them two of `algo`."""
+
+
 def why_left_behind(config: Config, run: Path, resume: Path | None) -> str | None:
     """What makes the samples that another run had not learned from none of this one's, or None: they are, or there are none."""
-    if not resume or not _of_another_run(resume, run):
+    if not resume or not _of_another_run(resume, run) or not config.samples:
         return None
-    mine, theirs = json.loads(json.dumps(asdict(config))), _kept_config(resume.parent.parent) or {}
-    for section in ("data", "reward", "rollout", "sync", "replay"):
-        for key, value in mine[section].items():
-            there = theirs.get(section, {}).get(key)
-            if f"{section}.{key}" not in MAY_CHANGE and value != there:
-                return f"{section}.{key}={value} (there: {there})"
+    mine, theirs = json.loads(json.dumps(asdict(config))), _kept_config(resume.parent.parent)
+    if theirs is None:
+        return "no config.yaml beside them says how they were sampled"
+    pairs = [
+        (f"{section}.{key}", mine[section][key], theirs.get(section, {}).get(key))
+        for section in SAMPLED_BY
+        for key in SAMPLED_BY[section]
+    ]
     groups = [raw.get("algo", {}).get("group_relative") or {} for raw in (mine, theirs)]
-    for key in ("group_size", "refills"):
-        here, there = (shared.get(key) for shared in groups)
-        if here != there:
-            return f"algo.{key}={here} (there: {there})"
-    return None
+    pairs += [(f"algo.{key}", groups[0].get(key), groups[1].get(key)) for key in ("group_size", "refills")]
+    return next((f"{name}={here} (there: {there})" for name, here, there in pairs if here != there), None)

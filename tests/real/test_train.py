@@ -130,6 +130,14 @@ def test_an_interrupted_run_was_heard_on_loopback_alone_leaves_no_process_and_go
     assert len({sync["version"] for sync in rows(folder / "events.jsonl") if sync["event"] == "sync"} & {0, 25, 40}) == 3
 
 
+def test_a_fork_on_another_schedule_samples_anew_with_the_weights_that_it_takes(run: Runs, tmp_path: Path) -> None:
+    begin = run("grpo") / "checkpoints" / "step_25"  # with batches 26 to 40 on its shelves, spoken by version 20
+    keys = ("+algo=grpo", *SMALL, "sync.interval=1", "trainer.total_steps=27", f"run.resume={begin}", "tracking.wandb=disabled")
+    done = train(tmp_path / "fork", *keys)
+    assert "without the samples that it had not learned from: sync.interval=1 (there: 20)" in " ".join(done.stdout.split())
+    assert [(row["step"], row["version"]) for row in rows(tmp_path / "fork" / "metrics.jsonl")] == [(26, 25), (27, 26)]
+
+
 def test_a_run_in_bfloat16_agrees_within_its_rounding_and_asks_for_no_compiler(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -113,6 +113,19 @@ def test_a_broken_line_of_a_file_that_is_not_compressed_is_told_by_its_own_byte(
     assert path.read_bytes()[begins:].startswith(b'{"prompt": "ab", \n')
 
 
+def test_a_byte_that_is_no_text_costs_only_its_line_and_what_follows(tmp_path: Path) -> None:
+    good = (json.dumps(TEXTS) + "\n").encode()
+    path = tmp_path / "own.jsonl"
+    path.write_bytes(good * 3 + b'{"prompt": "a\xe9"}\n' + good)
+    found = load(path)
+    assert len(found) == 3
+    assert f"damaged from byte {3 * len(good)} of {path.stat().st_size} on: no UTF-8" in str(found.damage)
+    assert len(found.groups(0, 3)) == 3
+    packed = tmp_path / "own.jsonl.gz"
+    packed.write_bytes(gzip.compress(good) + gzip.compress(b"\xe9\n"))
+    assert f"damaged from byte {len(gzip.compress(good))} of" in str(load(packed).damage)
+
+
 def test_recorded_groups_count_as_version_0_and_begin_again_at_the_end_of_the_file(tmp_path: Path) -> None:
     found = load(write(tmp_path, range(1, 3)))
     groups = found.groups(3, 3)

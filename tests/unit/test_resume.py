@@ -47,13 +47,26 @@ def test_a_checkpoint_of_another_run_does_not_go_on_where_a_run_stands(tmp_path:
         find_resume(compose("+algo=grpo", f"run.resume={folder}"), stands)
 
 
-def test_the_command_that_began_a_fork_goes_on_with_it(tmp_path: Path) -> None:
+def test_the_command_that_began_a_fork_goes_on_with_it_and_so_does_one_without_its_origin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     folder, fork = checkpoint_of(tmp_path / "first"), tmp_path / "fork"
-    config = compose("+algo=grpo", f"run.dir={fork}", f"run.resume={folder}")
-    settle(config, fork, find_resume(config, fork))
-    assert find_resume(config, fork) == folder  # interrupted before its first checkpoint
+    commands = [
+        compose("+algo=grpo", f"run.dir={fork}", *keys)
+        for keys in ([f"run.resume={folder}"], [], ["run.resume=first/checkpoints/step_3"], [f"run.resume={folder}"])
+    ]
+    for config in commands:  # interrupted before its first checkpoint
+        assert find_resume(config, fork) == folder or config is commands[1]
+        settle(config, fork, find_resume(config, fork))
+    assert find_resume(commands[1], fork) == folder
     later = checkpoint_of(fork, 5, range(6, 21))
-    assert find_resume(config, fork) == later
+    for config in commands:
+        assert find_resume(config, fork) == later
+        settle(config, fork, later)
+    other = checkpoint_of(tmp_path / "other")
+    with pytest.raises(RloptError, match="is no checkpoint of .*fork, which holds a run"):
+        find_resume(compose("+algo=grpo", f"run.dir={fork}", f"run.resume={other}"), fork)
 
 
 @pytest.mark.parametrize(
@@ -91,11 +104,15 @@ def test_a_fork_that_samples_otherwise_leaves_the_samples_of_the_first_behind(tm
         return why_left_behind(config, tmp_path / "fork", folder)
 
     assert why() is None
-    assert why("learner.lr=1e-5", "rollout.engines=2", "algo.kl.coef=0.01") is None
+    assert why("learner.lr=1e-5", "rollout.engines=2", "algo.kl.coef=0.01", "sync.verify=false", "reward.workers=2") is None
+    assert why("run.seed=7") == "run.seed=7 (there: 42)"
     assert why("rollout.temperature=0.5") == "rollout.temperature=0.5 (there: 1.0)"
     assert why("sync.interval=1") == "sync.interval=1 (there: 20)"
     assert why("algo.group_size=4") == "algo.group_size=4 (there: 8)"
     assert why_left_behind(compose("+algo=grpo", "sync.interval=1"), first, folder) is None  # its own
+    assert why_left_behind(compose("+algo=sft", "data.train=x"), tmp_path / "fork", folder) is None  # samples nothing
+    (first / "config.yaml").unlink()
+    assert why() == "no config.yaml beside them says how they were sampled"
 
 
 def test_what_decides_the_numbers_of_a_run_may_not_change_and_the_machine_may(tmp_path: Path) -> None:
