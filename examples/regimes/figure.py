@@ -19,7 +19,7 @@ from matplotlib import pyplot as plt
 SPAN, STEPS = 20, 400
 REGIMES = {
     "on_policy": "on-policy (1, 0)",
-    "frozen_20": "frozen for 20 updates (20, 0)",
+    "frozen_20": "frozen for 20 steps (20, 0)",
     "pipeline_10": "pipeline (1, 10)",
     "async_8": "async, max_lag 8",
     "offline": "offline",
@@ -27,7 +27,7 @@ REGIMES = {
 COLUMNS = {
     "reward/mean": "Training Reward",
     "actor/kl_k2": "KL Divergence (k2, nats/token)",
-    "offpolicy/lag_mean": "Lag (updates)",
+    "offpolicy/lag_mean": "Lag (learner steps)",
 }
 ALGORITHMS = {
     "reinforce": ("REINFORCE", "#8C8C8C"),

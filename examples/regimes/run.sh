@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# REINFORCE, GRPO, REC-OneSide-NoIS and RED-Weight on data of five kinds of staleness, 400 steps, three seeds; and, 20 updates
+# REINFORCE, GRPO, REC-OneSide-NoIS and RED-Weight on data of five kinds of staleness, 400 steps, three seeds; and, 20 steps
 # stale, REC-OneSide with importance sampling and with a wide clip. About five hours on two cores. Interrupted, it goes on where
 # it was. RUNS chooses where the runs go, SEEDS which seeds.
 set -euo pipefail
