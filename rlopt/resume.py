@@ -24,12 +24,18 @@ MAY_CHANGE = ("run", "trainer", "tracking", "cluster", "rollout.engines", "rollo
 
 
 def find_resume(config: Config, run: Path) -> Path | None:
-    """The checkpoint to go on from, or None to begin."""
+    """The checkpoint to go on from, or None to begin.
+
+    Raises:
+        RloptError: another run stands there, or this one cannot go on from where it is.
+    """
     resume, kept, found = config.run.resume, _kept_config(run), checkpoint.find_all(run)
     if resume == "never":
         if kept is not None:
             raise RloptError(f"run.resume=never: {run} holds a run already; choose another run.dir, or run.resume=auto")
         return None
+    if kept is not None and (differs := _differences(config, kept)):
+        raise RloptError(f"run.dir={run}: holds another run, {'; '.join(differs[:3])}; choose another run.dir, or its values")
     origin = _origin(kept, run)
     folder = found[-1] if found else origin  # a fork that was interrupted before its first checkpoint begins again
     if resume != "auto":
@@ -87,15 +93,10 @@ def _of_another_run(folder: Path, run: Path) -> bool:
 
 
 def settle(config: Config, run: Path, resume: Path | None) -> dict[str, Any]:
-    """Make the run's folder, or check that what stands there is this run; the state to begin with."""
-    mine, theirs = json.loads(json.dumps(asdict(config))), _kept_config(run)
-    if theirs is not None:
-        if differs := _differences(config, mine, theirs):
-            raise RloptError(
-                f"run.dir={run}: holds another run, {'; '.join(differs[:3])}; choose another run.dir, or its values"
-            )
-        if mine["rollout"]["engines"] != theirs["rollout"]["engines"]:
-            forget_wish(run)
+    """Make the run's folder and note the config in it, where `find_resume` had nothing to say; the state to begin with."""
+    mine, theirs = _plain(config), _kept_config(run)
+    if theirs is not None and mine["rollout"]["engines"] != theirs["rollout"]["engines"]:
+        forget_wish(run)
     forked = resume if resume and _of_another_run(resume, run) else _origin(theirs, run)
     mine["run"]["resume"] = str(forked) if forked else "auto"
     run.mkdir(parents=True, exist_ok=True)
@@ -108,8 +109,15 @@ def settle(config: Config, run: Path, resume: Path | None) -> dict[str, Any]:
     return state
 
 
-def _differences(config: Config, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """The keys that decide a run's numbers and have another value there; `mine` is `config` as plain types."""
+def _plain(config: Config) -> dict[str, Any]:
+    """As it comes back from a file."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    return plain
+
+
+def _differences(config: Config, theirs: Mapping[str, Any]) -> list[str]:
+    """The keys that decide a run's numbers and have another value there."""
+    mine = _plain(config)
     keys = [
         (section, key, "")
         for section in mine
@@ -145,7 +153,7 @@ def why_left_behind(config: Config, run: Path, resume: Path | None) -> str | Non
     """What makes the samples that another run had not learned from none of this one's, or None: they are, or there are none."""
     if not resume or not _of_another_run(resume, run) or not config.samples:
         return None
-    mine, theirs = json.loads(json.dumps(asdict(config))), _kept_config(resume.parent.parent)
+    mine, theirs = _plain(config), _kept_config(resume.parent.parent)
     if theirs is None:
         return "no config.yaml beside them says how they were sampled"
     pairs = [

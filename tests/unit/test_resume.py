@@ -39,8 +39,7 @@ def test_a_checkpoint_goes_on_as_the_same_run_in_its_folder_and_as_another_elsew
 
 def test_a_checkpoint_of_another_run_does_not_go_on_where_a_run_stands(tmp_path: Path) -> None:
     folder, stands = checkpoint_of(tmp_path / "first"), tmp_path / "second"
-    stands.mkdir()
-    (stands / "config.yaml").write_text("{}")
+    settle(compose("+algo=grpo"), stands, None)
     with pytest.raises(
         RloptError, match=r"run.resume=.*step_3: is no checkpoint of .*second, which holds a run; choose another"
     ):
@@ -117,21 +116,30 @@ def test_a_fork_that_samples_otherwise_leaves_the_samples_of_the_first_behind(tm
 
 def test_what_decides_the_numbers_of_a_run_may_not_change_and_the_machine_may(tmp_path: Path) -> None:
     settle(compose("+algo=grpo", f"run.dir={tmp_path}"), tmp_path, None)
-    settle(compose("+algo=grpo", f"run.dir={tmp_path}", "trainer.total_steps=500", "cluster.cpu_threads=2"), tmp_path, None)
+    config = compose("+algo=grpo", f"run.dir={tmp_path}", "trainer.total_steps=500", "cluster.cpu_threads=2")
+    assert find_resume(config, tmp_path) is None
+    settle(config, tmp_path, None)
     for key, said in (
         ("learner.lr=1e-5", r"learner.lr=1e-05 \(there: 0.0003\)"),
         ("run.seed=7", r"run.seed=7 \(there: 42\)"),
         ("cluster.gpus_per_learner=1", r"model.dtype=bfloat16 \(there: float32\) where cluster.gpus_per_learner decides"),
     ):
         with pytest.raises(RloptError, match=rf"holds another run, {said}; choose another run.dir, or its values"):
-            settle(compose("+algo=grpo", f"run.dir={tmp_path}", key), tmp_path, None)
+            find_resume(compose("+algo=grpo", f"run.dir={tmp_path}", key), tmp_path)
+
+
+def test_another_run_is_named_before_anything_that_this_one_could_not_do_there(tmp_path: Path) -> None:
+    settle(compose("+algo=grpo", f"run.dir={tmp_path}"), tmp_path, None)
+    checkpoint_of(tmp_path, 30, [])
+    with pytest.raises(RloptError, match=r"holds another run, algo.name=red_weight \(there: grpo\)"):
+        find_resume(compose("+algo=red_weight", f"run.dir={tmp_path}"), tmp_path)
 
 
 def test_a_schedule_of_the_learning_rate_that_runs_to_the_last_step_fixes_that_step(tmp_path: Path) -> None:
     keys = ["+algo=grpo", f"run.dir={tmp_path}", "learner.lr_schedule=linear"]
     settle(compose(*keys), tmp_path, None)
     with pytest.raises(RloptError, match=r"trainer.total_steps=500 \(there: 400\), on which learner.lr_schedule depends"):
-        settle(compose(*keys, "trainer.total_steps=500"), tmp_path, None)
+        find_resume(compose(*keys, "trainer.total_steps=500"), tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "a: [", "[]"])
