@@ -111,16 +111,18 @@ def test_a_run_can_be_learned_from_again_without_samplers_and_counts_its_own_upd
     assert healthy(tmp_path / "run")
 
 
+@pytest.mark.parametrize("seed", SEEDS)
 def test_a_share_of_every_batch_may_be_recorded_and_another_replayed(
-    crew: launch.Crew, home: Path, recorded: Path, tmp_path: Path
+    crew: launch.Crew, home: Path, recorded: Path, tmp_path: Path, seed: int
 ) -> None:
     overrides = [f"data.experience={recorded}/experience.jsonl.gz", "data.experience_share=0.5", "sync.interval=1"]
-    replay = ["replay.capacity=16", "replay.share=0.5", "replay.reuse=3"]
+    replay = ["replay.capacity=16", "replay.share=0.5", "replay.reuse=3", f"run.seed={seed}"]
     train(crew, prepared_for(tmp_path / "run", "+algo=grpo", *BASE, *overrides, *replay), home / "fresh")
     metrics = rows(tmp_path / "run" / "metrics.jsonl")
     assert [row["samples_seen"] for row in metrics[:3]] == [12, 28, 44]  # nothing to replay in the first step
     assert metrics[-1]["replay/samples_per_insert"] == pytest.approx(2, abs=0.1)
     assert metrics[-1]["offpolicy/lag_max"] == STEPS - 1
+    assert healthy(tmp_path / "run")
 
 
 def test_a_record_of_no_use_is_refused_by_name(recorded: Path, tmp_path: Path) -> None:
