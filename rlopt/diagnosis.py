@@ -59,8 +59,8 @@ class Finding:
 def diagnose(evidence: Evidence) -> list[Finding]:
     """All findings, the gravest first."""
     findings = []
-    for name, check in CHECKS.items():
-        one = check(evidence) if evidence.kind in APPLIES.get(name, KINDS) else Said("unknown", "this run samples nothing")
+    for name, (check, kinds) in CHECKS.items():
+        one = check(evidence) if evidence.kind in kinds else Said("unknown", "this run samples nothing")
         findings.append(Finding(name, one.level, one.verdict, one.evidence, one.remedy))
     order: list[Level] = ["fault", "warning", "unknown", "fine"]
     return sorted(findings, key=lambda finding: order.index(finding.level))
@@ -312,28 +312,20 @@ def idleness(evidence: Evidence) -> Said:
     return Said("fine", "both sides have work", numbers)
 
 
-CHECKS: Mapping[str, Callable[[Evidence], Said]] = {
-    "synchronisation": sync_delivers,
-    "engine and learner": sampler_agrees,
-    "staleness": staleness,
-    "importance ratios": ratios,
-    "reward": reward_varies,
-    "progress": progress,
-    "length": truncation,
-    "entropy": entropy,
-    "idle time": idleness,
-}
-
-KINDS: tuple[Kind, ...] = ("sampled", "mixed", "offline", "rows")
 SAMPLING: tuple[Kind, ...] = ("sampled", "mixed")
-GROUPS: tuple[Kind, ...] = ("sampled", "mixed", "offline")
-APPLIES: Mapping[str, tuple[Kind, ...]] = {
-    "synchronisation": SAMPLING,
-    "engine and learner": SAMPLING,
-    "idle time": SAMPLING,
-    **dict.fromkeys(("staleness", "importance ratios", "reward", "progress", "length"), GROUPS),
+GROUPS: tuple[Kind, ...] = (*SAMPLING, "offline")
+CHECKS: Mapping[str, tuple[Callable[[Evidence], Said], tuple[Kind, ...]]] = {
+    "synchronisation": (sync_delivers, SAMPLING),
+    "engine and learner": (sampler_agrees, SAMPLING),
+    "staleness": (staleness, GROUPS),
+    "importance ratios": (ratios, GROUPS),
+    "reward": (reward_varies, GROUPS),
+    "progress": (progress, GROUPS),
+    "length": (truncation, GROUPS),
+    "entropy": (entropy, (*GROUPS, "rows")),
+    "idle time": (idleness, SAMPLING),
 }
-"""The kinds of run that a check means something to; all, where it is not here."""
+"""What is looked at, by whom, and in which kinds of run."""
 
 
 def _goes_with_likelihood(tokens: Tokens) -> float:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import yaml
 
+from rlopt.config import ModelConfig
 from rlopt.record import NAME, Damaged, blocks
 
 MOST_TOKENS = 2_000_000
@@ -108,8 +109,8 @@ def _circumstances(file: Path) -> tuple[Kind, bool, float]:
         kind = "rows"
     elif data.get("experience"):
         kind = "mixed" if data.get("experience_share", 1.0) < 1 else "offline"
-    dtype, on_gpu = model.get("dtype", "auto"), bool(cluster.get("gpus_per_learner"))
-    return kind, dtype == "bfloat16" or (dtype == "auto" and on_gpu), rollout.get("top_p", 1.0)
+    dtype = ModelConfig("", model.get("dtype", "auto")).resolved_dtype(cluster.get("gpus_per_learner", 0.0))
+    return kind, dtype == "bfloat16", rollout.get("top_p", 1.0)
 
 
 def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -98,7 +98,7 @@ def prepare(config: Config, console: Console) -> Prepared:
     shape, tokenizer = shape_of(folder, config.learner.lora), load_tokenizer(folder)
     words = wording(config.data, tokenizer)
     data, recordings, experience, longest = None, None, None, 0
-    evals, asked = dict[str, Loaded](), list[Prompt]()
+    evals, eval_prompts = dict[str, Loaded](), list[Prompt]()
     about = header(fingerprint(tokenizer), config.model.path, config.rollout.temperature, config.rollout.top_p)
     context, held_out = context_length(folder), 0
     if config.samples:
@@ -106,12 +106,12 @@ def prepare(config: Config, console: Console) -> Prepared:
         room = context - config.rollout.max_new_tokens
         data = load_prompts(config.data, "data.train", config.data.train, config.run.seed, words, room)
         evals = load_evals(config.data, config.run.seed, words, room)
-        asked = [prompt for loaded in evals.values() for prompt in loaded.prompts]
-        data, evals = apart(data, asked), first(evals, config.eval.limit)
-        longest = max(len(p.token_ids) for p in data.prompts + asked) + config.rollout.max_new_tokens
+        eval_prompts = [prompt for loaded in evals.values() for prompt in loaded.prompts]
+        data, evals = apart(data, eval_prompts), first(evals, config.eval.limit)
+        longest = max(len(p.token_ids) for p in data.prompts + eval_prompts) + config.rollout.max_new_tokens
         _check_best(config, list(evals))
     if config.data.experience and config.algo.group_relative:
-        needs = _needs(config, objective, terms, context, asked)
+        needs = _needs(config, objective, terms, context, eval_prompts)
         drop = config.data.invalid_rows == "drop"
         experience = load_experience(config.data.experience, words, about, needs, drop)
         _check_wording(config, experience)

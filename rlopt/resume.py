@@ -5,14 +5,14 @@ import os
 import re
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from rlopt import checkpoint
-from rlopt.config import Config, DataConfig
+from rlopt.config import Config, DataConfig, ModelConfig
 from rlopt.engines import forget_wish
 from rlopt.errors import RloptError
 from rlopt.live import batches_of
@@ -132,7 +132,7 @@ def _differences(config: Config, theirs: Mapping[str, Any]) -> list[str]:
         if here != there:
             found.append(f"{section}.{key}={here} (there: {there}){note}")
     model, cluster = ({} | theirs.get(section, {}) for section in ("model", "cluster"))
-    type_there = replace(config.model, dtype=model.get("dtype", "auto")).resolved_dtype(cluster.get("gpus_per_learner", 0))
+    type_there = ModelConfig("", model.get("dtype", "auto")).resolved_dtype(cluster.get("gpus_per_learner", 0.0))
     type_here = config.model.resolved_dtype(config.cluster.gpus_per_learner)
     if type_here != type_there:
         found.append(f"model.dtype={type_here} (there: {type_there}) where cluster.gpus_per_learner decides")
