@@ -6,13 +6,13 @@ holds groups that were sampled and not done with, so that a resumed run repeats 
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from rlopt.errors import RloptError
+from rlopt.files import write_whole
 from rlopt.record import group_from_json, group_to_json
 from rlopt.types import Stock
 
@@ -40,9 +40,7 @@ def save(
     (aside / "state.json").write_text(json.dumps({**state, "stock": stock.facts}, indent=2))
     files = {str(path.relative_to(aside)): path.stat().st_size for path in sorted(aside.rglob("*")) if path.is_file()}
     aside.rename(target)
-    draft = target / ".manifest.json"
-    draft.write_text(json.dumps({"step": step, "files": files}, indent=2))
-    os.replace(draft, target / "manifest.json")
+    write_whole(target / "manifest.json", json.dumps({"step": step, "files": files}, indent=2))
     best.write()
     for old in find_all(run)[:-keep]:
         if old.name != f"step_{best.step}":
@@ -88,9 +86,7 @@ class Best:
 
     def write(self) -> None:
         if self.step >= 0:
-            draft = self._file.with_name(".best.json")
-            draft.write_text(json.dumps({"step": self.step, "metric": self._metric, "value": self.value}))
-            os.replace(draft, self._file)
+            write_whole(self._file, json.dumps({"step": self.step, "metric": self._metric, "value": self.value}))
 
 
 def find_all(run: Path) -> list[Path]:

@@ -1,11 +1,11 @@
 """`python -m rlopt.engines RUN COUNT`: give a run that is going on more or fewer engines, from its next synchronisation on."""
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 from rlopt.errors import RloptError
+from rlopt.files import write_whole
 
 FILE = "engines.txt"
 """In a run's folder: the number of engines that it shall have."""
@@ -28,9 +28,7 @@ def ask_for(run: Path, count: int) -> None:
         raise RloptError(f"{run}: holds no run; give the folder of one that is going on")
     if count < 1:
         raise RloptError(f"{count} engines: a run needs one at least")
-    draft = run / f".{FILE}"
-    draft.write_text(str(count))
-    os.replace(draft, run / FILE)
+    write_whole(run / FILE, str(count))
 
 
 def forget_wish(run: Path) -> None:

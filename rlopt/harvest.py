@@ -7,7 +7,6 @@ because every sample has its own seed and duplicates are found anew from the fir
 
 import hashlib
 import json
-import os
 import random
 import shutil
 import time
@@ -23,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rlopt.cluster import Cluster, Workers, undisturbed
 from rlopt.config import PairsJob
 from rlopt.errors import RloptError
+from rlopt.files import write_whole
 from rlopt.model import context_length, find_model, load_tokenizer
 from rlopt.processes import Pool
 from rlopt.prompts import load_prompts, wording
@@ -240,7 +240,7 @@ class Kept:
                 "choose another pairs.out, or its values, or remove that folder"
             )
         self._folder.mkdir(parents=True, exist_ok=True)
-        _write(config, json.dumps(identity, indent=2))
+        write_whole(config, json.dumps(identity, indent=2))
 
     def chunks(self) -> Iterable[Chunk]:
         """Those that are done, from the first on."""
@@ -251,14 +251,14 @@ class Kept:
             number += 1
 
     def add(self, number: int, chunk: Chunk) -> None:
-        _write(self._chunk(number), json.dumps(vars(chunk)))
+        write_whole(self._chunk(number), json.dumps(vars(chunk)))
 
     def finish(self, train: list[Row], evaluation: list[Row], counts: dict[Any, int]) -> tuple[Path, Path, Path]:
         """Write the files of the rows and counts, `out` last: it is the commit."""
         out, eval_file, counts_file = self._files
-        _write(counts_file, json.dumps(counts, indent=2) + "\n")
+        write_whole(counts_file, json.dumps(counts, indent=2) + "\n")
         for path, rows in ((eval_file, evaluation), (out, train)):
-            _write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+            write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         gone = self._folder.with_name(f".{self._folder.name}.done")
         shutil.rmtree(gone, ignore_errors=True)
         self._folder.rename(gone)  # at once: half a folder would look like one to go on with
@@ -267,13 +267,6 @@ class Kept:
 
     def _chunk(self, number: int) -> Path:
         return self._folder / f"chunk_{number:06}.json"
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    aside = path.with_name(f".{path.name}.aside")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
 
 
 def _identity(job: PairsJob, source: Source) -> dict[str, Any]:

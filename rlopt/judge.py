@@ -1,7 +1,6 @@
 """Evaluates a model with real engines: starts them, asks everything, counts, and writes the numbers and every answer."""
 
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from rlopt.config import EvaluateJob
 from rlopt.errors import RloptError
 from rlopt.estimates import Estimate, estimate
 from rlopt.evaluation import Answers, Evaluator, manners
+from rlopt.files import write_whole
 from rlopt.fleet import Fleet
 from rlopt.model import context_length, find_model, load_tokenizer
 from rlopt.prepare import first, load_evals
@@ -201,7 +201,5 @@ def _write(
         for row in rows
     ]
     content = {"metrics": metrics, "unscored": unscored, "config": asdict(job)}
-    draft = out.with_name(f".{out.name}.aside")
-    draft.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    os.replace(draft, out)
+    write_whole(out, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     return out, beside

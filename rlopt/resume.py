@@ -1,7 +1,6 @@
 """What stands in a run's folder, and how a run goes on from it: with the same numbers, as a fork, or not at all."""
 
 import json
-import os
 import re
 import uuid
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from rlopt import checkpoint
 from rlopt.config import Config, DataConfig, ModelConfig
 from rlopt.engines import forget_wish
 from rlopt.errors import RloptError
+from rlopt.files import write_whole
 from rlopt.live import batches_of
 from rlopt.loop import Position
 from rlopt.schedule import Schedule
@@ -100,9 +100,7 @@ def settle(config: Config, run: Path, resume: Path | None) -> dict[str, Any]:
     forked = resume if resume and _of_another_run(resume, run) else _origin(theirs, run)
     mine["run"]["resume"] = str(forked) if forked else "auto"
     run.mkdir(parents=True, exist_ok=True)
-    draft = run / ".config.yaml"
-    draft.write_text(yaml.safe_dump(mine, sort_keys=False))
-    os.replace(draft, run / "config.yaml")
+    write_whole(run / "config.yaml", yaml.safe_dump(mine, sort_keys=False))
     state: dict[str, Any] = checkpoint.load_state(resume) if resume else {"position": asdict(Position())}
     if not resume or _of_another_run(resume, run):  # what goes on elsewhere is another run to W&B too
         state["wandb_id"] = f"{re.sub(r'[^A-Za-z0-9_-]', '-', config.run.name)}-{uuid.uuid4().hex[:8]}"

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "rlopt"
 FLOORS = (
-    {"errors"},
+    {"errors", "files"},
     {"types", "config", "processes"},
     {
         "objectives",
