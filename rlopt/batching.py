@@ -32,7 +32,8 @@ def pad(groups: list[Group], step: int) -> Sequences:
         for sample in group.samples
     ]
     if not rows:
-        raise RloptError(f"step {step}: no sample is left to learn from; did the reward return None for all of them?")
+        why = next((fault.why for group in groups for fault in group.faults), "the reward returned None for all of them")
+        raise RloptError(f"step {step}: no sample is left to learn from; {why}")
     sequences = _pad(((number, prompt.token_ids, sample.token_ids) for number, prompt, sample in rows), step)
     mask, behavior = sequences.mask, sequences.behavior
     for row, (_, prompt, sample) in enumerate(rows):
@@ -198,16 +199,14 @@ def plan(lengths: Tensor, units: Tensor, ranks: int, token_budget: int) -> list[
 
     Sequences of similar length go together, at most `token_budget` tokens with padding in one micro-batch; those of one
     unit (`units` `[B]`) stay together. Collectives inside a forward pass need ranks in step, so micro-batches are halved
-    until their number divides; when even single units do not, an empty list of rows fills the gap.
+    until their number divides; when even single units do not, or are fewer than ranks, empty lists of rows fill the gap.
 
     Raises:
-        RloptError: one unit alone is over the budget, or there are fewer units than ranks.
+        RloptError: one unit alone is over the budget.
     """
     members: dict[int, list[int]] = {}
     for row, unit in enumerate(units.tolist()):
         members.setdefault(unit, []).append(row)
-    if len(members) < ranks:
-        raise RloptError(f"{len(members)} samples cannot be split over learner.workers={ranks}; use at most {len(members)}")
     longest = {unit: int(lengths[rows].max()) for unit, rows in members.items()}
     cost = max(longest[unit] * len(rows) for unit, rows in members.items())
     if cost > token_budget:

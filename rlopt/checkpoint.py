@@ -1,7 +1,8 @@
 """Checkpoints: `checkpoints/step_N/{learner/, hf/, buffer/, state.json, manifest.json}`.
 
-Written to a folder aside, renamed, and only then given its manifest: a folder without one is no checkpoint. The buffer
-holds groups that were sampled and not done with, so that a resumed run repeats and skips nothing.
+Written to a folder aside, brought to disk, renamed, and only then given its manifest: a folder without one is no checkpoint.
+The manifest names every file with its size, those that each learner rank says it wrote among them. The buffer holds groups
+that were sampled and not done with, so that a resumed run repeats and skips nothing.
 """
 
 import json
@@ -12,13 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from rlopt.errors import RloptError
-from rlopt.files import write_whole
+from rlopt.files import all_to_disk, to_disk, write_whole
 from rlopt.record import group_from_json, group_to_json
 from rlopt.types import Stock
 
 
 def save(
-    run: Path, step: int, state: dict[str, Any], stock: Stock, write_model: Callable[[Path], None], keep: int, best: "Best"
+    run: Path,
+    step: int,
+    state: dict[str, Any],
+    stock: Stock,
+    write_model: Callable[[Path], Mapping[str, int]],
+    keep: int,
+    best: "Best",
 ) -> Path:
     """Write a checkpoint and remove all but the `keep` newest and the best.
 
@@ -26,20 +33,30 @@ def save(
         run: the run's folder.
         state: what `load_state` returns later; plain JSON.
         stock: what was sampled and not done with; a file per shelf.
-        write_model: puts `learner/` and `hf/` into the folder it is given.
+        write_model: puts `learner/` and `hf/` into the folder it is given, and returns the files that the learner ranks have
+            written there, each on its own node, with their sizes in bytes.
+
+    Raises:
+        RloptError: a file that a rank has written is not there: the run's folder is not the same on all nodes.
     """
     target = run / "checkpoints" / f"step_{step}"
     aside = target.with_name(f".{target.name}.partial")
     for stale in (aside, target):  # a `target` here has no manifest, or belongs to steps that are being made again
         shutil.rmtree(stale, ignore_errors=True)
     (aside / "buffer").mkdir(parents=True)
-    write_model(aside)
+    written = write_model(aside)
     for shelf, groups in stock.shelves.items():
         lines = (json.dumps(group_to_json(group)) for group in groups)
         (aside / "buffer" / f"{shelf}.jsonl").write_text("".join(line + "\n" for line in lines))
     (aside / "state.json").write_text(json.dumps({**state, "stock": stock.facts}, indent=2))
-    files = {str(path.relative_to(aside)): path.stat().st_size for path in sorted(aside.rglob("*")) if path.is_file()}
+    files = all_to_disk(aside)
+    if lost := [name for name, size in written.items() if files.get(name) != size]:
+        raise RloptError(
+            f"run.dir={run}: {lost[0]}, which a learner rank wrote with {written[lost[0]]} bytes, is not there for all nodes; "
+            "give a folder on storage that they share"
+        )
     aside.rename(target)
+    to_disk(target.parent)
     write_whole(target / "manifest.json", json.dumps({"step": step, "files": files}, indent=2))
     best.write()
     for old in find_all(run)[:-keep]:

@@ -4,10 +4,11 @@ import logging
 import os
 import signal
 import socket
+import subprocess
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
@@ -17,18 +18,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rlopt.config import ClusterConfig
 from rlopt.errors import RloptError
 from rlopt.weights import difference
-
-
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """In here Ctrl-C and SIGTERM are not heard: a second one must not leave workers behind."""
-    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
 
 GONE = (
     ray.exceptions.RayActorError,
@@ -129,10 +118,16 @@ class Workers:
 
     def close(self) -> None:
         """Ask every worker to close, give it a few seconds, and end it either way."""
-        refs = [handle.close.remote() for handle in self.handles]
+        close_all([self])
+
+
+def close_all(several: Iterable[Workers]) -> None:
+    """Close all of these at once."""
+    handles = [handle for workers in several for handle in workers.handles]
+    if refs := [handle.close.remote() for handle in handles]:
         ray.wait(refs, num_returns=len(refs), timeout=5)
-        for handle in self.handles:
-            ray.kill(handle)
+    for handle in handles:
+        ray.kill(handle)
 
 
 class Cluster:
@@ -146,6 +141,9 @@ class Cluster:
         if config.address == "local":
             # Ray replaces a loopback address by the machine's own and then listens on every interface; here it may not.
             ray._private.services.resolve_ip_for_localhost = lambda address: address
+            # What ends a job reaches all of our process group. In a session of their own Ray's processes, and the workers
+            # that they start, go on until the driver has saved and ends them.
+            ray._private.services.ConsolePopen = partial(subprocess.Popen, start_new_session=True)
             try:
                 ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **common)
             except Exception as error:  # Ray raises a bare Exception when its processes do not come up in 30 s

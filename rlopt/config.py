@@ -400,21 +400,17 @@ class Config:
         best = self.trainer.best
         need(best is None or self.data.eval is not None, "trainer.best", best, "nothing is evaluated; set data.eval")
         updates = self.algo.group_relative.minibatches if self.algo.group_relative else 1
-        samples, later = self.groups_of_first_step // updates * self.group_size, self.shares[1]
-        need(
-            samples >= self.learner.workers or updates > self.data.prompts_per_step,
-            "learner.workers",
-            self.learner.workers,
-            f"an update's {samples} samples (data.prompts_per_step={self.data.prompts_per_step} x {self.group_size}"
-            f"{f' / algo.minibatches={updates}' if updates > 1 else ''}"
-            f"{f', at first without the {later} groups that replay adds' if later else ''}) cannot be split over the ranks; "
-            f"use at most {samples}",
-        )
         need(
             updates <= self.data.prompts_per_step,
             "algo.minibatches",
             updates,
             f"a step has data.prompts_per_step={self.data.prompts_per_step} groups to share out; use at most that",
+        )
+        need(
+            self.learner.zero_stage > 0 or self.model.resolved_dtype(self.cluster.gpus_per_learner) == "float32",
+            "learner.zero_stage",
+            self.learner.zero_stage,
+            "adds bfloat16 gradients up in bfloat16, and its first update is too small; use 1, which costs one rank nothing",
         )
         need(
             self.sync.backend in ("auto", "shm") or self.cluster.gpus_per_engine > 0,
@@ -480,11 +476,6 @@ class Config:
         recorded = round(self.data.experience_share * steps) if self.data.experience else 0
         replayed = round(self.replay.share * (steps - recorded)) if self.replay.capacity else 0
         return steps - recorded - replayed, replayed, recorded
-
-    @property
-    def groups_of_first_step(self) -> int:
-        """Groups (or rows) of the smallest step: there is nothing to replay yet."""
-        return self.data.prompts_per_step - self.shares[1]
 
     @property
     def group_size(self) -> int:

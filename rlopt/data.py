@@ -6,6 +6,7 @@ Because `Dealer.rows` depends on nothing else, a resumed run deals the same rows
 import hashlib
 import json
 import random
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -20,7 +21,9 @@ class Tokenizer(Protocol):
     eos_token_id: int
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
-    def apply_chat_template(self, conversation: Any, *, tokenize: Literal[False], add_generation_prompt: bool) -> str: ...
+    def apply_chat_template(
+        self, conversation: Any, *, tokenize: Literal[False], add_generation_prompt: bool, **options: Any
+    ) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -112,16 +115,30 @@ def _more(numbers: list[int]) -> str:
     return f" (and {len(numbers) - 1} more like it)" if len(numbers) > 1 else ""
 
 
+def need_characters(what: Any) -> None:
+    """Refuse a text, or anything with texts in it, that no file could hold.
+
+    Raises:
+        Unusable: a character of it has one half alone.
+    """
+    try:
+        (what if isinstance(what, str) else json.dumps(what, ensure_ascii=False, default=str)).encode()
+    except UnicodeEncodeError:
+        raise Unusable("has half a character (a surrogate without its other half)") from None
+
+
+def one_spaced(text: str) -> str:
+    """For telling whether two texts say the same: characters in their usual form, white space as single spaces."""
+    return " ".join(unicodedata.normalize("NFKC", text).split())
+
+
 def encode(tokenizer: Tokenizer, text: str, special: bool = True) -> list[int]:
     """Token ids of a text, with `special` those that the tokenizer puts around it.
 
     Raises:
         Unusable: it is no text, which no tokenizer says as plainly.
     """
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise Unusable("has half a character (a surrogate without its other half)") from None
+    need_characters(text)
     return tokenizer.encode(text, add_special_tokens=special)
 
 

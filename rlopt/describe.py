@@ -38,6 +38,7 @@ def describe(prepared: Prepared) -> str:
             lines += [f"record   {experience.damage}"] if experience.damage else []
             lines += [_left_out("data.experience", experience.dropped)] if experience.dropped else []
         lines += [f"sync     {_describe_sync(prepared)}"] if new else []
+    lines += [f"note     {name}: {note}" for name, notes in prepared.notes.items() for note in notes]
     if prepared.prompts:
         engine = f"{weights * width / 2**20:.1f} MiB of weights"
         if not config.cluster.gpus_per_engine:

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from rlopt.diagnosis import Finding, diagnose
 from rlopt.evidence import Evidence, bins, read
+from rlopt.files import at_home
 
 COLORS = {"fault": "red", "warning": "yellow", "unknown": "dim", "fine": "green"}
 
@@ -53,7 +54,7 @@ def show(run: Path, evidence: Evidence, findings: list[Finding], console: Consol
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m rlopt.doctor", description=__doc__)
-    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run")
+    parser.add_argument("run", type=at_home, metavar="RUN", help="the folder of a run")
     run: Path = parser.parse_args().run
     metrics = run / "metrics.jsonl"
     if not metrics.is_file() or not metrics.stat().st_size:

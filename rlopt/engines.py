@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from rlopt.errors import RloptError
-from rlopt.files import write_whole
+from rlopt.files import at_home, write_whole
 
 FILE = "engines.txt"
 """In a run's folder: the number of engines that it shall have."""
@@ -38,7 +38,7 @@ def forget_wish(run: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m rlopt.engines", description=__doc__)
-    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run that is going on")
+    parser.add_argument("run", type=at_home, metavar="RUN", help="the folder of a run that is going on")
     parser.add_argument("count", type=int, metavar="COUNT", help="engines that it shall have")
     arguments = parser.parse_args()
     try:

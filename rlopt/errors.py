@@ -18,6 +18,10 @@ class NoEngine(Exception):
     """Groups are asked for and no engine is left to sample them; the replacements wait for weights. Never leaves the loop."""
 
 
+class Interrupted(Exception):
+    """The run was asked to end while it waited for samples. Never leaves the loop."""
+
+
 @dataclass(frozen=True)
 class Fault:
     """Why a sample has no reward: the function took too long, or it failed. `why` has the function and its input."""

@@ -1,5 +1,6 @@
 """What a model can do, from some answers to some prompts: averages, pass@k, and how far chance may have moved them."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb
@@ -28,6 +29,11 @@ def pass_at_k(answers: int, right: int, k: int) -> float:
     return 1 - comb(answers - right, k) / comb(answers, k)
 
 
+def reaches(reward: float, right: float) -> bool:
+    """Whether a reward is at or above `right`, but for the rounding of a sum."""
+    return reward >= right or math.isclose(reward, right, rel_tol=1e-9, abs_tol=1e-12)
+
+
 def estimate(values: Sequence[float], rounds: int, seed: int = 0) -> Estimate:
     """The mean of one value per prompt, and its interval: percentiles of the means of `rounds` resamplings."""
     data = np.array(values)
@@ -48,5 +54,5 @@ def scores(groups: Sequence[Group], count: int, right: float) -> dict[str, list[
         return {}
     found = {f"avg@{count}": [float(np.mean(values)) for values in rewards]}
     for k in [*(2**i for i in range(count.bit_length()) if 2**i < count), count]:
-        found[f"pass@{k}"] = [pass_at_k(count, sum(value >= right for value in values), k) for values in rewards]
+        found[f"pass@{k}"] = [pass_at_k(count, sum(reaches(value, right) for value in values), k) for values in rewards]
     return found

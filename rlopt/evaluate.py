@@ -13,6 +13,7 @@ from rich.table import Table
 from rlopt import checkpoint, command
 from rlopt.config import EvaluateJob
 from rlopt.errors import RloptError
+from rlopt.files import at_home
 from rlopt.settings import read
 
 SHARED = ("data", "reward", "rollout", "eval", "cluster")
@@ -32,7 +33,7 @@ def of_run(run: str, which: str) -> dict[str, Any]:
     Raises:
         RloptError: there is no such run or checkpoint.
     """
-    folder = Path(run)
+    folder = at_home(run)
     chosen = checkpoint.choose(folder, which)
     kept: Any = yaml.safe_load((folder / "config.yaml").read_text())
     config = {section: kept[section] for section in SHARED if section in kept}

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from rlopt.data import Deal, Manner
-from rlopt.errors import NoEngine
+from rlopt.errors import Interrupted, NoEngine
 from rlopt.estimates import scores
 from rlopt.live import Fleet
 from rlopt.types import Group, Key, Prompt
@@ -92,6 +92,10 @@ class Evaluator:
                     self.fleet.wait(self.deadline_s)
             except NoEngine:
                 self.revive()
+            except Interrupted:
+                for key in under_way:  # a checkpoint keeps what is under way, and this is nothing to learn from
+                    self.fleet.cancel(key)
+                raise
             for key in under_way & self.fleet.done.keys():
                 found[key] = self.fleet.hand_over(key)
                 under_way.remove(key)

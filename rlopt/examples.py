@@ -4,16 +4,16 @@ A prompt is tokenised by itself, as samplers see it, and its answer in one piece
 steps before it are tokenised with it, and the row is refused where a token reaches across the place where the step begins.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from rlopt import arithmetic
 from rlopt.config import DataConfig
-from rlopt.data import Tokenizer, Unusable, encode, ended, refuse_unusable
+from rlopt.data import Tokenizer, Unusable, encode, ended, need_characters, one_spaced, refuse_unusable
 from rlopt.errors import RloptError
-from rlopt.prompts import Wording, asked, make_prompt
-from rlopt.rows import read_rows
+from rlopt.prompts import Wording, answer_of, asked, make_prompt
+from rlopt.rows import Row, read_rows
 from rlopt.types import Example, Prompt
 
 Rows = Literal["pairs", "step_pairs", "answers"]
@@ -21,10 +21,11 @@ Rows = Literal["pairs", "step_pairs", "answers"]
 
 @dataclass(frozen=True)
 class Loaded:
-    """The rows of a file that can be used, and why the others cannot: reason to their line numbers."""
+    """The rows of a file that can be used, why the others cannot (reason to their line numbers), and what else to know."""
 
     examples: list[Example]
     dropped: Mapping[str, list[int]]
+    notes: tuple[str, ...] = ()
 
 
 def load_examples(
@@ -54,6 +55,7 @@ def load_examples(
     examples, dropped = [], dict[str, list[int]]()
     for number, row in read:
         try:
+            need_characters(row)
             example = parse(row, words, f"{key}:{name}:{number}")
             longest = len(example.prompt.token_ids) + max(map(len, example.answers))
             if longest > max_tokens:
@@ -65,7 +67,20 @@ def load_examples(
         refuse_unusable(f"{key}={name}", dropped, len(examples), "rows", "row")
     if not examples:
         raise RloptError(f"{key}={name}: none of {len(read)} rows can be used ({'; '.join(dropped)})")
-    return Loaded(examples, dropped)
+    return Loaded(examples, dropped, tuple(_notes(read, examples)))
+
+
+READ = {"prompt", "question", "problem", "answer", "completion", "response", "chosen", "rejected", "tools"}
+READ |= {"initial_reason_steps", "full_chosen", "full_rejected"}
+
+
+def _notes(read: Sequence[Row], examples: Sequence[Example]) -> Iterator[str]:
+    """Columns that mean nothing here, and rows that are there more than once."""
+    if ignored := sorted({column for _, row in read for column in row} - READ):
+        yield f"ignored columns: {', '.join(ignored)}"
+    extra = len(examples) - len({(one_spaced(example.prompt.text), example.answers) for example in examples})
+    if extra:
+        yield f"{extra} of {len(examples)} rows repeat another, but for white space"
 
 
 def _pair(row: Mapping[str, Any], words: Wording, name: str) -> Example:
@@ -111,7 +126,8 @@ def _answer(row: Mapping[str, Any], words: Wording, name: str) -> Example:
 
 def _prompt(row: Mapping[str, Any], words: Wording, name: str) -> Prompt:
     key = next((key for key in ("prompt", "question", "problem") if key in row), "prompt")
-    return make_prompt(name, asked(row, key), str(row.get("answer", "")), name.rpartition(":")[0], words, {})
+    tools = {"tools": row["tools"]} if row.get("tools") else {}
+    return make_prompt(name, asked(row, key), answer_of(row), name.rpartition(":")[0], words, tools)
 
 
 def _sides(row: Mapping[str, Any], chosen_key: str, rejected_key: str) -> tuple[str, str]:
@@ -127,7 +143,9 @@ def _sides(row: Mapping[str, Any], chosen_key: str, rejected_key: str) -> tuple[
 def _text(row: Mapping[str, Any], key: str, default: str | None) -> str:
     value = row.get(key, default)
     match value:
-        case [{"role": "assistant", "content": str(said)}]:  # as TRL has it where the prompt is a conversation
+        case [{"role": "assistant", "content": str(said), **more}]:  # as TRL has it where the prompt is a conversation
+            if lost := sorted(str(name) for name, value in more.items() if value is not None):
+                raise Unusable(f"{key} has a message with {lost[0]}, which would be lost")
             return said
     if not isinstance(value, str):
         raise Unusable(f"no text under {key!r}, only {sorted(row)}" if key not in row else f"{key} is no text")

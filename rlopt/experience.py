@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from rlopt.data import Unusable, encode, ended, refuse_unusable
+from rlopt.data import Unusable, encode, ended, need_characters, one_spaced, refuse_unusable
 from rlopt.errors import RloptError
-from rlopt.prompts import Wording, make_prompt
+from rlopt.prompts import Wording, answer_of, make_prompt
 from rlopt.record import NAME, Block, Damaged, blocks, group_from_json, refuse_foreign
 from rlopt.types import Group, Prompt, Sample
 
@@ -32,7 +32,7 @@ class Needs:
         max_tokens: the longest sequence, prompt and response together.
         siblings: a lone sample gets no credit.
         logprobs: why behavior log-probabilities are needed, or None.
-        held_out: prompts that are evaluated on; groups of these are left out.
+        held_out: prompts that are evaluated on, as `data.one_spaced` has them; groups of these are left out.
     """
 
     max_tokens: int
@@ -118,7 +118,7 @@ def load_experience(name: str, words: Wording, mine: Mapping[str, object], needs
                 except Unusable as why:
                     dropped.setdefault(str(why), []).append(number)
                     continue
-                if group.prompt.text in needs.held_out:
+                if one_spaced(group.prompt.text) in needs.held_out:
                     held_out.append(number)
                     continue
                 found.has_texts |= isinstance(row["prompt"], str)
@@ -180,7 +180,8 @@ def _parse(row: Any, words: Wording, name: str) -> tuple[Group, bool]:
 
 def _from_text(row: Mapping[str, Any], words: Wording, name: str) -> Group:
     """A group of texts: worded and tokenised as a prompt and its answers are, each with the end token."""
-    prompt = make_prompt(name, row["prompt"], str(row.get("answer", "")), "experience", words, {})
+    need_characters(row)
+    prompt = make_prompt(name, row["prompt"], answer_of(row), "experience", words, {})
     samples = []
     for sample in row["samples"]:
         ids = ended(encode(words.tokenizer, sample["text"], special=False), words.tokenizer)

@@ -1,7 +1,7 @@
 """`python -m rlopt.export RUN --out DIR`: a Hugging Face folder that proved itself against the learner.
 
-A checkpoint keeps what the learner said of a few texts when it was saved. The exported folder is loaded again from its files,
-is asked the same, and stands under its name only if it says the same.
+A checkpoint keeps what the learner said of a few texts when it was saved. The exported folder is loaded again from its files
+by transformers alone, is asked the same, and stands under its name only if it says the same.
 """
 
 import argparse
@@ -18,9 +18,7 @@ import yaml
 
 from rlopt import checkpoint
 from rlopt.errors import RloptError
-
-TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5}
-"""Nats that a token's log-probability may differ by: kernels differ, and bfloat16 rounds logits near 16 by 0.06."""
+from rlopt.files import at_home
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,8 @@ def export(run: Path, out: Path, which: str = "latest", shard_size: str = "5GB")
     """
     import transformers
 
+    from rlopt.model import TOLERANCE, save_model
+
     if out.exists():
         raise RloptError(f"--out={out}: is there already; choose another, or remove it")
     kept = checkpoint.choose(run, which)
@@ -56,7 +56,7 @@ def export(run: Path, out: Path, which: str = "latest", shard_size: str = "5GB")
     aside.mkdir(parents=True)
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(kept / "hf", dtype="auto")
-        model.save_pretrained(aside, max_shard_size=shard_size)
+        save_model(model, kept / "hf", aside, max_shard_size=shard_size)
         transformers.AutoTokenizer.from_pretrained(kept / "hf").save_pretrained(aside)
         dtype = str(model.dtype).removeprefix("torch.")
         del model
@@ -74,17 +74,17 @@ def export(run: Path, out: Path, which: str = "latest", shard_size: str = "5GB")
 
 
 def _difference(folder: Path, canary: dict[str, Any], dtype: torch.dtype) -> float:
-    """The largest difference between what the model in `folder` and what the learner said of a token."""
-    from rlopt.model import Policy
+    """The largest difference between what the model in `folder`, run by transformers, and the learner said of a token."""
+    import transformers
 
-    policy, found = Policy(folder, dtype, chunk=4096).eval(), list[torch.Tensor]()
-    for text, said in zip(canary["texts"], canary["logprobs"], strict=True):
-        tokens = torch.tensor([text])
-        mask = torch.ones_like(tokens)
-        mask[:, 0] = 0
-        with torch.no_grad():
-            logprobs, _ = policy(tokens, mask, 1.0)
-        found.append((logprobs[0, 1:] - torch.tensor(said)).abs())
+    from rlopt.model import own_logprobs
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    with torch.no_grad():
+        found = [
+            (own_logprobs(model, torch.tensor([text]))[0] - torch.tensor(said)).abs()
+            for text, said in zip(canary["texts"], canary["logprobs"], strict=True)
+        ]
     return torch.cat(found).max().item()  # NaN where any is
 
 
@@ -115,8 +115,8 @@ def _write_card(folder: Path, run: Path, kept: Path, config: dict[str, Any], dif
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m rlopt.export", description="Write a run's model as a Hugging Face folder.")
-    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write; must not be there yet")
+    parser.add_argument("run", type=at_home, metavar="RUN", help="the folder of a run")
+    parser.add_argument("--out", type=at_home, required=True, metavar="DIR", help="the folder to write; must not be there yet")
     parser.add_argument("--checkpoint", default="latest", help="latest, best, or a step; default latest")
     parser.add_argument("--shard-size", default="5GB", help="of a safetensors file at most; default 5GB")
     arguments = parser.parse_args()

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from rlopt.cluster import Lost, Pending, Stalled, Workers, finished, wait_any
+from rlopt.cluster import Lost, Pending, Stalled, Workers, close_all, finished, wait_any
 from rlopt.data import Deal
-from rlopt.errors import NoEngine, RloptError
+from rlopt.errors import Interrupted, NoEngine, RloptError
 from rlopt.rollout import Heard
 from rlopt.types import Group, Key
 
@@ -46,6 +46,7 @@ class Fleet:
         """`spawn(name, 1)` makes an actor. All begin to load at once; `join` waits for them."""
         self._spawn, self._start_deadline_s = spawn, start_deadline_s
         self.report: Report = lambda kind, **facts: None
+        self.asked_to_stop: Callable[[], bool] = lambda: False
         self._made, self._count = 0, count
         self._starting: list[tuple[Engine, Pending]] = []
         self._up: list[Engine] = []
@@ -97,6 +98,7 @@ class Fleet:
         Raises:
             Stalled: none came in `deadline_s` seconds.
             NoEngine: nobody is left to sample.
+            Interrupted: the run was asked to end.
         """
         before, ends = len(self._done), time.monotonic() + deadline_s
         self.poll()
@@ -108,7 +110,16 @@ class Fleet:
             if left <= 0:
                 waiting = {f"engine {e.number}": sorted(e.calls)[0] for e in self._up if e.calls}
                 raise Stalled(f"the driver waited {deadline_s:.0f} s for groups of {waiting} (cluster.step_deadline_s)")
-            wait_any(calls, min(left, 5.0))
+            if self.asked_to_stop():
+                raise Interrupted
+            wait_any(calls, min(left, 1.0))
+            self.poll()
+
+    def linger(self, seconds: float) -> None:
+        """Wait until all that engines are at has come back, or `seconds` have passed; also where the run is to end."""
+        ends = time.monotonic() + seconds
+        while (calls := [call for engine in self._up for _, call in engine.calls.values()]) and time.monotonic() < ends:
+            wait_any(calls, ends - time.monotonic())
             self.poll()
 
     def hand_over(self, key: Key) -> Group:
@@ -249,9 +260,13 @@ class Fleet:
         self._make()
         self._hand_on(engine.deals)
 
+    @property
+    def workers(self) -> list[Workers]:
+        """Of all engines, those that are loading among them."""
+        return [engine.workers for engine in [*self._up, *(engine for engine, _ in self._starting)]]
+
     def close(self) -> None:
-        for engine in [*self._up, *(engine for engine, _ in self._starting)]:
-            engine.workers.close()
+        close_all(self.workers)
 
     def _hand_on(self, deals: Mapping[Key, Deal]) -> None:
         for key, deal in deals.items():

@@ -19,7 +19,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from rlopt.cluster import Cluster, Workers, undisturbed
+from rlopt.cluster import Cluster, Workers
 from rlopt.config import PairsJob
 from rlopt.errors import RloptError
 from rlopt.files import write_whole
@@ -28,6 +28,7 @@ from rlopt.processes import Pool
 from rlopt.prompts import load_prompts, wording
 from rlopt.rewards import Scored
 from rlopt.rollout import EngineConfig, Sampler, spawner
+from rlopt.signals import undisturbed
 from rlopt.steps import MEANING, Answer, Chunk, Ledger, Opening, Recipe, Row, check_place, check_steps, make_chunk
 from rlopt.tracking import TrainingBar
 from rlopt.types import Prompt

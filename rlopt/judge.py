@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from rlopt.cluster import Cluster, undisturbed
+from rlopt.cluster import Cluster
 from rlopt.config import EvaluateJob
 from rlopt.errors import RloptError
 from rlopt.estimates import Estimate, estimate
@@ -22,6 +22,7 @@ from rlopt.prepare import first, load_evals
 from rlopt.prompts import Loaded, wording
 from rlopt.rewards import load as load_reward
 from rlopt.rollout import EngineConfig, spawner
+from rlopt.signals import undisturbed
 from rlopt.tracking import TrainingBar
 
 MOST_REVIVALS = 3
@@ -172,7 +173,7 @@ def _write(
 ) -> tuple[Path, Path]:
     out.parent.mkdir(parents=True, exist_ok=True)
     beside = _answers_of(out)
-    with beside.open("w") as file:
+    with beside.open("w", encoding="utf-8", errors="backslashreplace") as file:  # half a character stays an escape of JSON
         for one in answers:
             for group in one.groups:
                 for sample in group.samples:

@@ -1,11 +1,9 @@
 """Starts what `prepare` found good, runs the loop, and takes everything down again."""
 
 import math
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from rich.console import Console
 
 from rlopt import checkpoint
 from rlopt.boards import Board, Wandb, start_boards
-from rlopt.cluster import Cluster, Workers, environment, undisturbed
+from rlopt.cluster import Cluster, Workers, close_all, environment
 from rlopt.config import Config
 from rlopt.data import Dealer
 from rlopt.describe import describe
@@ -32,6 +30,7 @@ from rlopt.record import Recorder
 from rlopt.recorded import Recorded, References
 from rlopt.replay import Replay, ReplayPlan
 from rlopt.rollout import CANARY_PLACES, EngineConfig, spawner
+from rlopt.signals import told_to_end, undisturbed
 from rlopt.stream import Stream, StreamPlan, streamed
 from rlopt.sync import Synchroniser, canary_texts, listen
 from rlopt.tracking import Journal, read_column
@@ -61,6 +60,9 @@ def train(config: Config, console: Console) -> Outcome:
         RloptError: the config cannot be run, or a worker failed; nothing is left running.
     """
     prepared = prepare(config, console)
+    # The driver's tensors are small. With a thread for each core the others would spin between two operations, and on a
+    # machine of many cores burn more than all else that the driver does.
+    torch.set_num_threads(1)
     console.print(describe(prepared), highlight=False, soft_wrap=True)
     started, finished = time.monotonic(), False
     crew = Crew(prepared)
@@ -84,11 +86,14 @@ def train(config: Config, console: Console) -> Outcome:
             journal.event("rows_left_out", **prepared.recordings.dropped)
         if left_out := prepared.left_out:
             journal.event("rows_left_out", **left_out)
+        if prepared.notes:
+            journal.event("rows_noted", **prepared.notes)
         if prepared.experience:
             journal.event("experience", damage=prepared.experience.damage, left_out=prepared.experience.dropped)
         if crew.fleet:
             crew.fleet.report = journal.event
-        with _gentle_sigterm(crew.stop):
+            crew.fleet.asked_to_stop = crew.stop.is_set
+        with told_to_end(crew.stop.set):
             _loop(prepared, crew, journal).run(position)
         if position.step < steps:
             raise KeyboardInterrupt
@@ -101,16 +106,6 @@ def train(config: Config, console: Console) -> Outcome:
             finally:
                 if journal:
                     journal.close(exit_code=0 if finished else 1)
-
-
-@contextmanager
-def _gentle_sigterm(stop: threading.Event) -> Iterator[None]:
-    """In here SIGTERM, with which clusters end jobs, asks for an end after the step that is being made."""
-    before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 class Crew:
@@ -135,20 +130,27 @@ class Crew:
 
     def join(self) -> None:
         """Wait until all are there, and bring back a checkpoint."""
-        config, resume = self._prepared.config, self._prepared.resume
+        config = self._prepared.config
         assert self._ranks
         if self.fleet:
             self.fleet.join(wait=True)
         self._starting.result("starting up")
         together = self._prepared.objective.traits.unit == "group"
         self.learners = Learners(self._ranks, config.learner.token_budget, together, config.rollout.temperature)
-        if resume:
-            self.learners.load(resume)
-            self.stock = checkpoint.load_stock(resume)
-            if self._prepared.left_behind:  # go on from the same place in the data, with the weights that are there
-                step = self._prepared.state["position"]["step"]
-                stream = {"keys": [], "again": [], "next": step * config.shares[0]}
-                self.stock = Stock({}, {"revived": [step], "stream": stream})
+        self.learners.check_storage(self._prepared.run)
+        self.bring_back(self._prepared)
+
+    def bring_back(self, prepared: Prepared) -> None:
+        """What the checkpoint holds that `prepared` goes on from, if it does."""
+        self.stock = Stock({}, {})
+        if not prepared.resume:
+            return
+        self.learners.load(prepared.resume)
+        self.stock = checkpoint.load_stock(prepared.resume)
+        if prepared.left_behind:  # go on from the same place in the data, with the weights that are there
+            step = prepared.state["position"]["step"]
+            stream = {"keys": [], "again": [], "next": step * prepared.config.shares[0]}
+            self.stock = Stock({}, {"revived": [step], "stream": stream})
 
     def nodes(self) -> dict[str, Any]:
         """Which Ray node everybody is on."""
@@ -156,9 +158,7 @@ class Crew:
         return {"learners": self._ranks.nodes(), "engines": self.fleet.nodes if self.fleet else {}}
 
     def close(self) -> None:
-        for part in (self.fleet, self._ranks):
-            if part:
-                part.close()
+        close_all([*(self.fleet.workers if self.fleet else []), *([self._ranks] if self._ranks else [])])
         self._cluster.close()
 
 
@@ -174,9 +174,10 @@ def _loop(prepared: Prepared, crew: Crew, journal: Journal) -> Loop:
     canaries = canary_texts(_some_prompts(prepared), CANARY_PLACES)
     best = checkpoint.Best(run, config.trainer.best, state["position"]["step"])
 
-    def write_model(folder: Path) -> None:
-        crew.learners.save(folder)
+    def write_model(folder: Path) -> dict[str, int]:
+        written = crew.learners.save(folder)
         prepared.tokenizer.save_pretrained(folder / "hf")
+        return written
 
     def save(position: Position, stock: Stock) -> None:
         began = time.monotonic()
@@ -184,7 +185,8 @@ def _loop(prepared: Prepared, crew: Crew, journal: Journal) -> Loop:
         canary = {"texts": canaries, "logprobs": said}  # by which `rlopt.export` proves itself
         kept = {"position": asdict(position), "wandb_id": state["wandb_id"], "canary": canary}
         path = checkpoint.save(run, position.step, kept, stock, write_model, config.trainer.keep_checkpoints, best)
-        journal.event("checkpoint", step=position.step, path=str(path), seconds=time.monotonic() - began)
+        facts = {"path": str(path), "seconds": time.monotonic() - began, "sampled_again": len(stock.facts.get("again", []))}
+        journal.event("checkpoint", step=position.step, **facts)
 
     return Loop(
         plan=Plan(
@@ -266,19 +268,19 @@ def _samplers(prepared: Prepared, crew: Crew, fleet: Fleet, journal: Journal) ->
     new, deadline_s = config.shares[0], config.cluster.step_deadline_s
     refills = config.algo.group_relative.refills if config.algo.group_relative else 0
     dealer = Dealer(len(prompts), new, config.run.seed)
-    slack = 1 if dtype(config) == torch.float32 else 500  # bfloat16: a logit near 16 is rounded by 0.06, each side its own way
     synchroniser = Synchroniser(
         learners=crew.learners,
         engines=fleet,
         canaries=canary_texts(prompts, CANARY_PLACES),
         verify=sync.verify,
-        tolerance=sync.tolerance * slack,
+        tolerance=sync.tolerance * _slack(config),
         ranks_per_engine=config.rollout.tensor_parallel,
         journal=journal,
         wanted=lambda: wanted_engines(prepared.run, config.rollout.engines),
     )
     if sync.mode == "lockstep":
-        batches = shelved(stock.shelves)
+        again = [(batch, place) for batch, place in stock.facts.get("again", [])]
+        batches = shelved(stock.shelves, again)
         fleet.put_back(batches)
         return Lockstep(
             schedule=prepared.schedule,
@@ -288,11 +290,12 @@ def _samplers(prepared: Prepared, crew: Crew, fleet: Fleet, journal: Journal) ->
             total_steps=config.trainer.total_steps,
             deadline_s=deadline_s,
             sleep=config.rollout.sleep,
-            requested=max([prepared.state["position"]["step"], *(batch for batch, _ in batches)]),
+            requested=max([prepared.state["position"]["step"], *(batch for batch, _ in [*batches, *again])]),
             revived=set(stock.facts.get("revived", [])),
+            again=again,
         )
-    again = streamed(stock)
-    fleet.put_back(again.done)
+    under = streamed(stock)
+    fleet.put_back(under.done)
     assert sync.max_lag is not None
     return Stream(
         plan=StreamPlan(
@@ -307,9 +310,16 @@ def _samplers(prepared: Prepared, crew: Crew, fleet: Fleet, journal: Journal) ->
         deal=lambda number: dealer.deals(number // new + 1, prompts, refills)[number % new],
         fleet=fleet,
         sync=synchroniser,
-        next=again.next,
-        again=again.under_way,
+        next=under.next,
+        again=under.under_way,
     )
+
+
+def _slack(config: Config) -> int:
+    """What rounding adds to `sync.tolerance`. A weight that did not arrive shows as 1e-2 nats and more."""
+    if dtype(config) == torch.float32:
+        return 10 if config.cluster.gpus_per_engine else 1  # kernels of GPUs round some products to TF32
+    return 500  # a logit near 16 is rounded by 0.06, each side its own way
 
 
 def _outcome(prepared: Prepared, boards: list[Board]) -> Outcome:

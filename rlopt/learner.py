@@ -10,6 +10,7 @@ import math
 import os
 import socket
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -26,7 +27,8 @@ from rlopt.batching import plan, split
 from rlopt.cluster import EngineClient, Workers, free_port, own_address
 from rlopt.config import LearnerConfig
 from rlopt.errors import RloptError
-from rlopt.model import Policy, write_model
+from rlopt.files import all_to_disk, write_whole
+from rlopt.model import Policy, refuse_other_logits, write_model
 from rlopt.objectives.core import Objective, Terms, merge, total_loss
 from rlopt.types import Batch, Max, Metric, Scores, Sequences, Sum
 from rlopt.weights import ShmSender, TensorSpec, in_buckets, make_sender
@@ -81,8 +83,17 @@ class LearnerWorker:
         return own_address(), free_port()
 
     def start(self, meeting: tuple[str, int]) -> None:
-        """Join the group and load policy and reference."""
-        setup, config = self._setup, self._config
+        """Join the group and load policy and reference.
+
+        Raises:
+            RloptError: the model's log-probabilities are others here than in its own forward pass.
+        """
+        self.join(meeting)
+        self.load_models()
+
+    def join(self, meeting: tuple[str, int]) -> None:
+        """Meet the other ranks."""
+        setup = self._setup
         os.environ.update(RANK=str(self._rank), WORLD_SIZE=str(self._world), LOCAL_RANK="0")
         on_cpu = setup.device == "cpu"
         if on_cpu:
@@ -92,21 +103,35 @@ class LearnerWorker:
 
         if on_cpu:  # else its first use builds it, with a C++ compiler, for the reductions of inference alone
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        torch.manual_seed(setup.seed)
         backend = "gloo" if on_cpu else "nccl"
         store = self._meet(*meeting)
         torch.distributed.init_process_group(backend, store=store, rank=self._rank, world_size=self._world)
         deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
+
+    def load_models(self) -> None:
+        """Load policy and reference; a collective."""
+        setup, config = self._setup, self._config
+        torch.manual_seed(setup.seed)
         policy = Policy(setup.folder, setup.dtype, config.logit_chunk, config.gradient_checkpointing)
         if self._adapted:
             lora.adapt(policy.lm, config.lora)
-        self._engine, *_ = deepspeed.initialize(model=policy, config=self._deepspeed_config(train=True))
+        self._engine = self._wrapped(policy, train=True)
+        self._engine.train()
+        refuse_other_logits(self._engine, policy.lm, setup.device)
         if self._adapted:
             return
         reference = Policy(setup.folder, setup.dtype, config.logit_chunk).requires_grad_(False).eval()
-        if config.zero_stage == 3:
-            reference, *_ = deepspeed.initialize(model=reference, config=self._deepspeed_config(train=False))
-        self._reference = reference.to(setup.device)
+        self._reference = self._wrapped(reference, train=False) if config.zero_stage == 3 else reference.to(setup.device)
+
+    def _wrapped(self, policy: Policy, train: bool) -> Any:
+        """In DeepSpeed's engine; ZeRO-3 gathers what the head reads when `policy.head` is called."""
+        import deepspeed
+
+        if self._config.zero_stage == 3:
+            for parameter in policy.head_parameters:
+                deepspeed.zero.register_external_parameter(policy.head, parameter)
+        engine, *_ = deepspeed.initialize(model=policy, config=self._deepspeed_config(train))
+        return engine
 
     def _meet(self, host: str, port: int) -> TCPStore:
         """The store where ranks find one another. By itself torch would listen on every interface, not on `host` alone."""
@@ -126,6 +151,9 @@ class LearnerWorker:
             "zero_optimization": zero,
             "zero_force_ds_cpu_optimizer": False,
             "bf16": {"enabled": setup.dtype == torch.bfloat16},
+            # What is added up over micro-batches and ranks: in bfloat16 it would depend on how the batch is split.
+            "data_types": {"grad_accum_dtype": "fp32"},
+            "communication_data_type": "fp32",
         }
         if not train:
             return shared
@@ -258,11 +286,12 @@ class LearnerWorker:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> dict[str, int]:
         """Write `learner/` (each rank its shards) and `hf/` (rank 0, a model that transformers and vLLM load).
 
         With adapters `learner/` leaves the frozen weights out (but a head that is tied), `hf/` is the merged model, and
-        `adapter/` what `peft` loads.
+        `adapter/` what `peft` loads. Returns the files that this rank's node has in `folder` once all have written, on disk,
+        with their sizes in bytes.
         """
         self._engine.save_checkpoint(str(folder / "learner"), tag="state", exclude_frozen_parameters=self._adapted)
         lm = self._engine.module.lm
@@ -272,9 +301,15 @@ class LearnerWorker:
             frozen = ((name, tensor.cpu()) for name, tensor in self._gathered(lora.split(lm)[0]))
             weights = {n: t.clone() for n, t in lora.merged(frozen, dict(lora.scaled(learned.items(), self._scale)))}
         if self._rank == 0:
-            write_model(lm, weights, folder / "hf")
+            write_model(self._setup.folder, self._setup.dtype, weights, folder / "hf")
             if self._adapted:
                 lora.write(lm, learned, folder / "adapter")
+        torch.distributed.barrier()
+        return all_to_disk(folder)
+
+    def reads(self, path: Path) -> str | None:
+        """What stands in a file, as this rank's node has it."""
+        return path.read_text() if path.is_file() else None
 
     def load(self, folder: Path) -> None:
         """Go on from what `save` wrote."""
@@ -329,11 +364,7 @@ class Learners:
         `temperature` divides the logits; None: that of sampling.
         """
         divisor = self._temperature if temperature is None else temperature
-        ranks, rows = len(self._workers), torch.arange(len(sequences))
-        if len(rows) < ranks:  # too few to share out: all ranks score them all
-            layout = plan(sequences.lengths, rows, 1, self._token_budget) * ranks
-        else:
-            layout = plan(sequences.lengths, rows, ranks, self._token_budget)
+        layout = plan(sequences.lengths, torch.arange(len(sequences)), len(self._workers), self._token_budget)
         layout = [[piece or [0] for piece in share] for share in layout]  # ranks must stay in step
         shares = [[sequences.take(piece) for piece in share] for share in layout]
         answers: list[list[Tensor]] = self._workers.call("score", *((share, whose, divisor) for share in shares))
@@ -357,8 +388,24 @@ class Learners:
         """Give all GPU memory back that is not needed until the next update."""
         self._workers.call("release")
 
-    def save(self, folder: Path) -> None:
-        self._workers.call("save", *([folder] for _ in range(len(self._workers))))
+    def save(self, folder: Path) -> dict[str, int]:
+        """Write the learner's part of a checkpoint; all files that any rank's node has of it, with their sizes in bytes."""
+        written: list[dict[str, int]] = self._workers.call("save", *([folder] for _ in range(len(self._workers))))
+        return {name: size for files in written for name, size in files.items()}
+
+    def check_storage(self, run: Path) -> None:
+        """Refuse a run's folder in which not all ranks read what is written here: a checkpoint could not be put together."""
+        probe, word = run / ".storage", uuid.uuid4().hex
+        write_whole(probe, word)
+        try:
+            read = self._workers.call("reads", *([probe] for _ in range(len(self._workers))))
+        finally:
+            probe.unlink()
+        if blind := [rank for rank, said in enumerate(read) if said != word]:
+            raise RloptError(
+                f"run.dir={run}: the node of learner rank {blind[0]} does not have what is written there; give a folder on "
+                "storage that all nodes share"
+            )
 
     def load(self, folder: Path) -> None:
         self._workers.call("load", *([folder] for _ in range(len(self._workers))))

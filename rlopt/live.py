@@ -1,13 +1,17 @@
 """Samplers in lockstep with the learner: kept in sync every N steps, running ahead of it in between. No Ray, no engine."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Protocol
 
 from rlopt.data import Deal
-from rlopt.errors import NoEngine, RloptError
+from rlopt.errors import Interrupted, NoEngine, RloptError
 from rlopt.schedule import Schedule
 from rlopt.types import Group, Key, Stock
+
+LINGER_S = 5.0
+"""Seconds that a run which is to end waits for its samples: clusters give it 30 in all."""
 
 
 class Fleet(Protocol):
@@ -20,6 +24,7 @@ class Fleet(Protocol):
     def ask(self, key: Key, deal: Deal) -> None: ...
     def poll(self) -> None: ...
     def wait(self, deadline_s: float) -> None: ...
+    def linger(self, seconds: float) -> None: ...
     def hand_over(self, key: Key) -> Group: ...
     def cancel(self, key: Key) -> None: ...
     def join(self, wait: bool) -> bool: ...
@@ -45,7 +50,8 @@ class Lockstep:
         deadline_s: seconds without a single group before the run ends.
         sleep: have the engines sleep from their last sample to the next synchronisation.
         requested: the last batch that was asked for, here or before the run was interrupted.
-        revived: versions that engines got out of turn, because none was left alive.
+        revived: versions that engines got out of turn, because none was left alive or the run was interrupted.
+        again: what was asked for and had not come back when the run was interrupted.
     """
 
     schedule: Schedule
@@ -57,10 +63,16 @@ class Lockstep:
     sleep: bool
     requested: int
     revived: set[int] = field(default_factory=set)
+    again: list[Key] = field(default_factory=list)
 
     def open(self, step: int) -> None:
         self.sync.to(step)
         self.fleet.idle_frac()
+        if self.again:  # the weights that were to sample it are gone; the same seeds draw from those that are here
+            self.revived.add(step)
+        for batch, place in self.again:
+            self.fleet.ask((batch, place), self.deal(batch)[place])
+        self.again = []
 
     def ask(self, step: int) -> None:
         last = self.schedule.last_batch(step - 1 - (step - 1) % self.schedule.interval)
@@ -89,12 +101,18 @@ class Lockstep:
         return metrics
 
     def stock(self, step: int) -> Stock:
-        """Batches that were sampled and not learned from, all that was asked for among them."""
-        self._wait(self.fleet.asked, step)
+        """Batches that were sampled and not learned from, all that was asked for among them; a run that is to end waits no
+        longer than `LINGER_S` for it, and keeps what has not come back as requests.
+        """
+        try:
+            self._wait(self.fleet.asked, step)
+        except Interrupted:
+            self.fleet.linger(LINGER_S)
         shelves: dict[str, list[Group]] = {}
         for (batch, _), group in sorted(self.fleet.done.items()):
             shelves.setdefault(f"batch_{batch}", []).append(group)
-        return Stock(shelves, {"revived": sorted(self.revived)})
+        again = [list(key) for key in self.fleet.asked if key not in self.fleet.done]
+        return Stock(shelves, {"revived": sorted(self.revived), "again": again})
 
     def _wait(self, keys: list[Key], step: int) -> None:
         """Wait for groups. Engines that come back when all had died get the weights of learner step `step`."""
@@ -134,9 +152,13 @@ def revive(fleet: Fleet, sync: Synchroniser, step: int) -> None:
     sync.to(step)
 
 
-def shelved(shelves: Mapping[str, list[Group]]) -> dict[Key, Group]:
-    """What `Lockstep.stock` put on shelves, as the engines would have it."""
-    return {(batch, place): group for batch in batches_of(shelves) for place, group in enumerate(shelves[f"batch_{batch}"])}
+def shelved(shelves: Mapping[str, list[Group]], again: Collection[Key] = ()) -> dict[Key, Group]:
+    """What `Lockstep.stock` put on shelves, as the engines would have it; `again` is what was still under way."""
+    found: dict[Key, Group] = {}
+    for batch in batches_of(shelves):
+        places = (place for place in count() if (batch, place) not in again)
+        found |= {(batch, place): group for place, group in zip(places, shelves[f"batch_{batch}"], strict=False)}
+    return found
 
 
 def batches_of(shelves: Iterable[str]) -> list[int]:

@@ -9,12 +9,14 @@ while a step is left:
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from torch import Tensor
 
 from rlopt.batching import credit
+from rlopt.errors import Interrupted
 from rlopt.objectives.core import Objective, Terms
 from rlopt.types import Batch, Group, Sequences, Stock
 
@@ -44,7 +46,7 @@ class Source(Protocol):
         ...
 
     def take(self, step: int) -> Drawn:
-        """The data of `step`; waits for it."""
+        """The data of `step`; waits for it. Raises Interrupted where the run is to end meanwhile."""
         ...
 
     def learned(self, step: int) -> dict[str, float]:
@@ -110,25 +112,32 @@ class Loop:
 
     def run(self, position: Position) -> None:
         """Train from `position` to the last step, or until asked to stop; what was made is saved."""
-        plan = self.plan
+        plan, saved = self.plan, position.step
         self.source.open(position.step)
         while position.step < plan.total_steps:
             step, started = position.step + 1, time.monotonic()
-            drawn = self.source.take(step)
+            try:
+                drawn = self.source.take(step)
+            except Interrupted:
+                if position.step > saved:
+                    self.save(position, self.source.stock(position.step))
+                return
             taken, sequences = time.monotonic(), drawn.sequences
             proximal = plan.anchor == "proximal"
             policy = self.learners.score(sequences, "policy") if proximal or plan.record else None
             anchor = policy if policy is not None and proximal else sequences.behavior
             batches = credit(sequences, anchor, drawn.reference(), self.objective, self.terms, plan.minibatches)
+            credited = time.monotonic()
             metrics = {**drawn.metrics, **self.learners.update(batches, step)}
             updated, tokens = time.monotonic(), sum(int(batch.mask.sum()) for batch in batches)
 
             position.step = step
             position.samples_seen += len(sequences)
             position.tokens_seen += tokens
-            if step < plan.total_steps:
-                metrics |= self.source.learned(step)
-            metrics |= self.source.measure(step)
+            with suppress(Interrupted):  # the step was made all the same
+                if step < plan.total_steps:
+                    metrics |= self.source.learned(step)
+                metrics |= self.source.measure(step)
 
             wall = time.monotonic() - started
             metrics |= {
@@ -138,7 +147,8 @@ class Loop:
                 "tokens_seen": position.tokens_seen,
                 "timing_s/step": wall,
                 "timing_s/wait_rollout": taken - started,
-                "timing_s/update": updated - taken,
+                "timing_s/score": credited - taken,
+                "timing_s/update": updated - credited,
                 "perf/tokens_per_s": tokens / wall,
                 "perf/samples_per_s": len(sequences) / wall,
                 "idle/learner_frac": 1 - (updated - taken) / wall,
@@ -148,5 +158,6 @@ class Loop:
             stop = self.asked_to_stop()
             if self.is_best(metrics) or due or stop:
                 self.save(position, self.source.stock(step))
+                saved = step
             if stop:
                 return

@@ -79,12 +79,13 @@ DEFINITIONS: Mapping[str, tuple[str, str]] = {
     "timing_s/eval": ("s", "answering the held-out prompts; on steps that evaluate"),
     "timing_s/step": ("s", "wall time of the step"),
     "timing_s/wait_rollout": ("s", "learner waiting for its batch"),
+    "timing_s/score": ("s", "the reference's scores, the policy's where an anchor or a record wants them, and credit"),
     "timing_s/update": ("s", "forward, backward and optimizer"),
     "timing_s/sync": ("s", "synchronisation with its check; on steps that sync"),
     "perf/tokens_per_s": ("tokens/s", "response tokens learned from, by wall time of the step"),
     "perf/samples_per_s": ("samples/s", "samples learned from, by wall time of the step"),
     "idle/rollout_frac": ("share", "of the time since the last sync in which engines had no request; on steps that sync"),
-    "idle/learner_frac": ("share", "of the step's wall time that is not update"),
+    "idle/learner_frac": ("share", "of the step's wall time in which the learner neither scores nor updates"),
 }
 """Name to (unit, definition). A step logs these, and objective/... of an objective's own; the README's table is this one."""
 

@@ -10,11 +10,11 @@ from rich.console import Console
 
 from rlopt import evaluation, processes
 from rlopt.config import Config, DataConfig, GroupRelativeConfig
-from rlopt.data import fingerprint
+from rlopt.data import fingerprint, one_spaced
 from rlopt.errors import RloptError, need
 from rlopt.examples import load_examples
 from rlopt.experience import Experience, Needs, load_experience
-from rlopt.model import Shape, context_length, find_model, load_tokenizer, shape_of
+from rlopt.model import Shape, context_length, find_model, load_tokenizer, shape_of, try_to_save
 from rlopt.objectives.core import Objective, Terms, WithCredit, no_terms
 from rlopt.objectives.corrections import Correction, Corrections
 from rlopt.plan import plan
@@ -31,11 +31,12 @@ from rlopt.types import Average, Example, Prompt
 
 @dataclass(frozen=True)
 class Recordings:
-    """Rows of files: what is learned from, what is held out, and how many rows of each were left out and why."""
+    """Rows of files: what is learned from, what is held out, which rows of each were left out and why, what else to know."""
 
     train: list[Example]
     held_out: list[Example]
     dropped: Mapping[str, Mapping[str, list[int]]]
+    notes: Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,14 @@ class Prepared:
         return {name: loaded.left_out for name, loaded in sets.items() if loaded.left_out}
 
     @property
+    def notes(self) -> dict[str, tuple[str, ...]]:
+        """By data set: what else people should know of its rows."""
+        train = {"data.train": self.data} if self.data else {}
+        sets = train | {f"data.eval ({name})": loaded for name, loaded in self.evals.items()}
+        told = {name: loaded.notes for name, loaded in sets.items()} | dict(self.recordings.notes if self.recordings else {})
+        return {name: notes for name, notes in told.items() if notes}
+
+    @property
     def schedule(self) -> Schedule:
         return Schedule(self.config.sync.interval, self.config.sync.offset)
 
@@ -96,11 +105,12 @@ def prepare(config: Config, console: Console) -> Prepared:
     resume = find_resume(config, run)
     folder = find_model(config.model.path, TrainingBar(console, f"training {config.model.path} (once on this machine)"))
     shape, tokenizer = shape_of(folder, config.learner.lora), load_tokenizer(folder)
+    try_to_save(folder, dtype(config), tokenizer)
     words = wording(config.data, tokenizer)
     data, recordings, experience, longest = None, None, None, 0
     evals, eval_prompts = dict[str, Loaded](), list[Prompt]()
     about = header(fingerprint(tokenizer), config.model.path, config.rollout.temperature, config.rollout.top_p)
-    context, held_out = context_length(folder), 0
+    context = context_length(folder)
     if config.samples:
         load_reward(config.reward.fn, config.reward.weights)
         room = context - config.rollout.max_new_tokens
@@ -120,9 +130,9 @@ def prepare(config: Config, console: Console) -> Prepared:
     if not config.algo.group_relative:
         recordings = _load_recordings(config, objective, words, context)
         rows = recordings.train + recordings.held_out
-        longest, held_out = max(len(e.prompt.token_ids) + len(a) for e in rows for a in e.answers), len(recordings.held_out)
+        longest = max(len(e.prompt.token_ids) + len(a) for e in rows for a in e.answers)
     largest = max(config.group_size, experience.largest if experience else 0)
-    check_sizes(config, objective, longest, held_out, largest)
+    check_sizes(config, objective, longest, largest)
     state = settle(config, run, resume)
     return Prepared(
         config=config,
@@ -151,7 +161,7 @@ def dry_run(config: Config, console: Console) -> list[tuple[str, str]]:
         load_reward(config.reward.fn, config.reward.weights)
         if config.data.max_prompt_tokens:
             longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
-            check_sizes(config, objective, longest, 0, config.group_size)
+            check_sizes(config, objective, longest, config.group_size)
     tiny = config.model.path in RECIPES
     progress = TrainingBar(console, f"training {config.model.path} (once on this machine)")
     folder = find_model(config.model.path, progress) if tiny else config.model.path
@@ -218,12 +228,9 @@ def _check_best(config: Config, sets: list[str]) -> None:
     need(best is None or best in there, "trainer.best", best, f"is no metric of data.eval; one of {', '.join(there)}")
 
 
-def check_sizes(config: Config, objective: Objective, longest: int, held_out: int, largest: int) -> None:
-    """Refuse what could not be split over ranks and micro-batches later.
-
-    `longest` sequence in tokens; `held_out` rows; `largest` group in samples.
-    """
-    together, ranks, budget = objective.traits.unit == "group", config.learner.workers, config.learner.token_budget
+def check_sizes(config: Config, objective: Objective, longest: int, largest: int) -> None:
+    """Refuse what could not be split into micro-batches later: `longest` sequence in tokens, `largest` group in samples."""
+    together, budget = objective.traits.unit == "group", config.learner.token_budget
     size = {"pairs": 2, "step_pairs": 2}.get(objective.traits.rows, largest) if together else 1
     need(
         size * longest <= budget,
@@ -231,11 +238,6 @@ def check_sizes(config: Config, objective: Objective, longest: int, held_out: in
         budget,
         f"{size} sequence(s) of up to {longest} tokens must go into one micro-batch; set it to {size * longest} at least",
     )
-    shared = config.algo.group_relative
-    units = config.groups_of_first_step // (shared.minibatches if shared else 1)
-    if together:
-        need(units >= ranks, "learner.workers", ranks, f"an update has {units} groups that stay together; use at most {units}")
-    need(not held_out or held_out >= ranks, "learner.workers", ranks, f"data.eval has {held_out} rows; use at most {held_out}")
 
 
 def make_terms(config: Config) -> Terms:
@@ -265,7 +267,7 @@ def _corrections(shared: GroupRelativeConfig) -> Corrections:
 def _needs(config: Config, objective: Objective, terms: Terms, context: int, held_out: list[Prompt]) -> Needs:
     """What is asked of recorded groups; `held_out` are the prompts that are evaluated on."""
     limit = min(context, config.learner.token_budget)
-    why, texts = _why_logprobs(config, objective, terms), frozenset(prompt.text for prompt in held_out)
+    why, texts = _why_logprobs(config, objective, terms), frozenset(one_spaced(prompt.text) for prompt in held_out)
     return Needs(limit, objective.traits.equal_rewards_no_credit, why, texts)
 
 
@@ -301,11 +303,14 @@ def _load_recordings(config: Config, objective: Objective, words: Wording, conte
     budget = config.learner.token_budget // (2 if objective.traits.unit == "group" else 1)
     limit, data = min(context, budget), config.data
     train = load_examples("data.train", data, rows, words, limit, config.run.seed)
-    dropped, held_out = {"data.train": train.dropped}, list[Example]()
+    dropped, held_out, notes = {"data.train": train.dropped}, list[Example](), {"data.train": train.notes}
     if data.eval:
         loaded = load_examples("data.eval", data, rows, words, limit, config.run.seed)
-        held_out, dropped["data.eval"] = loaded.examples, loaded.dropped
-    return Recordings(train.examples, held_out, dropped)
+        held_out, dropped["data.eval"], notes["data.eval"] = loaded.examples, loaded.dropped, loaded.notes
+        there = {one_spaced(example.prompt.text) for example in held_out}
+        leaked = sum(one_spaced(example.prompt.text) in there for example in train.examples)
+        notes["data.train"] += (f"{leaked} prompts are in data.eval too",) * bool(leaked)
+    return Recordings(train.examples, held_out, dropped, notes)
 
 
 def dtype(config: Config) -> torch.dtype:

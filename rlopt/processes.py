@@ -1,5 +1,6 @@
 """Functions of the user's, run in processes of their own with a deadline, so that they can hang, leak or crash alone."""
 
+import hashlib
 import importlib
 import importlib.util
 import io
@@ -7,6 +8,7 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
@@ -52,14 +54,37 @@ def load(key: str, name: str, kind: str = "function") -> Function:
 
 
 def _import(module: str) -> ModuleType:
+    """A module by its name, or by its file: as a program's own, which can import its neighbours, pickle its functions and start
+    processes. Where its name is another module's it gets one of its own, and hides nothing.
+    """
     if not module.endswith(".py"):
         return importlib.import_module(module)
-    spec = importlib.util.spec_from_file_location(Path(module).stem, module)
+    file = Path(module).expanduser().resolve()
+    if str(file.parent) not in sys.path:
+        sys.path.append(str(file.parent))
+    name = file.stem if _is_free(file) else f"{file.stem}_{hashlib.blake2b(str(file).encode(), digest_size=4).hexdigest()}"
+    spec = importlib.util.spec_from_file_location(name, file)
     if not spec or not spec.loader:
         raise ImportError("no Python file")
-    found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
+    found = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(found)
+    except BaseException:
+        del sys.modules[name]
+        raise
     return found
+
+
+def _is_free(file: Path) -> bool:
+    """Whether no other module than that in `file` has its name."""
+    there = sys.modules.get(file.stem)
+    if there is not None:
+        return getattr(there, "__file__", None) == str(file)
+    try:
+        spec = importlib.util.find_spec(file.stem)
+    except (ImportError, ValueError):  # a name that is none of a module
+        return False
+    return spec is None or spec.origin == str(file)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ import numpy as np
 import yaml
 
 from rlopt.errors import RloptError
+from rlopt.files import at_home
 from rlopt.tracking import read_column
 
 matplotlib.use("Agg")
@@ -215,9 +216,9 @@ src="data:image/png;base64,{{ image }}">
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m rlopt.report", description="Draw the training curves of runs.")
     parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="folder of a run; seeds of one algorithm become a band"
+        "runs", nargs="+", type=at_home, metavar="RUN", help="folder of a run; seeds of one algorithm become a band"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the HTML page; .png and .svg come beside it")
+    parser.add_argument("--out", type=at_home, required=True, metavar="FILE", help="the HTML page, .png and .svg beside it")
     arguments = parser.parse_args()
     try:
         families = load(arguments.runs)

@@ -64,7 +64,8 @@ def _check_extension(config: Config, run: Path, folder: Path) -> None:
         raise RloptError(
             f"trainer.total_steps={total}: {folder} has made {step} steps already; raise it, or choose another run.dir"
         )
-    batch = max([step, *batches_of(checkpoint.shelves(folder))]) + 1
+    asked = [batch for batch, _ in state["stock"].get("again", [])]
+    batch = max([step, *batches_of(checkpoint.shelves(folder)), *asked]) + 1
     version = Schedule(config.sync.interval, config.sync.offset).version(batch)
     in_turn = config.samples and config.sync.mode == "lockstep" and step not in state["stock"].get("revived", [])
     if in_turn and batch <= total and version < step and not why_left_behind(config, run, folder):

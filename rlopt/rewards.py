@@ -3,16 +3,19 @@
     reward(prompt, completion, answer, **columns) -> float | {"score": float, ...} | None
 
 `columns` are the row's others. Functions that were written for verl, `compute_score(data_source, solution_str, ground_truth,
-extra_info)`, and for TRL, `f(completions, **columns)`, are called as they expect it; their parameters tell them apart. `None`
-leaves the sample out. So does a call that takes too long or ends its process; the run goes on, and counts them. A function
-that raises ends the run with its name and input, or with `reward.on_error=skip` is counted too. None of it is ever a silent 0,
-which would teach the model something.
+extra_info)`, and for TRL, `f(completions, **columns)`, are called as they expect it; their parameters tell them apart. What is
+asynchronous is awaited. A score is a number of Python, numpy or torch. `None` leaves the sample out. So does a call that takes
+too long or ends its process; the run goes on, and counts them. A function that raises ends the run with its name and input, or
+with `reward.on_error=skip` is counted too. None of it is ever a silent 0, which would teach the model something.
 """
 
+import asyncio
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import partial
 from typing import Any, Literal
 
@@ -95,7 +98,7 @@ class RewardPool:
                 raise RloptError(f"{why}; mend it, or reward.on_error=skip")
             return Fault("timeout" if answer.kind == "timeout" else "error", why)
         parts: dict[str, Any] = dict(answer) if isinstance(answer, dict) else {"score": answer}
-        numbers = {key: float(value) for key, value in parts.items() if isinstance(value, int | float)}
+        numbers = {key: float(value) for key, value in parts.items() if isinstance(value, float)}
         if len(numbers) < len(parts) or not all(map(math.isfinite, numbers.values())) or "score" not in numbers:
             want = "want a finite number or a dict with 'score'"
             why = f"{self._where} returned {answer!r} for {question!r}; {want}"
@@ -135,8 +138,35 @@ def _accepted(parameters: Mapping[str, inspect.Parameter]) -> set[str] | None:
     return set(parameters)
 
 
+_LOOP = asyncio.Runner()
+"""One for all calls, so that a function can keep its connections from one to the next."""
+
+
 def _call(function: processes.Function, accepted: set[str] | None, values: Mapping[str, Any]) -> Any:
-    return function(**{key: value for key, value in values.items() if accepted is None or key in accepted})
+    """What the function returns for the keywords that it takes; awaited where that is to be."""
+    said: Any = function(**{key: value for key, value in values.items() if accepted is None or key in accepted})
+    if inspect.isgenerator(said) or inspect.isasyncgen(said):
+        raise TypeError("is a generator, which gives no value; return the score")
+    return _LOOP.run(_awaited(said)) if inspect.isawaitable(said) else said
+
+
+async def _awaited(said: Any) -> Any:
+    return await said
+
+
+def _numbers(said: Any) -> Any:
+    """A score, or the values of a dict, as floats where they are numbers of any library.
+
+    Raises:
+        OverflowError: one is too large for a float.
+    """
+    if isinstance(said, Mapping):
+        return {str(key): _numbers(value) for key, value in said.items()}
+    if said is None or isinstance(said, str | bytes):
+        return said
+    with suppress(TypeError, ValueError, RuntimeError):  # what is no number stays, and is told by what it is
+        return float(said)
+    return said
 
 
 def _ours(
@@ -147,7 +177,7 @@ def _ours(
     answer: str,
     columns: Mapping[str, Any],
 ) -> Value:
-    return _call(function, accepted, {**columns, "prompt": prompt, "completion": completion, "answer": answer})  # type: ignore[no-any-return]
+    return _numbers(_call(function, accepted, {**columns, "prompt": prompt, "completion": completion, "answer": answer}))  # type: ignore[no-any-return]
 
 
 def _verl(
@@ -165,10 +195,10 @@ def _verl(
         "ground_truth": kept["ground_truth"] if isinstance(kept, Mapping) and "ground_truth" in kept else answer,
         "extra_info": columns.get("extra_info"),
     }
-    said = _call(function, accepted, values)
+    said = _numbers(_call(function, accepted, values))
     if not isinstance(said, Mapping):
         return said  # type: ignore[no-any-return]
-    return {key: value for key, value in said.items() if isinstance(value, int | float)}  # verl lets texts stand there too
+    return {key: value for key, value in said.items() if isinstance(value, float)}  # verl lets texts stand there too
 
 
 def _trl(
@@ -185,7 +215,7 @@ def _trl(
     values["prompts"] = [messages or prompt]
     values["completions"] = [[{"role": "assistant", "content": completion}] if messages else completion]
     (value,) = _call(function, accepted, values)
-    return value  # type: ignore[no-any-return]
+    return _numbers(value)  # type: ignore[no-any-return]
 
 
 def _sum(
@@ -196,7 +226,7 @@ def _sum(
     columns: Mapping[str, Any],
 ) -> Value:
     """The weighted sum of what the functions say, and beside it each of them. One that says None is left out of it."""
-    total, parts = None, dict[str, Any]()
+    terms, parts = list[tuple[float, Any]](), dict[str, Any]()
     for label, function, weight in functions:
         said = function(prompt=prompt, completion=completion, answer=answer, columns=columns)
         if said is None:
@@ -204,5 +234,12 @@ def _sum(
         own = dict(said) if isinstance(said, Mapping) else {"score": said}
         parts[label] = own.pop("score")
         parts |= {f"{label}/{key}": value for key, value in own.items()}
-        total = (total or 0.0) + weight * parts[label]
-    return None if total is None else {**parts, "score": total}
+        terms.append((weight, parts[label]))
+    return {**parts, "score": _total(terms)} if terms else None
+
+
+def _total(terms: Sequence[tuple[float, Any]]) -> float:
+    """The sum of weight times score as decimals: 0.7 + 0.2 + 0.1 is 1, which in binary it is not."""
+    if not all(isinstance(value, float) and math.isfinite(value) for _, value in terms):
+        return math.nan  # which the caller refuses
+    return float(sum(Fraction(repr(weight)) * Fraction(repr(value)) for weight, value in terms))

@@ -86,6 +86,8 @@ class RolloutWorker:
             os.environ["OMP_NUM_THREADS"] = str(engine.threads)
             os.environ["TORCHDYNAMO_DISABLE"] = "1"  # vLLM compiles its sampler, with a C++ compiler, and is slower for it here
             forked.prepare()
+        elif engine.dtype == "float32":
+            os.environ["TRITON_F32_DEFAULT"] = "ieee"  # else attention rounds its inputs to TF32, and the learner's does not
         if engine.backend == "ipc":
             os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # vLLM passes CUDA handles on as pickles, to itself
         from vllm.engine.arg_utils import AsyncEngineArgs

@@ -51,7 +51,7 @@ def read_jsonl(key: str, name: str) -> list[Row]:
         raise RloptError(f"{key}={name}: no such file; give a JSONL file, or arithmetic for the embedded task")
     rows = []
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines, which cuts inside a text at U+2028
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # not splitlines, which cuts inside a text at U+2028
     except UnicodeDecodeError as error:
         raise RloptError(f"{key}={name}: is no UTF-8 text ({error.reason} at byte {error.start}); want JSON lines") from None
     for number, line in enumerate(lines, 1):
@@ -105,8 +105,33 @@ def _load(where: str, path: Path, name: str, subset: str | None, split: str) -> 
         else:
             loaded = datasets.load_dataset(str(path) if path.is_dir() else name, subset, split=split)
     except Exception as error:  # each of its readers raises errors of its own
+        if path.is_dir() and (mixed := _mixed(path)):
+            raise RloptError(f"{where}: {mixed}; give all its files the same columns") from error
         reason = " ".join(str(error).split())[:300]
         out = "check the file" if path.exists() else "check name, data.subset, data.split and the network, or give a file"
         raise RloptError(f"{where}: cannot be read ({type(error).__name__}: {reason}); {out}") from error
     rows: list[dict[str, Any]] = loaded.to_list()
     return rows
+
+
+def _mixed(folder: Path) -> str | None:
+    """Which of a folder's files has other columns than the first, or another type in one; None: they agree."""
+    import datasets
+
+    readers = {**BUILDERS, ".jsonl": "json"}
+    first, columns = "", dict[str, str]()
+    for file in sorted(path for path in folder.rglob("*") if path.suffix in readers):
+        try:
+            features = datasets.load_dataset(readers[file.suffix], data_files=str(file), split="train").features
+        except Exception as error:  # each of its readers raises errors of its own
+            return f"{file.name} cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        here = {name: str(kind.dtype if hasattr(kind, "dtype") else kind) for name, kind in features.items()}
+        if not first:
+            first, columns = file.name, here
+        more, less = sorted(here.keys() - columns.keys()), sorted(columns.keys() - here.keys())
+        other = sorted(name for name in here.keys() & columns.keys() if here[name] != columns[name])
+        told = [f"also has {', '.join(more)}"] * bool(more) + [f"lacks {', '.join(less)}"] * bool(less)
+        told += [f"has {name} as {here[name]} and not {columns[name]}" for name in other]
+        if told:
+            return f"its files have different columns: {file.name} {' and '.join(told)}, unlike {first}"
+    return None

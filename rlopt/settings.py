@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import os
 import re
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from rlopt import processes
 from rlopt.config import Config, GroupRelativeConfig
 from rlopt.errors import RloptError
 from rlopt.objectives.core import Traits
+from rlopt.synonyms import meant
 
 T = TypeVar("T")
 
@@ -83,7 +85,8 @@ def _sorted_out(algo: dict[str, Any]) -> dict[str, Any]:
 
 
 def read(kind: type[T], raw: Any, prefix: str) -> T:
-    """`raw` as the dataclass `kind`, strictly: no unknown key, no missing one, no silent conversion."""
+    """`raw` as the dataclass `kind`, strictly: no unknown key, no missing one, no silent conversion but of `~` in paths."""
+    raw = _at_home(raw)
     if "__pydantic_config__" in vars(kind):
         checked: Any = kind
     else:  # a plain dataclass, such as an objective: give the reader a strict twin of it
@@ -98,10 +101,21 @@ def read(kind: type[T], raw: Any, prefix: str) -> T:
         raise RloptError(_explain(key, first)) from None
 
 
+def _at_home(raw: Any) -> Any:
+    """With the user's home for `~/` wherever a text begins with it: there it is a path."""
+    if isinstance(raw, dict):
+        return {key: _at_home(value) for key, value in raw.items()}
+    if isinstance(raw, list):
+        return [_at_home(value) for value in raw]
+    return os.path.expanduser(raw) if isinstance(raw, str) and (raw == "~" or raw.startswith("~/")) else raw
+
+
 def _explain(key: str, error: Any) -> str:
     message = error["msg"][0].lower() + error["msg"][1:]
     if error["type"] == "unexpected_keyword_argument":
-        return f"{key}={error['input']}: no such key; --cfg job prints those that there are"
+        return f"{key}={error['input']}: no such key{_suggest(key, 'config')}; --cfg job prints those that there are"
+    if error["type"] == "string_type" and isinstance(error["input"], dict | list):
+        return f"{key}={error['input']}: {message}; a text with brackets or commas needs quotes of its own, '{key}=\"...\"'"
     if error["type"] in ("missing", "missing_argument"):
         return f"{key}: missing; give it a value"
     return f"{key}={error['input']}: {message}"
@@ -148,6 +162,9 @@ def translate(error: Exception, primary: str = "config") -> RloptError:
         if key.split("=")[0] == "algo":
             return RloptError(f"{key}: append it with a plus, +algo=NAME, where NAME is one of {', '.join(algorithms())}")
         if key.startswith("algo."):
+            meaning = meant(key)
+            if meaning and meaning != key:
+                return RloptError(f"{key}: no such key, did you mean {meaning}; the algorithm's keys are in conf/algo/")
             return RloptError(f"{key}: the chosen algorithm has no such key; its keys are in conf/algo/, see --cfg job")
         return RloptError(f"{key}: no such key{_suggest(key, primary)}; see conf/{primary}.yaml, or --cfg job")
     first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
@@ -155,8 +172,20 @@ def translate(error: Exception, primary: str = "config") -> RloptError:
 
 
 def _suggest(key: str, primary: str) -> str:
+    """What is meant by a key that there is not: by its name elsewhere, its place in another section, or its spelling."""
     layers = [OmegaConf.load(conf_dir() / f"{name}.yaml") for name in dict.fromkeys(("config", primary))]
     known: Any = OmegaConf.merge(*layers)  # a command that has no use for a section sets it to null
-    names = [f"{section}.{name}" for section in known if known[section] is not None for name in known[section]]
+    sections = {section: known[section] for section in known if known[section] is not None}
+    names = [f"{section}.{name}" for section, keys in sections.items() for name in keys]
+    names += [f"algo.{field.name}" for field in fields(GroupRelativeConfig)]
+    last = key.rpartition(".")[2]
+    elsewhere = [name for name in names if name.rpartition(".")[2] == last and name != key]
+    if len(elsewhere) == 1:
+        return f", did you mean {elsewhere[0]}"
+    meaning = meant(key)
+    if meaning and meaning != key and (meaning.partition(".")[0] == "algo" or meaning.partition(".")[0] in sections):
+        return f", did you mean {meaning}"
+    if elsewhere:
+        return f", did you mean {' or '.join(elsewhere)}"
     close = difflib.get_close_matches(key, names, n=1)
     return f", did you mean {close[0]}" if close else ""

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeVar
 
 from rlopt.errors import RloptError
+from rlopt.estimates import reaches
 from rlopt.types import Prompt
 
 A = TypeVar("A")
@@ -175,7 +176,7 @@ def make_chunk(prompts: list[Prompt], tools: Tools, recipe: Recipe) -> Chunk:
     # Four sieves; what each leaves of a fault's continuations: the right ones (one that was cut off is no whole answer),
     # those in which a step begins where the wrong one did, one for each different step, those with a right step there.
     right = [
-        [a.text for a, s in zip(*pair, strict=True) if s is not None and s >= recipe.right and a.finish == "stop"]
+        [a.text for a, s in zip(*pair, strict=True) if s is not None and reaches(s, recipe.right) and a.finish == "stop"]
         for pair in zip(answers, scores, strict=True)
     ]
     begun = [_begun(fault, ways) for fault, ways in zip(faults, _over(right, tools.split), strict=True)]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rlopt import jobs
 from rlopt.errors import RloptError
+from rlopt.files import at_home
 
 
 def main() -> None:
@@ -22,7 +23,7 @@ def main() -> None:
     parser.add_argument("verb", nargs="?", choices=["status", "logs", "stop"])
     parser.add_argument("job", nargs="?")
     parser.add_argument("--address", default=os.environ.get("RAY_DASHBOARD_ADDRESS", "http://127.0.0.1:8265"))
-    parser.add_argument("--include", type=Path, nargs="+", default=[], action="extend", help="files that the run needs")
+    parser.add_argument("--include", type=at_home, nargs="+", default=[], action="extend", help="files that the run needs")
     parser.add_argument("--wait", action="store_true", help="follow the log; exit as the job does")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args(before)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from rlopt.boards import Board
 from rlopt.errors import RloptError
+from rlopt.files import write_whole
 from rlopt.metrics import DEFINITIONS
 from rlopt.record import Recorder
 from rlopt.types import Group
@@ -172,7 +173,7 @@ def _keep_until(path: Path, step: int) -> None:
                 kept.append(line + "\n")
         except json.JSONDecodeError:
             break
-    path.write_text("".join(kept))
+    write_whole(path, "".join(kept))
 
 
 def _plain(value: object) -> object:

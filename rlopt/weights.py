@@ -88,11 +88,12 @@ def make_sender(
     Args:
         backend: `shm`, `nccl` or `ipc`.
         rank: of this learner; rank 0 sends.
-        bucket_bytes: memory for weights that are gathered and not yet sent.
+        bucket_bytes: memory for weights that are gathered and not yet sent; the largest tensor if that needs more.
         address: host and port where an NCCL rendezvous may meet.
         receivers: engine processes in all.
         verify: compare what was received with what was sent (`shm`).
     """
+    bucket_bytes = max([bucket_bytes, *(spec.nbytes for spec in source.metadata())])
     if backend == "shm":
         return ShmSender(source, client, rank == 0, bucket_bytes, verify)
     from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from rlopt import launch
+from rlopt.model import find_model
 
 SMALL = ("data.prompts_per_step=4", "algo.group_size=4")
 """A step of 16 samples."""
@@ -47,6 +48,12 @@ def _mark(process: psutil.Process) -> str | None:
 
 def rows(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def model() -> None:
+    """The tiny model is trained before the first test, which has a deadline, needs it."""
+    find_model("tiny_s", lambda *_: None)
 
 
 @pytest.fixture(scope="session")

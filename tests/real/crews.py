@@ -31,6 +31,9 @@ from rlopt.weights import write_shared
 
 SMALL = ("data.prompts_per_step=4", "algo.group_size=4")
 
+SLOW_S = 3.0
+"""Seconds that a slow side takes for a step: many times what the other does, also on a busy machine."""
+
 
 class Engine(RolloutWorker):
     """An engine that does one thing wrong when told to: with its samples, or the next few times with its weights."""
@@ -61,7 +64,7 @@ class Engine(RolloutWorker):
 
     async def _samples(self, deal: Deal) -> Group:
         if self.wrong == "slow sampler" or (self.wrong == "some slow" and sum(deal.prompt.token_ids) % 8 == 0):
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(SLOW_S)
         asked = deal
         if self.wrong == "retokenised":  # the engine was given the last token of the prompt twice
             asked = replace(deal, prompt=replace(deal.prompt, token_ids=deal.prompt.token_ids + deal.prompt.token_ids[-1:]))
@@ -169,7 +172,7 @@ def instruct(
         fleet.cancel(key)
     in_flight = config.sync.in_flight if config.sync.mode == "async" else "wait"
     ray.get([handle.meddle.remote(wrong, in_flight) for handle in fleet.handles.values()])
-    slow_s = 2.0 if wrong == "slow learner" else 0.0
+    slow_s = SLOW_S if wrong == "slow learner" else 0.0
     crew._ranks.call("follow", [prepared.objective, prepared.terms, config.sync.verify, lr, slow_s])
     together = prepared.objective.traits.unit == "group"
     crew.learners = Learners(crew._ranks, config.learner.token_budget, together, config.rollout.temperature)
@@ -178,16 +181,21 @@ def instruct(
 def train(
     crew: launch.Crew, prepared: prepare.Prepared, fresh: Path | None = None, wrong: str = "", lr: float = 3e-4
 ) -> list[tuple[Position, Stock]]:
-    """Run what was prepared on the crew; with `fresh`, from the model as it was there. What was saved, and when."""
+    """Run what was prepared on the crew; with `fresh`, from the model as it was there. What was saved, and when.
+
+    A run that goes on from a checkpoint does so here too.
+    """
     instruct(crew, prepared, fresh, wrong, lr)
+    crew.bring_back(prepared)
     config = replace(prepared.config, rollout=replace(prepared.config.rollout, engines=2))
     prepared = replace(prepared, config=config)
-    recorder = launch._recorder(prepared, 0)
-    journal = Journal(prepared.run, 0, config.trainer.total_steps, 1, [], Console(quiet=True), recorder)
+    position = Position(**prepared.state["position"])
+    recorder = launch._recorder(prepared, position.step)
+    journal = Journal(prepared.run, position.step, config.trainer.total_steps, 1, [], Console(quiet=True), recorder)
     saved: list[tuple[Position, Stock]] = []
     loop = launch._loop(prepared, crew, journal)
     try:
-        replace(loop, save=lambda position, stock: saved.append((replace(position), stock))).run(Position())
+        replace(loop, save=lambda position, stock: saved.append((replace(position), stock))).run(position)
     finally:
         journal.close(0)
     return saved

@@ -10,9 +10,14 @@ DATA = Path(__file__).parents[1] / "data" / "gsm8k.jsonl"
 
 SCORE = """
 import time
+from pathlib import Path
 
 def compute_score(data_source, solution_str, ground_truth, extra_info=None):
-    if len(solution_str) % 5 == 4:
+    for hung in ("first", "second"):
+        try:
+            (Path(__file__).parent / hung).touch(exist_ok=False)
+        except FileExistsError:
+            continue
         time.sleep(60)
     return {"score": len(solution_str) / 16, "length": len(solution_str)}
 """
@@ -41,7 +46,7 @@ def test_what_a_run_measures_on_gsm8k_is_what_the_command_says_of_its_checkpoint
         f"reward.fn=[rlopt.grading:mathematics,{tmp_path}/own.py:compute_score]",
         *(
             "reward.weights=[1.0,0.5]",
-            "reward.timeout_s=0.5",
+            "reward.timeout_s=3",
             "sync.interval=2",
             "trainer.total_steps=4",
             "trainer.eval_every=2",
@@ -54,12 +59,10 @@ def test_what_a_run_measures_on_gsm8k_is_what_the_command_says_of_its_checkpoint
     assert [row["step"] for row in metrics if "eval/test/greedy" in row] == [2, 4]
     assert all("reward/part/mathematics" in row and "reward/part/compute_score/length" in row for row in metrics)
     # What hangs costs its own sample, is counted, and stands in the events with its input.
-    assert sum(row["reward/timeout_frac"] for row in metrics) > 0
+    assert sum(row["reward/timeout_frac"] for row in metrics) == 2 / 16
     faults = [event for event in rows(run / "events.jsonl") if event["event"] == "reward_fault"]
-    assert all(
-        fault["fault"] == "timeout" and "took over reward.timeout_s=0.5 on Question(" in fault["why"] for fault in faults
-    )
-    assert len(faults) == round(sum(row["reward/timeout_frac"] for row in metrics) * 16)
+    assert [fault["fault"] for fault in faults] == ["timeout"] * 2
+    assert all("took over reward.timeout_s=3.0 on Question(" in fault["why"] for fault in faults)
 
     best = json.loads((run / "checkpoints" / "best.json").read_text())
     assert best["value"] == max(row["eval/test/greedy"] for row in metrics if "eval/test/greedy" in row)
@@ -70,7 +73,8 @@ def test_what_a_run_measures_on_gsm8k_is_what_the_command_says_of_its_checkpoint
     for name in ("eval/test/avg@2", "eval/test/greedy"):
         assert found.get(name) == metrics[-1].get(name)
     answers = rows(tmp_path / "numbers.answers.jsonl")
-    assert {answer["id"] for answer in answers} <= {f"test.jsonl:{number}" for number in range(1, 7)}
+    # The first six that fit: the fifth row is too long.
+    assert {answer["id"] for answer in answers} == {f"test.jsonl:{number}" for number in (1, 2, 3, 4, 6, 7)}
 
 
 def test_what_cannot_be_evaluated_is_one_line() -> None:

@@ -105,10 +105,13 @@ def test_engines_are_lost_replaced_removed_and_added_and_all_samples_stay_the_sa
 
     def sample(kill: bool) -> list[list[list[int]]]:
         keys = [(1, place) for place in range(12)]
+        second = list(fleet.handles.values())[-1]
+        if kill:  # while it is at its samples
+            ray.get(second.meddle.remote("slow sampler", "wait"))
         for key, deal in zip(keys, deals, strict=True):
             fleet.ask(key, deal)
         if kill:
-            ray.kill(list(fleet.handles.values())[1])
+            ray.kill(second)
         while not all(key in fleet.done for key in keys):
             fleet.wait(60.0)
         return [[s.token_ids.tolist() for s in fleet.hand_over(key).samples] for key in keys]

@@ -1,14 +1,21 @@
 """What can be said of the GPU weight transfer without a GPU: it speaks the API of the pinned vLLM."""
 
 import inspect
+from collections.abc import Iterator
 from dataclasses import asdict
+from typing import Any
 
+import hydra
+import pytest
+import torch
 from vllm.distributed.weight_transfer.base import ParamMeta, VLLMWeightSyncClient
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory, WeightTransferTrainerFactory
 
+from rlopt import launch
 from rlopt.cluster import EngineClient
 from rlopt.learner import LearnerWorker
-from rlopt.weights import SHM_BACKEND, TensorSpec, gpu_init_info, register
+from rlopt.settings import conf_dir, typed
+from rlopt.weights import SHM_BACKEND, TensorSpec, gpu_init_info, make_sender, register
 
 
 def test_the_init_infos_are_those_of_the_registered_senders() -> None:
@@ -17,6 +24,28 @@ def test_the_init_infos_are_those_of_the_registered_senders() -> None:
     ipc = gpu_init_info("ipc", rank=1, bucket_bytes=1 << 20, address=("10.0.0.1", 1234), receivers=3)
     assert (ipc.packed, ipc.packed_buffer_size_bytes, ipc.is_sender) == (True, 1 << 20, False)
     assert {nccl.backend, ipc.backend} <= set(WeightTransferTrainerFactory._registry)
+
+
+class Large:
+    """A source whose embedding is larger than a bucket: 3 MiB in float32."""
+
+    def metadata(self) -> list[TensorSpec]:
+        return [TensorSpec("norm", torch.float32, (8,)), TensorSpec("embedding", torch.float32, (3, 2**18))]
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        yield from ()
+
+
+@pytest.mark.parametrize("backend", ["nccl", "ipc"])
+def test_a_bucket_holds_the_largest_tensor_however_small_it_was_asked_for(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr(WeightTransferTrainerFactory, "trainer_init", lambda info, **others: given.append(info))
+    for mib in (1, 4):
+        client: Any = None
+        make_sender(backend, Large(), client, 0, mib * 2**20, ("127.0.0.1", 1), 1, verify=False)
+    assert [info.packed_buffer_size_bytes for info in given] == [3 * 2**20, 4 * 2**20]
 
 
 def test_our_client_and_source_have_the_verbs_and_fields_that_vllms_senders_use() -> None:
@@ -34,3 +63,17 @@ def test_our_cpu_back_end_registers_once_however_often_vllm_loads_the_plugin() -
     register()
     register()
     assert WeightTransferEngineFactory._registry[SHM_BACKEND]().__name__ == "ShmWeightTransferEngine"
+
+
+@pytest.mark.parametrize(
+    ("keys", "slack"),
+    [
+        ([], 1),
+        (["model.dtype=bfloat16"], 500),
+        (["cluster.gpus_per_engine=0.4", "cluster.gpus_per_learner=0.6"], 500),
+        (["cluster.gpus_per_engine=0.4", "cluster.gpus_per_learner=0.6", "model.dtype=float32"], 10),
+    ],
+)
+def test_what_a_canary_may_differ_by_fits_type_and_device(keys: list[str], slack: int) -> None:
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        assert launch._slack(typed(hydra.compose("config", ["+algo=grpo", *keys]))) == slack

@@ -4,30 +4,37 @@ import json
 import subprocess
 from pathlib import Path
 
+import crews
 import pytest
-from conftest import command, rows, train
+from conftest import command, rows, train, try_out
 from test_family import ROWS
 
+from rlopt import launch
+
 EXACT = ("actor/pg_loss", "preference/margin", "preference/chosen", "actor/kl_k2", "eval/preference/margin")
+WHY = "rejected is empty"
 
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    broken = ROWS[0] | {"rejected": "", "full_rejected": ""}
+    file.write_text("".join(json.dumps(row) + "\n" for row in [*ROWS, broken]))
     return file
 
 
 def overrides(pairs: Path, *more: str) -> list[str]:
     small = ["data.prompts_per_step=4", "trainer.total_steps=6", "trainer.eval_every=3", "trainer.save_every=3"]
-    return ["+algo=step_dpo", f"data.train={pairs}", f"data.eval={pairs}", *small, *more]
+    return ["+algo=step_dpo", f"data.train={pairs}", f"data.eval={pairs}", "data.invalid_rows=drop", *small, *more]
 
 
 @pytest.fixture(scope="module")
 def whole(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two ranks. Its file has a last row that cannot be used."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    done = train(folder, *overrides(pairs))
+    done = train(folder, *overrides(pairs, "learner.workers=2"))
     assert "preference margin" in done.stdout
+    assert f"left out 1 row(s) of data.train: {WHY}" in done.stdout
     return folder
 
 
@@ -39,9 +46,10 @@ def test_the_margin_grows_and_is_measured_on_held_out_rows_when_it_is_time(whole
     assert not any(name.startswith(("reward/", "sync/", "offpolicy/")) for row in steps for name in row)
 
 
-def test_two_ranks_report_what_one_does(whole: Path, pairs: Path, tmp_path: Path) -> None:
-    train(tmp_path / "run", *overrides(pairs, "learner.workers=2"))
-    one, two = rows(whole / "metrics.jsonl"), rows(tmp_path / "run" / "metrics.jsonl")
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_two_ranks_report_what_one_does(whole: Path, pairs: Path, crew: launch.Crew, home: Path, tmp_path: Path) -> None:
+    crews.train(crew, crews.prepared_for(tmp_path / "run", *overrides(pairs)), home / "fresh")
+    one, two = rows(tmp_path / "run" / "metrics.jsonl"), rows(whole / "metrics.jsonl")
     for name in EXACT:
         for mine, theirs in zip(one, two, strict=True):
             assert theirs.get(name, 0.0) == pytest.approx(mine.get(name, 0.0), rel=1e-2, abs=1e-4), (
@@ -50,28 +58,19 @@ def test_two_ranks_report_what_one_does(whole: Path, pairs: Path, tmp_path: Path
 
 
 def test_a_run_that_goes_on_from_a_checkpoint_ends_with_the_same_numbers(whole: Path, pairs: Path, tmp_path: Path) -> None:
-    train(tmp_path / "run", *overrides(pairs, f"run.resume={whole / 'checkpoints' / 'step_3'}"))
+    train(tmp_path / "run", *overrides(pairs, "learner.workers=2", f"run.resume={whole / 'checkpoints' / 'step_3'}"))
     one, two = rows(whole / "metrics.jsonl")[3:], rows(tmp_path / "run" / "metrics.jsonl")
     assert [[row.get(name) for name in EXACT] for row in two] == [[row.get(name) for name in EXACT] for row in one]
 
 
-def test_rows_that_cannot_be_used_are_refused_by_number_or_dropped_and_listed(pairs: Path, tmp_path: Path) -> None:
-    broken = tmp_path / "broken.jsonl"
-    broken.write_text(pairs.read_text() + json.dumps(ROWS[0] | {"rejected": "", "full_rejected": ""}) + "\n")
-    refused = subprocess.run(
-        command(*overrides(broken), f"run.dir={tmp_path / 'no'}"), capture_output=True, text=True, timeout=120
-    )
+def test_rows_that_cannot_be_used_are_refused_by_number_or_dropped_and_listed(whole: Path, pairs: Path, tmp_path: Path) -> None:
+    refused = try_out(command(*overrides(pairs, "data.invalid_rows=refuse"), f"run.dir={tmp_path / 'no'}"))
     assert refused.returncode == 1
-    assert (
-        f"data.train={broken}: 1 of {len(ROWS) + 1} rows are unusable (row {len(ROWS) + 1}: rejected is empty)"
-        in refused.stderr
-    )
+    number = len(ROWS) + 1
+    assert f"data.train={pairs}: 1 of {number} rows are unusable (row {number}: {WHY})" in refused.stderr
     assert refused.stderr.count("\n") == 1
-    folder = tmp_path / "run"
-    done = train(folder, *overrides(broken, "data.invalid_rows=drop", "data.eval=null", "trainer.total_steps=1"))
-    assert "left out 1 row(s) of data.train: rejected is empty" in done.stdout
-    events = rows(folder / "events.jsonl")
-    assert [e["data.train"] for e in events if e["event"] == "rows_left_out"] == [{"rejected is empty": [len(ROWS) + 1]}]
+    (left_out,) = [event for event in rows(whole / "events.jsonl") if event["event"] == "rows_left_out"]
+    assert left_out["data.train"] == {WHY: [number]}
 
 
 def test_an_objective_a_credit_and_a_reward_of_ones_own_need_no_fork(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from rlopt.schedule import Schedule
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::ResourceWarning")
 
-STEPS = 24
+STEPS = 12
 SEEDS = range(42, 42 + int(os.environ.get("RLOPT_SEEDS", "1")))
 """Of the healthy runs; `RLOPT_SEEDS=10` is how the doctor was tried for false alarms."""
 BASE = (*SMALL, f"trainer.total_steps={STEPS}", "run.record=true")
@@ -48,7 +48,7 @@ def versions(folder: Path) -> list[set[int]]:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize(("interval", "offset"), [(1, 0), (20, 0), (1, 10), (4, 2), (300, 199)])
+@pytest.mark.parametrize(("interval", "offset"), [(1, 0), (8, 0), (1, 4), (4, 2), (300, 199)])
 def test_every_token_is_spoken_by_the_version_of_the_schedule(
     crew: launch.Crew, home: Path, tmp_path: Path, interval: int, offset: int, seed: int
 ) -> None:
@@ -88,7 +88,7 @@ def test_engines_that_sleep_while_the_learner_learns_speak_the_same_samples(
 
 
 def test_a_group_that_is_late_is_given_up_and_counted(crew: launch.Crew, home: Path, tmp_path: Path) -> None:
-    overrides = ["sync.mode=async", "sync.interval=1", "sync.max_lag=2", "sync.stale=drop"]
+    overrides = ["sync.mode=async", "sync.interval=1", "sync.max_lag=2", "sync.stale=drop", "trainer.total_steps=24"]
     train(crew, prepared_for(tmp_path / "run", "+algo=grpo", *BASE, *overrides), home / "fresh", "some slow")
     metrics = rows(tmp_path / "run" / "metrics.jsonl")
     assert sum(row["offpolicy/dropped_groups"] for row in metrics) > 0
@@ -175,10 +175,11 @@ def test_the_doctor_sees_entropy_collapse_staleness_and_exploding_ratios(crew: l
     narrow = ["+algo=sft", f"data.train={row}", "data.prompts_per_step=1", "trainer.total_steps=60"]
     train(crew, prepared_for(tmp_path / "narrow", *narrow), home / "fresh", lr=2e-3)
     assert "entropy has collapsed" in verdict(diagnose(read(tmp_path / "narrow")))
-    stale = prepared_for(tmp_path / "stale", "+algo=reinforce", *BASE, "sync.interval=24")
+    long = ("+algo=reinforce", *SMALL, "run.record=true", "trainer.total_steps=24", "sync.interval=24")
+    stale = prepared_for(tmp_path / "stale", *long)
     train(crew, stale, home / "fresh", lr=3e-3)
     findings = {finding.name: finding.level for finding in diagnose(read(tmp_path / "stale"))}
     assert (findings["staleness"], findings["engine and learner"], findings["importance ratios"]) == ("warning", "fine", "fine")
-    wild = prepared_for(tmp_path / "wild", "+algo=reinforce", *BASE, "sync.interval=24")
+    wild = prepared_for(tmp_path / "wild", *long)
     train(crew, wild, home / "fresh", lr=2e-2)
     assert "ratios explode" in verdict(diagnose(read(tmp_path / "wild")))

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,9 +19,16 @@ ENVIRONMENT = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ[
 
 
 @pytest.fixture(scope="module")
-def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+def short() -> Iterator[Path]:
+    """A folder with a short name, because names of sockets must be."""
+    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as name:
+        yield Path(name)
+
+
+@pytest.fixture(scope="module")
+def head(short: Path) -> Iterator[tuple[str, Path]]:
     """The address for jobs, and the folder of the cluster's logs."""
-    folder = tmp_path_factory.mktemp("ray")
+    folder = short / "head"
     ports = _free_ports(11)
     start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--disable-usage-stats", "--num-cpus=1"]
     named = (
@@ -39,7 +47,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]
     ]
     _run([*start, *first, *(f"{name}={port}" for name, port in zip(named, ports[2:6], strict=True))], env)
     address = (folder / "ray_current_cluster").read_text()
-    other = ["--address", address, f"--temp-dir={folder}-second"]  # else it would tidy the head's packages away as its own
+    other = ["--address", address, f"--temp-dir={short / 'second'}"]  # else it would tidy the head's packages away as its own
     _run([*start, *other, *(f"{name}={port}" for name, port in zip(named, ports[6:10], strict=True))], env)
     _wait_for_agent(f"http://127.0.0.1:{ports[1]}")
     yield f"http://127.0.0.1:{ports[1]}", folder
@@ -47,7 +55,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]
 
     for process in psutil.process_iter():
         try:
-            if str(folder) in " ".join(process.cmdline()):
+            if str(short) in " ".join(process.cmdline()):
                 process.kill()
         except psutil.Error:
             pass
@@ -84,32 +92,16 @@ def submit(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_job_is_followed_over_two_nodes_and_its_key_is_in_no_log(head: tuple[str, Path], tmp_path: Path) -> None:
+def test_a_job_over_two_nodes_is_stopped_with_a_checkpoint_goes_on_and_is_followed_and_its_key_is_in_no_log(
+    head: tuple[str, Path], tmp_path: Path
+) -> None:
     address, logs = head
     (tmp_path / "mine.py").write_text("import os\ndef score(completion, **_):\n    return float(len(completion))\n")
     run = tmp_path / "run"
-    overrides = ["+algo=grpo", *SMALL, "trainer.total_steps=3", "sync.interval=1", "tracking.wandb=offline"]
+    keys = ["--address", address, "--include", str(tmp_path / "mine.py")]
+    overrides = ["+algo=grpo", *SMALL, "trainer.save_every=0", "sync.interval=2", "tracking.wandb=offline"]
     overrides += [f"run.dir={run}", "reward.fn=mine:score", "rollout.engines=1"]
-    done = submit("--address", address, "--include", str(tmp_path / "mine.py"), "--wait", "--", *overrides)
-    assert done.returncode == 0, done.stdout + done.stderr
-    job, *printed = done.stdout.splitlines()
-    assert printed[-1] == "SUCCEEDED"
-    assert any(line.startswith("training reward") for line in printed)
-    assert len(rows(run / "metrics.jsonl")) == 3
-    (workers,) = [event for event in rows(run / "events.jsonl") if event["event"] == "workers"]
-    assert {*workers["learners"]} != {*workers["engines"].values()}  # engine and learner on different nodes
-    assert submit("--address", address, "status", job).stdout == "SUCCEEDED\n"
-    assert "training reward" in submit("--address", address, "logs", job).stdout
-    for path in [*logs.rglob("logs/**/*"), *run.rglob("*")]:
-        if path.is_file():
-            assert SECRET.encode() not in path.read_bytes(), path
-
-
-def test_a_job_that_is_stopped_leaves_a_checkpoint_that_goes_on(head: tuple[str, Path], tmp_path: Path) -> None:
-    address, _ = head
-    run = tmp_path / "run"
-    overrides = ["+algo=grpo", *SMALL, "trainer.save_every=0", "sync.interval=2", "tracking.wandb=disabled", f"run.dir={run}"]
-    done = submit("--address", address, "--", *overrides, "trainer.total_steps=100000")
+    done = submit(*keys, "--", *overrides, "trainer.total_steps=100000")
     assert done.returncode == 0, done.stdout + done.stderr
     job, deadline = done.stdout.strip(), time.monotonic() + 300
     while not (run / "metrics.jsonl").exists() or len(rows(run / "metrics.jsonl")) < 3:
@@ -122,9 +114,23 @@ def test_a_job_that_is_stopped_leaves_a_checkpoint_that_goes_on(head: tuple[str,
     (checkpoint,) = run.glob("checkpoints/step_*/manifest.json")
     step = json.loads(checkpoint.read_text())["step"]
     assert step == len(rows(run / "metrics.jsonl"))
-    again = submit("--address", address, "--wait", "--", *overrides, f"trainer.total_steps={step + 2}")
+
+    again = submit(*keys, "--wait", "--", *overrides, f"trainer.total_steps={step + 2}")
     assert again.returncode == 0, again.stdout + again.stderr
+    job, *printed = again.stdout.splitlines()
+    assert printed[-1] == "SUCCEEDED"
+    assert any(line.startswith("training reward") for line in printed)
     assert [row["step"] for row in rows(run / "metrics.jsonl")] == list(range(1, step + 3))
+    assert submit("--address", address, "status", job).stdout == "SUCCEEDED\n"
+    assert "training reward" in submit("--address", address, "logs", job).stdout
+
+    workers = [event for event in rows(run / "events.jsonl") if event["event"] == "workers"]
+    assert len(workers) == 2
+    for each in workers:
+        assert {*each["learners"]} != {*each["engines"].values()}  # engine and learner on different nodes
+    for path in [*logs.rglob("logs/**/*"), *run.rglob("*")]:
+        if path.is_file():
+            assert SECRET.encode() not in path.read_bytes(), path
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

@@ -9,7 +9,7 @@ from builders import group
 from torch import Tensor
 
 from rlopt.data import Deal
-from rlopt.errors import NoEngine
+from rlopt.errors import Interrupted, NoEngine
 from rlopt.types import Batch, Group, Key, Sequences
 
 
@@ -38,11 +38,14 @@ class Engines:
     done: dict[Key, Group] = field(default_factory=dict)
     slow: set[int] = field(default_factory=set)
     under_way: dict[Key, Deal] = field(default_factory=dict)
+    asked_with: dict[Key, int] = field(default_factory=dict)
     cancelled: list[Key] = field(default_factory=list)
     lost: list[tuple[int, str]] = field(default_factory=list)
     wanted: int = 0
     asleep: bool = False
     naps: int = 0
+    stopping: bool = False
+    lingered: list[float] = field(default_factory=list)
 
     @property
     def asked(self) -> list[Key]:
@@ -57,6 +60,7 @@ class Engines:
         self.log.append(key)
         if key[1] in self.slow or not self.numbers:
             self.under_way[key] = deal
+            self.asked_with[key] = self.version
         else:
             self.done[key] = group(deal.prompt.id, (1.0, 0.0), self.version)
 
@@ -66,8 +70,14 @@ class Engines:
     def wait(self, deadline_s: float) -> None:
         if not self.numbers:
             raise NoEngine
+        if self.stopping:
+            raise Interrupted
         key = min(self.under_way)
-        self.done[key] = group(self.under_way.pop(key).prompt.id, (1.0, 0.0), key[0])
+        version = self.asked_with.get(key, self.version)
+        self.done[key] = group(self.under_way.pop(key).prompt.id, (1.0, 0.0), version)
+
+    def linger(self, seconds: float) -> None:
+        self.lingered.append(seconds)
 
     def hand_over(self, key: Key) -> Group:
         return self.done.pop(key)

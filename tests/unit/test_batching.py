@@ -8,7 +8,7 @@ import torch
 from builders import OBJECTIVE, batch_of, group, prompt, sample, terms
 
 from rlopt.batching import credit, judge, pad, pad_examples, pad_samples, plan, split, weights
-from rlopt.errors import RloptError
+from rlopt.errors import Fault, RloptError
 from rlopt.objectives.dpo import DPO
 from rlopt.types import Batch, Example, Group, Sequences
 
@@ -104,9 +104,27 @@ def test_the_gradient_is_the_same_for_every_split() -> None:
                 torch.testing.assert_close(gradient([piece for share in shares for piece in share]), whole)
 
 
-def test_a_batch_of_fewer_samples_than_ranks_is_refused() -> None:
-    with pytest.raises(RloptError, match="2 samples cannot be split over learner.workers=3; use at most 2"):
-        plan(ragged(2).lengths, torch.arange(2), 3, 100)
+def test_of_fewer_samples_than_ranks_each_goes_to_one_rank_and_the_others_get_none() -> None:
+    assert plan(torch.tensor([4, 9]), torch.arange(2), 3, 100) == [[[1]], [[0]], [[]]]  # a piece that is halved goes last
+    assert plan(torch.tensor([4, 9]), torch.tensor([7, 7]), 3, 100) == [[[0, 1]], [[]], [[]]]
+    (batch,) = credit(*scored([group("p", (1.0, 0.0))]), OBJECTIVE, terms())
+    shares = split(batch, False, 3, 100)
+    assert [[piece.mask.sum().item() for piece in share] for share in shares] == [[3], [2], [0]]
+    assert sum(piece.weights.sum() for share in shares for piece in share) == pytest.approx(1)
+
+
+def test_one_sample_that_a_reward_left_out_leaves_a_step_that_can_be_split() -> None:
+    left = [Group(prompt(f"p{i}"), (sample(prompt_id=f"p{i}"),)) for i in range(31)]
+    (batch,) = credit(*scored([*left, Group(prompt("late"), ())]), OBJECTIVE, terms())
+    shares = split(batch, False, 32, 100)
+    assert [len(share) for share in shares] == [1] * 32
+    assert sum(piece.mask.any().item() for share in shares for piece in share) == 31
+
+
+def scored(groups: list[Group]) -> tuple[Sequences, torch.Tensor, torch.Tensor]:
+    """Padded, with an anchor and a reference."""
+    sequences = pad(groups, 1)
+    return sequences, sequences.behavior, torch.zeros_like(sequences.mask)
 
 
 def test_a_sequence_over_the_token_budget_is_refused_with_the_budget_it_needs() -> None:
@@ -116,8 +134,11 @@ def test_a_sequence_over_the_token_budget_is_refused_with_the_budget_it_needs() 
 
 def test_a_group_that_the_reward_left_empty_is_passed_over_and_an_empty_batch_is_refused() -> None:
     assert len(pad([Group(prompt(), ()), group()], 1)) == 2
-    with pytest.raises(RloptError, match="step 1: no sample is left"):
+    with pytest.raises(RloptError, match="step 1: no sample is left to learn from; the reward returned None for all of them"):
         pad([Group(prompt(), ())], 1)
+    why = "reward.fn=mine.py:f raised ValueError: no idea on Question(...)"
+    with pytest.raises(RloptError, match=r"step 1: no sample is left to learn from; reward.fn=mine.py:f raised ValueError"):
+        pad([Group(prompt(), ()), Group(prompt(), (), faults=(Fault("error", why), Fault("error", "later")))], 1)
 
 
 def test_a_sample_from_the_future_is_refused() -> None:

@@ -1,6 +1,7 @@
 """Checkpoints: complete or not there."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ from rlopt.errors import RloptError
 from rlopt.types import Stock
 
 
-def write_model(folder: Path) -> None:
+def write_model(folder: Path) -> dict[str, int]:
     (folder / "hf").mkdir()
     (folder / "hf" / "model.safetensors").write_bytes(b"12345678")
+    return {"hf/model.safetensors": 8}
 
 
 def nothing_best(run: Path) -> checkpoint.Best:
@@ -51,7 +53,7 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
 def test_a_checkpoint_that_an_interruption_left_half_written_is_none(tmp_path: Path) -> None:
     save(tmp_path, 5)
 
-    def interrupted(folder: Path) -> None:
+    def interrupted(folder: Path) -> dict[str, int]:
         write_model(folder)
         raise KeyboardInterrupt
 
@@ -59,6 +61,46 @@ def test_a_checkpoint_that_an_interruption_left_half_written_is_none(tmp_path: P
         checkpoint.save(tmp_path, 10, {}, Stock({}, {}), interrupted, 2, nothing_best(tmp_path))
     assert [path.name for path in checkpoint.find_all(tmp_path)] == ["step_5"]
     assert save(tmp_path, 10).name == "step_10"
+
+
+@pytest.mark.parametrize(("shard", "size"), [("learner/state/rank_1.pt", 6), ("hf/model.safetensors", 9)])
+def test_a_shard_that_a_rank_wrote_on_another_disk_leaves_no_checkpoint(shard: str, size: int, tmp_path: Path) -> None:
+    save(tmp_path, 5)
+
+    def elsewhere(folder: Path) -> dict[str, int]:
+        return {**write_model(folder), shard: size}
+
+    with pytest.raises(RloptError, match=f"{shard}, which a learner rank wrote with {size} bytes, is not there for all nodes"):
+        checkpoint.save(tmp_path, 10, {}, Stock({}, {}), elsewhere, 2, nothing_best(tmp_path))
+    assert [path.name for path in checkpoint.find_all(tmp_path)] == ["step_5"]
+
+
+def test_everything_is_on_disk_before_a_checkpoint_has_its_name_and_then_the_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    fsync, rename, replace = os.fsync, Path.rename, os.replace
+
+    def synced(handle: int) -> None:
+        order.append(f"disk {Path(os.readlink(f'/proc/self/fd/{handle}')).name}")
+        fsync(handle)
+
+    def named(path: Path, target: Path) -> Path:
+        order.append(f"name {target.name}")
+        return rename(path, target)
+
+    def replaced(path: Path, target: Path) -> None:
+        order.append(f"name {target.name}")
+        replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "rename", named)
+    monkeypatch.setattr(os, "replace", replaced)
+    save(tmp_path, 5)
+    named_at = order.index("name step_5")
+    written = {"model.safetensors", "hf", "state.json", "batch_6.jsonl", "buffer", ".step_5.partial"}
+    assert {f"disk {name}" for name in written} <= {*order[:named_at]}
+    assert order[named_at + 1 :] == ["disk checkpoints", "disk .manifest.json.aside", "name manifest.json", "disk step_5"]
 
 
 def test_a_checkpoint_without_manifest_or_with_a_damaged_file_is_refused(tmp_path: Path) -> None:

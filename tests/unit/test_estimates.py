@@ -3,7 +3,7 @@
 import pytest
 from builders import group
 
-from rlopt.estimates import estimate, pass_at_k, scores
+from rlopt.estimates import estimate, pass_at_k, reaches, scores
 
 
 @pytest.mark.parametrize(("answers", "right", "k", "chance"), [
@@ -42,3 +42,11 @@ def test_the_interval_holds_the_mean_and_narrows_with_the_number_of_prompts() ->
     assert few.high - few.low == pytest.approx(2 * 1.96 / 2 / 20**0.5, rel=0.15)
     assert many.high - many.low == pytest.approx(2 * 1.96 / 2 / 2000**0.5, rel=0.15)
     assert estimate([1.0, 1.0], 10) == estimate([1.0, 1.0], 10)
+
+
+def test_a_reward_that_rounding_left_below_what_is_right_reaches_it() -> None:
+    assert 0.7 + 0.2 + 0.1 < 1
+    assert reaches(0.7 + 0.2 + 0.1, 1.0)
+    assert reaches(1.0, 1.0)
+    assert not reaches(0.999999, 1.0)
+    assert reaches(-1e-13, 0.0)

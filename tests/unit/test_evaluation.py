@@ -5,6 +5,7 @@ from builders import group, prompt
 from fakes import Engines
 
 from rlopt.data import Deal, Manner
+from rlopt.errors import Interrupted
 from rlopt.evaluation import AHEAD, Evaluator, manners, names
 from rlopt.types import Group, Key
 
@@ -92,3 +93,19 @@ def test_more_work_follows_once_all_has_been_asked_for() -> None:
     evaluator(engines, a=200, b=100).measure(lambda: then.append(len(engines.done) + len(engines.under_way)))
     assert len(then) == 1
     assert 0 < then[0] <= AHEAD
+
+
+def test_an_evaluation_of_a_run_that_is_to_end_leaves_nothing_to_be_saved() -> None:
+    class Told(Asked):
+        """Is told to end after a few answers."""
+
+        def wait(self, deadline_s: float) -> None:
+            if len(self.log) == 3:
+                raise Interrupted
+            self.log.append((0, 0))
+            super().wait(deadline_s)
+
+    engines = Told()
+    with pytest.raises(Interrupted):
+        evaluator(engines, a=10).answers()
+    assert not engines.asked

@@ -10,8 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "rlopt"
 FLOORS = (
-    {"errors", "files"},
-    {"types", "config", "processes"},
+    {"errors", "files", "signals"},
+    {"types", "config", "processes", "synonyms"},
     {
         "objectives",
         "rewards",
@@ -20,6 +20,7 @@ FLOORS = (
         "metrics",
         "arithmetic",
         "latex",
+        "notation",
         "estimates",
         "steps",
         "trial",
@@ -28,12 +29,15 @@ FLOORS = (
         "diagnosis",
         "evidence",
         "engines",
+        "head",
     },
     {
         "conformance",
         "boards",
         "data",
         "rows",
+        "answers",
+        "equality",
         "grading",
         "prompts",
         "examples",
@@ -56,6 +60,9 @@ FLOORS = (
 BELOW = {f"objectives.{name}" for name in ("core", "advantages", "ratios", "corrections", "divergence", "preferences")}
 """The shared files of the objectives; the leaves may use them."""
 SAME_FLOOR = {
+    ("grading", "answers"),
+    ("grading", "equality"),
+    ("steps", "estimates"),
     ("batching", "objectives"),
     ("trial", "objectives"),
     ("trial", "batching"),

@@ -1,91 +1,169 @@
-"""The math reward: forms of one answer that are the same, and answers that are not."""
+"""The math reward: where an answer stands, what it says, whether two are equal; and all of it on a table of pairs."""
 
 import json
+from collections import Counter
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 
-from rlopt.grading import boxed, brevity, exact, mathematics
+from rlopt.answers import find, spoken
+from rlopt.equality import equal
+from rlopt.grading import boxed, brevity, exact, mathematics, mathematics_boxed, mathematics_marked
+from rlopt.latex import boxes
+from rlopt.notation import Quantity, normal, quantity
 from rlopt.prompts import final_answer
 
-SAME = [
-    ("72", r"... is \boxed{72}"),
-    ("72", "48+24=72\n#### 72"),
-    ("72", "The answer is 72."),
-    ("36", "**36**"),
-    ("36", "$$36$$"),
-    ("-5", r"\boxed{-5}"),
-    # separators of thousands
-    ("1234", r"\boxed{1,234}"),
-    ("1000000", "1,000,000 people"),
-    ("70000", r"\boxed{70{,}000}"),
-    # fractions and decimals
-    (r"\frac{1}{2}", r"\boxed{0.5}"),
-    ("0.5", r"\boxed{1/2}"),
-    (r"\dfrac{3}{4}", "3/4"),
-    ("2", r"\boxed{\frac{4}{2}}"),
-    ("18", r"\boxed{\$18.00}"),
-    # percent, degrees, units
-    (r"50\%", r"\boxed{50}"),
-    ("50", r"\boxed{50\%}"),
-    ("90", r"\boxed{90^\circ}"),
-    ("10", r"\boxed{10\text{ dollars}}"),
-    (r"10 \text{ cm}^2", r"\boxed{10}"),
-    # expressions, tuples, sets, words
-    ("2x+3", r"\boxed{3+2x}"),
-    ("x^2-1", r"\boxed{(x-1)(x+1)}"),
-    (r"\sqrt{8}", r"\boxed{2\sqrt{2}}"),
-    (r"\frac{\pi}{2}", r"\boxed{\pi/2}"),
-    ("(1,2)", r"\boxed{(1, 2)}"),
-    (r"\{1,2\}", r"\boxed{\{2,1\}}"),
-    ("x=3", r"\boxed{3}"),
-    ("(A)", r"\boxed{\text{(A)}}"),
-    (r"\text{Evelyn}", r"\boxed{Evelyn}"),
-    ("10:30", r"\boxed{10:30}"),
-    ("3", r"first \boxed{2}, no, \boxed{3}"),
-    (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\boxed{\begin{pmatrix}1\\2\end{pmatrix}}"),
-    ("(5,100)", r"\boxed{(5, 100)}"),
-    (r"1\text{ and }2", r"\boxed{1,2}"),
-    (r"3\mathrm{i}", r"\boxed{3i}"),
-    ("5", r"\fbox{5} and not 6"),
-    (r"\$1,234", r"\boxed{1234}"),
-]
-DIFFERENT = [
-    ("72", r"\boxed{73}"),
-    ("72", ""),
-    ("72", "no idea"),
-    ("0", r"\boxed{}"),
-    ("5", r"\boxed{-5}"),
-    ("36", "36 or maybe 37"),
-    ("2", r"first \boxed{2}, no, \boxed{3}"),
-    ("1/3", r"\boxed{0.33}"),
-    (r"\pi", r"\boxed{3.14}"),
-    ("(1,2)", r"\boxed{(2,1)}"),
-    ("2,3", r"\boxed{2}"),
-    ("2", r"\boxed{2\text{ and }3}"),
-    (r"\text{Evelyn}", r"\boxed{\text{Bob}}"),
-    (r"\text{even}", r"\boxed{\text{odd}}"),
-    ("10:30", r"\boxed{10:45}"),
-    ("3 hours 20 minutes", r"\boxed{3}"),
-    (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\boxed{\begin{pmatrix} 1 \\ 7 \end{pmatrix}}"),
-    (r"\begin{pmatrix} -7 \\ 16 \\ 5 \end{pmatrix}", r"\boxed{\begin{pmatrix} -7 \\ 99 \\ 42 \end{pmatrix}}"),
-    ("(0,100)", r"\boxed{100}"),
-    ("(1,100)", r"\boxed{1100}"),
-    (r"\{5,100\}", r"\boxed{5100}"),
-    ("[0,100]", r"\boxed{[0100]}"),
-    (r"2\text{ or }3", r"\boxed{23}"),
-    (r"3\mathrm{i}", r"\boxed{3}"),
-]
+DATA = Path(__file__).parents[1] / "data"
+PAIRS = [json.loads(line) for line in (DATA / "grading.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-@pytest.mark.parametrize(("answer", "completion"), SAME)
-def test_forms_of_one_answer_are_right(answer: str, completion: str) -> None:
-    assert mathematics(completion=completion, answer=answer) == 1.0
+def test_the_table_has_many_pairs_of_every_kind_right_ones_and_wrong_ones() -> None:
+    assert len(PAIRS) >= 500
+    assert len({(pair["answer"], pair["completion"]) for pair in PAIRS}) == len(PAIRS)
+    kinds = Counter((pair["kind"], pair["right"]) for pair in PAIRS)
+    assert all(kinds[kind, True] and kinds[kind, False] for kind, _ in kinds)
 
 
-@pytest.mark.parametrize(("answer", "completion"), DIFFERENT)
-def test_other_answers_are_wrong(answer: str, completion: str) -> None:
-    assert mathematics(completion=completion, answer=answer) == 0.0
+@pytest.mark.parametrize("kind", dict.fromkeys(pair["kind"] for pair in PAIRS))
+def test_every_pair_of_the_table_has_its_verdict(kind: str) -> None:
+    wrong = [
+        pair
+        for pair in PAIRS
+        if pair["kind"] == kind and mathematics(completion=pair["completion"], answer=pair["answer"]) != pair["right"]
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer"),
+    [
+        (r"first \boxed{2}, no, \boxed{3}", "3"),
+        (r"\boxed{7}. Wait: \boxed{8", None),
+        ("<think>\\boxed{5}</think>It is 6.", "6"),
+        ("a \\boxed{5}</think> b", "b"),
+        ("<think>\\boxed{5}", None),
+        ("\\boxed{1}\n#### 2\nThe answer is 3.", "1"),
+        ("#### 2\nThe answer is 3.", "2"),
+        ("#### Step 2\nThe answer is 3.", "3"),
+        ("The answer is 3.\nThat is **4**.", "3"),
+        ("Of the two, it is surely\n\n**four**", "four"),
+        ("First 3.\nThen 4 and 5.\nDone.", "5"),
+        ("nothing\nat all", None),
+    ],
+)
+def test_what_stands_first_in_the_order_is_the_answer(completion: str, answer: str | None) -> None:
+    assert find(completion) == answer
+
+
+def test_of_thoughts_and_answers_only_what_is_said_is_left() -> None:
+    assert spoken("a<think>b</think>c<think>d</think>e") == "ace"
+    assert spoken("a<think>b<think>c</think>d</think>e") == "ae"
+    assert spoken("a</think>b") == "b"
+    assert spoken("a<think>b") == "a"
+    assert spoken("x<answer>1</answer>y<answer>2</answer>z") == "2"
+
+
+def test_a_stricter_reward_pays_less() -> None:
+    completions = (r"\boxed{7}", "#### 7", "The answer is 7.", "so 3 + 4 makes 7")
+    rewards = (mathematics, mathematics_marked, mathematics_boxed)
+    assert [[reward(completion=text, answer="7") for text in completions] for reward in rewards] == [
+        [1, 1, 1, 1],
+        [1, 1, 1, 0],
+        [1, 0, 0, 0],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        (r"\dfrac12", r"\frac{1}{2}"),
+        ("½", r"\frac{1}{2}"),
+        (r"\left( 1,\, 2 \right)", "( 1, 2 )"),
+        ("x²⁺¹", "x^{2+1}"),
+        (r"10,\!080", "10080"),
+        ("**$5$**.", "5"),
+        (r"8\quad\text{cm}", "8 ⟨cm⟩"),
+        ("\uff08\uff11\uff0c\uff12\uff09", "(1,2)"),
+    ],
+)
+def test_one_notation_for_what_has_many(text: str, written: str) -> None:
+    assert normal(text) == written
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("-4.5e-3", Quantity(Fraction(-9, 2000), None, False)),
+        ("2 1/3", Quantity(Fraction(7, 3), None, False)),
+        (r"\$1,234", Quantity(Fraction(1234), "dollar", True)),
+        ("5 million", Quantity(Fraction(5_000_000), None, True)),
+        ("12 cm²", Quantity(Fraction(12), "centimeter^2", True)),
+        (r"12\ \mathrm{m/s}", Quantity(Fraction(12), "meter/second", True)),
+        (r"25^\circ\text{C}", Quantity(Fraction(25), "degree celsius", True)),
+        ("1,234", Quantity(Fraction(1234), None, True)),
+        ("3y", None),
+        ("2, 3", None),
+        ("9 p.m.", None),
+        ("1e99999", None),
+    ],
+)
+def test_a_number_is_read_with_its_unit(text: str, number: Quantity | None) -> None:
+    assert quantity(normal(text), thousands=True) == number
+
+
+def test_three_digits_after_a_comma_are_a_number_of_their_own_where_nothing_says_otherwise() -> None:
+    assert quantity("300,500", thousands=False) is None
+    assert quantity("10,080", thousands=False) == Quantity(Fraction(10080), None, True)
+    assert equal("300500", "300500 apples")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "9^{9^{9^9}}",
+        "99999!",
+        "(x+1)^{9999}",
+        "1e99999",
+        "9" * 100_000,
+        "{" * 5000 + "5" + "}" * 5000,
+        "(" * 3000,
+        ",".join("1" * 5000),
+        r"\frac{1}{" * 200 + "2" + "}" * 200,
+        "\\text{" * 20_000,
+    ],
+)
+def test_nothing_that_a_solution_says_raises(said: str) -> None:
+    assert [mathematics(completion=rf"\boxed{{{said}}}", answer=answer) for answer in ("7", r"\frac{x}{2}", "1, 2")] == [
+        0,
+        0,
+        0,
+    ]
+
+
+def test_boxes_are_found_in_one_pass() -> None:
+    assert boxes(r"\boxed{a} \fbox{\{1\}} \boxed 2$ \boxed{\boxed{3}} \boxedx{4} } \boxed{5} \boxed{6") == [
+        "a",
+        r"\{1\}",
+        "2",
+        "3",
+        "5",
+    ]
+    steps = 0
+
+    class Counted(str):
+        """A text that counts how often it is cut."""
+
+        __slots__ = ()
+
+        def __getitem__(self, place: object) -> str:
+            nonlocal steps
+            steps += 1
+            return super().__getitem__(place)  # type: ignore[index]
+
+    assert boxes(Counted("\\boxed{" * 2000)) == []
+    assert boxes(Counted("\\boxed{1}" * 2000)) == ["1"] * 2000
+    assert steps <= 4000
 
 
 def test_an_empty_answer_is_an_error_and_not_a_wrong_answer() -> None:
@@ -94,7 +172,7 @@ def test_an_empty_answer_is_an_error_and_not_a_wrong_answer() -> None:
 
 
 def test_the_solutions_of_gsm8k_are_right_and_their_neighbours_wrong() -> None:
-    rows = [json.loads(line) for line in (Path(__file__).parents[1] / "data" / "gsm8k.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (DATA / "gsm8k.jsonl").read_text().splitlines()]
     assert len(rows) == 64
     for row in rows:
         answer = final_answer(row["answer"], "hash")

@@ -267,3 +267,85 @@ def test_a_run_that_is_asked_to_stop_saves_the_step_that_it_is_at_and_ends() -> 
     (position, stock) = saved[0]
     assert (len(saved), position.step) == (1, 6)
     assert sorted(stock.shelves) == ["batch_7", "batch_8"]  # sampled already, and not to be sampled again
+
+
+def stopped_while_it_waits(step: int) -> tuple[list[dict[str, float]], Saved]:
+    """A run whose samplers are slow, told to end in the update of `step`; what it wrote down and saved."""
+    loop, engines, trainer, diary, saved = make(4, 0, total=12)
+    engines.slow = {1}
+    learn = trainer.update
+
+    def update(batches: list[Batch], now: int) -> dict[str, float]:
+        engines.stopping = now == step
+        return learn(batches, now)
+
+    trainer.update = update  # type: ignore[method-assign]
+    replace(loop, asked_to_stop=lambda: engines.stopping).run(Position())
+    assert len(engines.lingered) == 1  # not for ever
+    return diary.rows, saved
+
+
+def test_a_run_that_is_to_end_keeps_what_its_samplers_are_at_as_requests() -> None:
+    rows, ((position, stock),) = stopped_while_it_waits(6)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert position.step == 6
+    assert sorted(stock.shelves) == ["batch_7", "batch_8"]
+    assert stock.facts["again"] == [[7, 1], [8, 1]]
+
+
+def test_what_was_under_way_is_asked_for_again_and_spoken_by_the_weights_of_the_checkpoint() -> None:
+    _, ((position, stock),) = stopped_while_it_waits(6)
+    again = [(batch, place) for batch, place in stock.facts["again"]]
+    loop, engines, trainer, diary, _ = make(4, 0, total=12, sampled=8)
+    assert isinstance(loop.source, Groups)
+    assert isinstance(loop.source.samplers, Lockstep)
+    loop.source.samplers.again = again
+    engines.done = shelved(stock.shelves, again)
+    assert sorted(engines.done) == [(7, 0), (8, 0)]
+    loop.run(replace(position))
+    assert engines.log[:2] == [(7, 1), (8, 1)]
+    assert engines.log[2:] == [(batch, place) for batch in range(9, 13) for place in range(2)]
+    assert trainer.synced == [6, 8]
+    assert [row["offpolicy/lag_max"] for row in diary.rows] == [2, 3, 0, 1, 2, 3]  # the others of 7 and 8 are of version 4
+    assert [row["offpolicy/lag_mean"] for row in diary.rows[:2]] == [(2 + 0) / 2, (3 + 1) / 2]
+
+
+def test_a_run_that_is_told_to_end_while_it_waits_for_a_batch_saves_the_step_before_once() -> None:
+    loop, engines, trainer, _, saved = make(1, 0, total=12, save_every=2)
+    engines.slow = {1}
+
+    def told(step: int) -> dict[str, float]:
+        engines.stopping = step == 3  # the synchronisation after step 3 waits for nothing, and batch 4 never comes
+        return {}
+
+    assert isinstance(loop.source, Groups)
+    object.__setattr__(loop.source, "learned", lambda step: type(loop.source).learned(loop.source, step) | told(step))  # type: ignore[attr-defined]
+    loop.run(Position())
+    assert trainer.updates == [1, 2, 3]
+    assert [position.step for position, _ in saved] == [2, 3]
+    assert saved[-1][1].facts["again"] == [[4, 1]]
+
+    loop, engines, trainer, _, saved = make(1, 0, total=12)
+    engines.slow, engines.stopping = {1}, True
+    loop.run(Position())  # before the first step there is nothing to save
+    assert (trainer.updates, saved) == ([], [])
+
+
+def test_the_time_of_an_update_is_without_scoring_credit_and_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, engines, trainer, diary, _ = make(1, 0, total=2)
+    clock = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    give, score, learn = engines.hand_over, trainer.score, trainer.update
+
+    def taking(seconds: float) -> None:
+        clock[0] += seconds
+
+    engines.hand_over = lambda key: taking(1.0) or give(key)  # type: ignore[method-assign,func-returns-value]
+    trainer.update = lambda batches, step: taking(4.0) or learn(batches, step)  # type: ignore[method-assign,func-returns-value]
+    trainer.score = lambda sequences, whose, temperature=None: (  # type: ignore[method-assign]
+        (taking(2.0) if whose == "reference" else None) or score(sequences, whose, temperature)
+    )
+    loop.run(Position())
+    last = diary.rows[-1]  # after it no weights are sent: 2 groups, a reference, an update
+    names = ("timing_s/wait_rollout", "timing_s/score", "timing_s/update", "timing_s/step", "idle/learner_frac")
+    assert [last[name] for name in names] == [2.0, 2.0, 4.0, 8.0, 0.25]

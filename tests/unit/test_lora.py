@@ -82,7 +82,7 @@ def test_the_merged_model_and_what_peft_loads_say_what_the_adapted_one_says(fold
         torch.nn.init.normal_(parameter, std=0.3)
     learned = {name: parameter.detach().clone() for name, parameter in adapters}
     whole = dict(lora.merged(((n, p.detach()) for n, p in frozen), dict(lora.scaled(learned.items(), 8.0 / 4))))
-    write_model(policy.lm, whole, tmp_path / "hf")
+    write_model(folder, torch.float32, whole, tmp_path / "hf")
     lora.write(policy.lm, learned, tmp_path / "adapter")
 
     said, initial = scores(policy, tokens), load_file(folder / "model.safetensors")

@@ -85,7 +85,7 @@ def test_memory_of_an_8b_model_on_four_ranks_by_hand(folders: dict[str, Path]) -
     config = compose("+experiment=[math_llama3.1_8b,one_node]", "+algo=grpo", f"model.path={folders[model]}")
     memory = learner_memory(config, shape_of(folders[model], FULL), 2)
     eight = 8_030_261_248 / 4
-    assert (memory.weights, memory.reference, memory.gradients) == (eight * 2, eight * 2, eight * 2)
+    assert (memory.weights, memory.reference, memory.gradients) == (eight * 2, eight * 2, eight * 4)
     assert memory.optimizer == eight * 12  # a float32 master copy and two moments
     # 32 layers, and what comes after them three times, keep 4,096 numbers a token; one layer keeps 7 x 4,096 + 2 x 8 x 128 +
     # 4 x 14,336. Three float32 copies of a chunk of logits.
@@ -101,7 +101,7 @@ def test_adapters_spare_the_reference_the_optimizer_and_what_is_sent(folders: di
     adapters = 28 * 32 * (2 * (1536 + 1536) + 2 * (1536 + 256) + 3 * (1536 + 8960))
     memory = learner_memory(config, shape_of(folders[model], config.learner.lora), 2)
     assert memory.weights == (1_543_714_304 + adapters) * 2
-    assert (memory.reference, memory.gradients, memory.optimizer) == (0, adapters * 2, adapters * 12)
+    assert (memory.reference, memory.gradients, memory.optimizer) == (0, adapters * 4, adapters * 12)
     lines = dict(dry_run(config, Console()))
     assert lines["adapters"] == f"rank 32, {adapters:,} parameters, which alone learn and are sent"
     assert "by shm, 70.4 MiB each" in lines["sync"]

@@ -26,9 +26,34 @@ class Letters:
 class Chatty(Letters):
     chat_template = "as below"
 
-    def apply_chat_template(self, conversation: Any, *, tokenize: bool, add_generation_prompt: bool) -> str:
-        assert (tokenize, add_generation_prompt) == (False, True)
-        return "".join(f"<{m['role']}>{m['content']}" for m in conversation) + "<assistant>"
+    def apply_chat_template(
+        self,
+        conversation: Any,
+        *,
+        tokenize: bool,
+        add_generation_prompt: bool,
+        continue_final_message: bool = False,
+        tools: Any = None,
+    ) -> str:
+        assert (tokenize, add_generation_prompt) == (False, not continue_final_message)
+        said = "".join(f"<{m['role']}>{m.get('content', '')}{m.get('tool_calls', '')}" for m in conversation)
+        return (f"<tools>{tools}" if tools else "") + said + "<assistant>" * add_generation_prompt
+
+
+class Calling(Chatty):
+    chat_template = "{{ messages, tools, message.tool_calls }}"
+
+
+class Stripping(Chatty):
+    """Its template takes the spaces at the end of what was said away."""
+
+    def apply_chat_template(self, conversation: Any, **options: Any) -> str:
+        return super().apply_chat_template([{**m, "content": m["content"].strip()} for m in conversation], **options)
+
+
+class Broken(Chatty):
+    def apply_chat_template(self, conversation: Any, **options: Any) -> str:
+        raise TypeError("can only concatenate str")
 
 
 def load(folder: Path, *rows: Any, tokenizer: Letters | None = None, room: int = 100, **config: Any) -> Loaded:
@@ -205,3 +230,104 @@ def test_prompts_that_are_evaluated_on_are_not_trained_on(tmp_path: Path) -> Non
 def test_prompts_may_be_kept_shorter_than_the_model_has_room_for(tmp_path: Path) -> None:
     loaded = load(tmp_path, {"prompt": "ab", "answer": "c"}, {"prompt": "abcdef", "answer": "c"}, max_prompt_tokens=3)
     assert loaded.left_out == {"prompts of more than 3 tokens": [2]}
+
+
+BEGUN = [*ASKED, {"role": "assistant", "content": "Let me"}]
+
+
+def test_what_the_assistant_has_begun_goes_on_and_is_not_closed(tmp_path: Path) -> None:
+    assert worded(load(tmp_path, {"prompt": BEGUN, "answer": "2"}, tokenizer=Chatty())) == "<user>1+1<assistant>Let me"
+    put = load(tmp_path, {"prompt": BEGUN, "answer": "2"}, tokenizer=Chatty(), template="Q {prompt}?", system="S")
+    assert worded(put) == "<system>S<user>Q 1+1?<assistant>Let me"  # the template stands around what the user said
+    plain = load(tmp_path, {"prompt": BEGUN, "answer": "2"}, tokenizer=Chatty(), chat="never")
+    assert worded(plain) == "^1+1\n\nLet me"
+
+
+@pytest.mark.parametrize(
+    ("messages", "tokenizer", "why"),
+    [
+        ([*ASKED, {"role": "assistant", "content": "Let me "}], Stripping(), "does not end with what the assistant has begun"),
+        ([*ASKED, {"role": "assistant", "content": ""}], Chatty(), "does not end with what the assistant has begun"),
+        ([{"role": "user", "content": "1", "name": "Ada"}], Chatty(), "name would be lost: the tokenizer's chat template does"),
+        ([{"role": "assistant", "content": "", "tool_calls": [1]}, *ASKED], Chatty(), "tool_calls would be lost"),
+        ([{"role": "user", "content": [{"type": "image", "url": "x"}]}], Chatty(), "a message with content that is no text"),
+        ([{"role": "user", "content": None}], Chatty(), "not of messages with role and content"),
+        (ASKED, Broken(), "the tokenizer's chat template refuses it \\(can only concatenate str\\)"),
+    ],
+)
+def test_a_conversation_of_which_something_would_be_lost_is_refused(
+    messages: Any, tokenizer: Chatty, why: str, tmp_path: Path
+) -> None:
+    with pytest.raises(RloptError, match=f"row 1: .*{why}"):
+        load(tmp_path, {"prompt": messages, "answer": "2"}, tokenizer=tokenizer)
+
+
+def test_what_the_chat_template_reads_of_a_message_is_given_to_it_and_to_the_reward(tmp_path: Path) -> None:
+    call = {"role": "assistant", "content": "", "tool_calls": [{"name": "add"}], "name": None}
+    row = {
+        "prompt": [*ASKED, call, {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]
+    }
+    loaded = load(tmp_path, {**row, "answer": "2", "tools": '[{"f": 1}]'}, tokenizer=Calling())
+    assert worded(loaded) == "<tools>[{'f': 1}]<user>1+1<assistant>[{'name': 'add'}]<user>ab<assistant>"
+    assert loaded.prompts[0].columns["messages"][1] == {"role": "assistant", "content": "", "tool_calls": [{"name": "add"}]}
+    for lost, chat in (("tools", "auto"), ("tools", "never")):
+        with pytest.raises(RloptError, match=f"{lost} would be lost"):
+            load(tmp_path, {"prompt": "1", "answer": "2", "tools": [1]} | {"prompt": ASKED}, tokenizer=Chatty(), chat=chat)
+
+
+@pytest.mark.parametrize(("template", "text"), [
+    (r"{prompt} Use $\nabla f$", r"^1+1 Use $\nabla f$"),
+    (r"{prompt}\nUse $\nabla f \neq \nu$\n", "^1+1\nUse $" + r"\nabla f \neq \nu$" + "\n"),
+    (r"{prompt}\nnumber:", "^1+1\nnumber:"),
+    (r"{prompt}\n\nA:", "^1+1\n\nA:"),
+])  # fmt: skip
+def test_a_typed_line_break_is_one_and_the_beginning_of_a_latex_command_is_none(
+    template: str, text: str, tmp_path: Path
+) -> None:
+    assert worded(load(tmp_path, {"prompt": "1+1", "answer": "2"}, template=template)) == text
+
+
+@pytest.mark.parametrize("answer", ["NaN", "Infinity", "null"])
+def test_a_number_that_is_none_is_no_answer_and_a_first_row_without_one_is_dropped_and_counted(
+    answer: str, tmp_path: Path
+) -> None:
+    rows = (f'{{"prompt": "1+1", "answer": {answer}}}', {"prompt": "1+2", "answer": "3"})
+    with pytest.raises(RloptError, match="1 of 2 rows are unusable \\(row 1: "):
+        load(tmp_path, *rows)
+    loaded = load(tmp_path, *rows, invalid_rows="drop")
+    assert [prompt.answer for prompt in loaded.prompts] == ["3"]
+    assert sum(map(len, loaded.left_out.values())) == 1
+
+
+def test_half_a_character_anywhere_in_a_row_is_refused_at_the_start(tmp_path: Path) -> None:
+    for row in ({"prompt": "1", "answer": "3\ud800"}, {"prompt": "1", "answer": "3", "level": ["a\udfff"]}):
+        with pytest.raises(RloptError, match="row 1: has half a character"):
+            load(tmp_path, row)
+
+
+@pytest.mark.parametrize(("text", "answer"), [
+    ("x\n#### 0,1", "0,1"),
+    ("#### 1,234", "1234"),
+    ("#### -1,234,567.5", "-1234567.5"),
+    ("#### $1,234", "$1234"),
+    ("#### 1,000, 2,000", "1,000, 2,000"),
+    ("#### (1,234)", "(1,234)"),
+])  # fmt: skip
+def test_commas_are_taken_from_a_lone_number_with_thousands_alone(text: str, answer: str) -> None:
+    assert final_answer(text, "hash") == answer
+
+
+def test_rows_that_repeat_and_columns_beside_are_said(tmp_path: Path) -> None:
+    rows = [{"prompt": text, "answer": "2", "level": 3} for text in ("1 + 1", "1  +\t1 ", "1+2")]
+    assert load(tmp_path, *rows).notes == (
+        "other columns, which the reward gets: level",
+        "1 of 3 prompts repeat another, but for white space",
+    )
+
+
+def test_a_prompt_that_is_evaluated_on_is_left_out_whatever_its_white_space(tmp_path: Path) -> None:
+    train = load(tmp_path, {"prompt": "1 +  1", "answer": "2"}, {"prompt": "1+2", "answer": "3"})
+    held_out = load(tmp_path, {"prompt": "1 + 1\n", "answer": "2"}).prompts
+    kept = apart(train, held_out)
+    assert [prompt.text for prompt in kept.prompts] == ["1+2"]
+    assert kept.left_out == {"also in data.eval": [1]}

@@ -1,6 +1,10 @@
 """Reward functions in their own processes: what they return, every way in which they fail, and the signatures of others."""
 
+import importlib
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -123,3 +127,127 @@ def test_a_function_that_takes_something_else_is_refused_with_what_it_may_take()
 def test_a_name_that_is_no_function_is_refused(name: str) -> None:
     with pytest.raises(RloptError, match=rf"reward.fn={name}: .*want module:function"):
         load(name)
+
+
+@pytest.mark.parametrize(("name", "scored"), [
+    ("awaited", Scored(2.0, {})),
+    ("awaited_verl", Scored(3.0, {"acc": 1.0})),
+    ("awaited_trl", Scored(4.0, {})),
+    ("counting", Scored(1.0, {})),
+])  # fmt: skip
+def test_an_asynchronous_function_is_awaited_call_after_call_in_one_loop(name: str, scored: Scored) -> None:
+    made = pool(f"user_rewards:{name}")
+    assert made.score(ask("a", "b", "c")) == [scored] * 3
+    made.close()
+
+
+def test_asynchronous_functions_are_summed_with_others_and_named_when_they_raise() -> None:
+    made = pool(["user_rewards:awaited", "user_rewards:score"], weights=[0.5, 1.0])
+    assert made.score(ask("a")) == [Scored(4.0, {"user_rewards:awaited": 2.0, "user_rewards:score": 3.0})]
+    with pytest.raises(RloptError, match="raised ValueError: as asked"):
+        made.score(ask("raise"))
+    made.close()
+
+
+@pytest.mark.parametrize("name", ["streamed", "streamed_later"])
+def test_a_generator_is_no_score(name: str) -> None:
+    made = pool(f"user_rewards:{name}")
+    with pytest.raises(RloptError, match="raised TypeError: is a generator, which gives no value; return the score"):
+        made.score(ask("a"))
+    made.close()
+
+
+NUMBERS = ["numpy", "array", "torch", "decimal", "fraction", "bool", "in a dict"]
+NONE = ["large", "infinite", "text", "two", "list", "nested", "set", "circle"]
+
+
+@pytest.fixture(scope="module")
+def exotic() -> Iterator[RewardPool]:
+    made = pool("user_rewards:exotic", on_error="skip")
+    yield made
+    made.close()
+
+
+def test_a_number_of_any_library_is_a_score(exotic: RewardPool) -> None:
+    assert exotic.score(ask(*NUMBERS)) == [Scored(1.0, {})] * len(NUMBERS)
+
+
+def test_what_is_no_number_is_a_fault_that_says_what_it_was(exotic: RewardPool) -> None:
+    found = exotic.score(ask(*NONE))
+    assert [type(one) for one in found] == [Fault] * len(NONE)
+    assert all("\n" not in one.why for one in found if isinstance(one, Fault))
+    large = found[0]
+    assert isinstance(large, Fault)
+    assert "OverflowError" in large.why
+
+
+def test_a_weighted_sum_is_that_of_the_decimals_as_they_are_written() -> None:
+    names = [f"user_rewards:{name}" for name in ("one", "two", "three")]
+    question = vars(Question("1+1=", "2", "2"))
+    assert load(names, [0.7, 0.2, 0.1])(**question) == {"score": 1.0, "one": 1.0, "two": 1.0, "three": 1.0}
+    assert 0.7 + 0.2 + 0.1 < 1  # what binary makes of it
+
+
+FILE = """
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+
+import neighbour
+
+
+@dataclass
+class Verdict:
+    score: float
+
+
+def worth(text: str) -> Verdict:
+    return Verdict(float(len(text)) + neighbour.BONUS)
+
+
+def pickled(completion: str, **columns: object) -> float:
+    return pickle.loads(pickle.dumps(worth))(completion).score
+
+
+def spawned(completion: str, **columns: object) -> float:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(worth, completion).result().score
+"""
+
+
+@pytest.mark.parametrize("name", ["pickled", "spawned"])
+def test_a_file_has_its_dataclasses_its_neighbours_and_processes_of_its_own(name: str, tmp_path: Path) -> None:
+    (tmp_path / "my_rewards_of_a_test.py").write_text(FILE)
+    (tmp_path / "neighbour.py").write_text("BONUS = 0.5\n")
+    script = (
+        "from rlopt.rewards import Question, RewardPool\n"
+        "if __name__ == '__main__':\n"
+        f"    pool = RewardPool('my_rewards_of_a_test.py:{name}', None, 1, 60.0, 'stop')\n"
+        "    print(pool.score([Question('p', 'abc', '')])[0].reward)\n"
+        "    pool.close()\n"
+    )
+    (tmp_path / "main.py").write_text(script)
+    done = subprocess.run([sys.executable, "main.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "3.5\n", done.stderr
+
+
+def test_files_of_one_name_and_of_a_librarys_name_are_told_apart(tmp_path: Path) -> None:
+    for folder, value in (("a", 1.0), ("b", 2.0)):
+        (tmp_path / folder).mkdir()
+        for name in ("same_name_of_a_test", "json"):
+            text = f"def f(completion, **columns):\n    return {value}\n"
+            (tmp_path / folder / f"{name}.py").write_text(text)
+    question = vars(Question("p", "c", ""))
+    for name in ("same_name_of_a_test", "json"):
+        said = [load(f"{tmp_path / folder / name}.py:f")(**question) for folder in ("a", "b", "a")]
+        assert said == [1.0, 2.0, 1.0]
+    assert importlib.import_module("json").dumps([]) == "[]"
+
+
+def test_a_file_under_the_users_home_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "at_home_of_a_test.py").write_text("def f(completion, **columns):\n    return 5.0\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load("~/at_home_of_a_test.py:f")(**vars(Question("p", "c", ""))) == 5.0

@@ -83,3 +83,20 @@ def test_a_cell_of_csv_is_the_text_that_it_is(tmp_path: Path) -> None:
     (tmp_path / "bytes.csv").write_bytes(b"question\n\xff\n")
     with pytest.raises(RloptError, match=r"bytes.csv: cannot be read \(UnicodeDecodeError: .*\); check the file"):
         read_rows("k", str(tmp_path / "bytes.csv"))
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(b'\xef\xbb\xbf{"prompt": "q"}\r\n{"prompt": "r"}\r\n')
+    assert read_rows("data.train", str(file)) == [(1, {"prompt": "q"}), (2, {"prompt": "r"})]
+
+
+@pytest.mark.parametrize(("other", "why"), [
+    ('{"prompt": "q", "answer": "3", "level": 1}', "its files have different columns: b.jsonl also has level, unlike a.jsonl"),
+    ('{"prompt": "q", ', r"b.jsonl cannot be read \("),
+])  # fmt: skip
+def test_a_folder_of_which_one_file_does_not_fit_is_told_by_that_file_and_why(other: str, why: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"prompt": "p", "answer": "2"}\n')
+    (tmp_path / "b.jsonl").write_text(other + "\n")
+    with pytest.raises(RloptError, match=f"data.train={tmp_path}: {why}"):
+        read_rows("data.train", str(tmp_path))

@@ -1,18 +1,25 @@
 """From the command line to the typed config, and every refusal in one line."""
 
+import shlex
 from dataclasses import asdict
+from pathlib import Path
 
 import hydra
 import pytest
 from builders import terms
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from rlopt.command import at_home as arguments_at_home
+from rlopt.command import refusal as refusal_of
 from rlopt.config import Config
 from rlopt.errors import RloptError
+from rlopt.files import at_home
 from rlopt.objectives.grpo import GRPO
 from rlopt.prepare import make_objective, make_terms
-from rlopt.settings import algorithms, conf_dir, translate, typed
+from rlopt.settings import algorithms, conf_dir, typed
+from rlopt.synonyms import MEANINGS
 
 
 def compose(*overrides: str) -> Config:
@@ -20,7 +27,7 @@ def compose(*overrides: str) -> Config:
         try:
             return typed(hydra.compose("config", list(overrides)))
         except (HydraException, OmegaConfBaseException) as error:
-            raise translate(error) from error
+            raise refusal_of(error) from error
 
 
 def make_everything(*overrides: str) -> None:
@@ -123,10 +130,6 @@ def test_the_defaults_are_samplers_that_are_20_steps_behind() -> None:
         (["+algo=grpo", "algo.average=tokenmean"], "algo.average=tokenmean: input should be"),
         (["+algo=dpo", "data.prompt_key=question"], "data.prompt_key=question: means nothing to +algo=dpo"),
         (["+algo=grpo", "trainer.eval_every=5"], "trainer.eval_every=5: means nothing to +algo=grpo"),
-        (
-            ["+algo=grpo", "algo.minibatches=4", "data.prompts_per_step=4", "algo.group_size=2", "learner.workers=4"],
-            "learner.workers=4: an update's 2 samples (data.prompts_per_step=4 x 2 / algo.minibatches=4) cannot be split",
-        ),
         (["+algo=grpo", "algo.kl.place=somewhere"], "algo.kl.place=somewhere: input should be 'loss' or 'reward'"),
         (["+algo=grpo", "algo.minibatches=17"], "algo.minibatches=17: a step has data.prompts_per_step=16 groups"),
         (["+algo=grpo", "algo.overlong.buffer=2.0"], "algo.overlong.buffer=2.0: is a share of rollout.max_new_tokens"),
@@ -168,15 +171,15 @@ def test_the_defaults_are_samplers_that_are_20_steps_behind() -> None:
         ),
         (["+algo=grpo", "cluster.step_deadline_s=0.0"], "cluster.step_deadline_s=0.0: must be above 0 seconds"),
         (
-            ["+algo=grpo", "learner.workers=16", "replay.capacity=64", "algo.minibatches=8"],
-            "learner.workers=16: an update's 8 samples (data.prompts_per_step=16 x 8 / algo.minibatches=8, at first ",
+            ["+algo=grpo", "learner.zero_stage=0", "model.dtype=bfloat16"],
+            "learner.zero_stage=0: adds bfloat16 gradients up in bfloat16, and its first update is too small; use 1",
+        ),
+        (
+            ["+algo=grpo", "learner.zero_stage=0", "cluster.gpus_per_learner=1", "cluster.gpus_per_engine=1"],
+            "learner.zero_stage=0: adds bfloat16 gradients up in bfloat16",
         ),
         (["+algo=grpo", "algo.group_size=1"], "algo.group_size=1: credit is relative to siblings"),
         (["+algo=grpo", "sync.backend=nccl"], "sync.backend=nccl: needs engines on GPUs"),
-        (
-            ["+algo=grpo", "data.prompts_per_step=1", "learner.workers=9"],
-            "learner.workers=9: an update's 8 samples (data.prompts_per_step=1 x 8) cannot be split",
-        ),
     ],
 )
 def test_a_wrong_setting_is_refused_in_one_line_with_key_value_and_way_out(overrides: list[str], message: str) -> None:
@@ -189,3 +192,76 @@ def test_a_wrong_setting_is_refused_in_one_line_with_key_value_and_way_out(overr
 def test_auto_takes_shared_memory_without_gpus_ipc_on_a_shared_one_and_nccl_on_separate_ones() -> None:
     backends = [compose("+algo=grpo", f"cluster.gpus_per_engine={gpus}").sync_backend for gpus in (0.0, 0.5, 1.0)]
     assert backends == ["shm", "ipc", "nccl"]
+
+
+def refusal(*overrides: str) -> str:
+    """What the command line is answered with."""
+    with pytest.raises(RloptError) as refused:
+        compose(*overrides)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize("value", [
+    "runs/lr=3e-4", "a,b", "{prompt} is", "f(x", "[a", "it's, so", 'say "no", twice', "a]b", "x={y}",
+    "C:\\runs\\a=b", "50%, half", "naïve=1", "a=b,c=d", "$x=1",
+])  # fmt: skip
+def test_a_value_that_hydra_does_not_read_is_answered_with_quotes_that_it_does(value: str) -> None:
+    said = refusal("+algo=grpo", f"run.dir={value}")
+    assert said.startswith(f"run.dir={value}: is not read as one value; quote the value: ")
+    (proposed,) = shlex.split(said.partition("quote the value: ")[2])
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        assert typed(hydra.compose("config", ["+algo=grpo", proposed])).run.dir == value
+
+
+def test_the_quotation_is_one_that_a_shell_reads_too() -> None:
+    assert refusal("run.dir=runs/lr=3e-4") == (
+        "run.dir=runs/lr=3e-4: is not read as one value; quote the value: 'run.dir=\"runs/lr=3e-4\"'"
+    )
+    assert refusal("steps") == "steps: is no setting; want key=value"
+
+
+@pytest.mark.parametrize(("override", "key"), [
+    ("learning_rate=1e-6", "learner.lr"),
+    ("+learning_rate=1e-6", "learner.lr"),
+    ("lr=1e-6", "learner.lr"),
+    ("learner.learning_rate=1e-6", "learner.lr"),
+    ("trainer.lr=1e-6", "learner.lr"),
+    ("per_device_train_batch_size=8", "learner.token_budget"),
+    ("num_generations=8", "algo.group_size"),
+    ("actor_rollout_ref.rollout.n=8", "algo.group_size"),
+    ("max_completion_length=256", "rollout.max_new_tokens"),
+    ("model_name_or_path=x", "model.path"),
+    ("output_dir=x", "run.dir"),
+    ("trainer.total_epochs=3", "trainer.total_steps"),
+    ("beta=0.1", "algo.kl.coef"),
+    ("algo.beta=0.1", "algo.kl.coef"),
+    ("algo.clip_ratio=0.2", "algo.clip_low"),
+    ("group_size=4", "algo.group_size"),
+    ("learner.lrr=1", "learner.lr"),
+])  # fmt: skip
+def test_a_key_of_another_framework_or_section_is_answered_with_the_one_that_is_meant(override: str, key: str) -> None:
+    assert f"did you mean {key}" in refusal("+algo=grpo", override)
+
+
+def test_every_key_that_is_suggested_is_there() -> None:
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        composed = hydra.compose("config", ["+algo=grpo"])
+    for key in MEANINGS:
+        assert OmegaConf.select(composed, key, throw_on_missing=False, default="none") != "none", key
+    others = [name for names in MEANINGS.values() for name in names]
+    assert len(others) == len(set(others))
+
+
+def test_the_users_home_stands_for_itself_in_every_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    paths = {
+        "run.dir": "~/runs/a", "run.resume": "~/runs/a/checkpoints/step_1", "model.path": "~/m", "data.train": "~/t.jsonl",
+        "data.eval": "[~/a.jsonl,'~/b.jsonl']", "reward.fn": "[~/r.py:f,rlopt.grading:exact]",
+    }  # fmt: skip
+    found = compose("+algo=reinforce", *(arguments_at_home(f"{key}={value}") for key, value in paths.items()))
+    assert (found.run.dir, found.model.path, found.data.train) == ("/home/ada/runs/a", "/home/ada/m", "/home/ada/t.jsonl")
+    assert found.data.eval == ["/home/ada/a.jsonl", "/home/ada/b.jsonl"]
+    assert found.run.resume == "/home/ada/runs/a/checkpoints/step_1"
+    assert compose("+algo=reinforce", "data.experience='~/e.jsonl'").data.experience == "/home/ada/e.jsonl"
+    assert found.reward.fn == ["/home/ada/r.py:f", "rlopt.grading:exact"]
+    assert at_home("~/x") == Path("/home/ada/x")

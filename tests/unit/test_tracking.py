@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,22 @@ def test_a_resumed_journal_drops_the_steps_that_are_made_again_and_a_torn_line(t
     again.close(0)
     assert read_column(tmp_path, "step") == [1, 2, 3]
     assert [json.loads(line)["step"] for line in (tmp_path / "samples.jsonl").read_text().splitlines()] == [1, 2, 3]
+
+
+def test_an_interruption_while_a_run_goes_on_loses_no_line_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = journal(tmp_path)
+    for step in (1, 2, 3):
+        first.step(metrics(step), [group()], None)
+    first.close(1)
+
+    def interrupted(*paths: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            journal(tmp_path, step=2)
+    assert read_column(tmp_path, "step") == [1, 2, 3]
 
 
 def test_a_metric_without_a_definition_is_an_error(tmp_path: Path) -> None:

@@ -1,12 +1,16 @@
 """Reward functions as users write them, good and bad."""
 
+import asyncio
 import os
 import subprocess
 import sys
 import time
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+import torch
 
 
 def length(prompt: str, completion: str, answer: str, **extra: object) -> dict[str, float]:
@@ -108,3 +112,78 @@ def trl_solution(completions: list[str], solution: list[str], **columns: object)
 
 def trl_trainer(completions: list[str], completion_ids: list[list[int]], **columns: object) -> list[float]:
     return [0.0]
+
+
+async def awaited(completion: str, **columns: object) -> object:
+    await asyncio.sleep(0)
+    if completion == "raise":
+        raise ValueError("as asked")
+    return np.float32(2)
+
+
+async def awaited_verl(data_source: str, solution_str: str, ground_truth: str, extra_info: object = None) -> object:
+    return {"score": np.int64(3), "acc": np.bool_(True), "pred": solution_str}
+
+
+async def awaited_trl(completions: list[str], **columns: object) -> list[object]:
+    return [np.array(4.0) for _ in completions]
+
+
+class Counting:
+    """Keeps something of its event loop from one call to the next."""
+
+    def __init__(self) -> None:
+        self.lock: asyncio.Lock | None = None
+
+    async def __call__(self, completion: str, **columns: object) -> float:
+        self.lock = self.lock or asyncio.Lock()
+        async with self.lock:
+            await asyncio.sleep(0)
+            return 1.0
+
+
+counting = Counting()
+
+
+def streamed(completion: str, **columns: object) -> object:
+    yield 1.0
+
+
+async def streamed_later(completion: str, **columns: object) -> object:
+    yield 1.0
+
+
+def exotic(completion: str, **columns: object) -> object:
+    values: dict[str, object] = {
+        "numpy": np.float32(1),
+        "array": np.array([1.0]).reshape(()),
+        "torch": torch.tensor(1.0),
+        "decimal": Decimal("1.0"),
+        "fraction": Fraction(1, 1),
+        "bool": True,
+        "in a dict": {"score": np.float32(1)},
+        "large": 10**400,
+        "infinite": float("inf"),
+        "text": "1.0",
+        "two": np.array([1.0, 2.0]),
+        "list": [1.0],
+        "nested": {"score": {"score": 1.0}},
+        "set": {1.0},
+    }
+    if completion == "circle":
+        circle: dict[str, object] = {"score": 1.0}
+        circle["self"] = circle
+        return circle
+    return values[completion]
+
+
+def one(completion: str, **columns: object) -> float:
+    return 1.0
+
+
+def two(completion: str, **columns: object) -> float:
+    return 1.0
+
+
+def three(completion: str, **columns: object) -> float:
+    return 1.0

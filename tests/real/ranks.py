@@ -1,0 +1,164 @@
+"""Learner ranks without Ray and without engines: processes that meet over gloo and learn from batches made by hand."""
+
+import multiprocessing
+import queue
+import socket
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from builders import OBJECTIVE, batch_of, sample, terms
+from torch import Tensor
+
+from rlopt.config import LearnerConfig
+from rlopt.learner import LearnerSetup, LearnerWorker
+from rlopt.objectives.core import merge
+from rlopt.settings import conf_dir, read
+from rlopt.types import Batch, Group, Prompt
+
+Shares = list[list[Batch]]
+"""The micro-batches of each rank."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model that learns from the same shares `updates` times."""
+
+    folder: Path
+    config: LearnerConfig
+    dtype: torch.dtype
+    shares: Shares
+    updates: int = 2
+    kept: Path | None = None
+    """Where to save after the first update; a second learner goes on from there and makes the others again."""
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What came of a case: metrics of each update, the weights that learn at the start, and after each update.
+
+    Where the case was kept, those that were made again come last.
+    """
+
+    metrics: list[dict[str, float]]
+    weights: list[dict[str, Tensor]]
+
+    def moved(self, update: int = -1) -> Tensor:
+        """How far all weights went from the start, as one vector."""
+        return torch.cat([(self.weights[update][name] - start).flatten() for name, start in self.weights[0].items()])
+
+
+def learner_config(**changed: Any) -> LearnerConfig:
+    """As `conf/config.yaml` has it, but for what is `changed`."""
+    raw = yaml.safe_load((conf_dir() / "config.yaml").read_text())["learner"]
+    return read(LearnerConfig, {**raw, "lr": 1e-3, **changed}, "learner.")
+
+
+def batch(lengths: Sequence[int], vocabulary: int) -> Batch:
+    """Groups of two samples with responses of these lengths, the first of which is right."""
+    groups = []
+    for number, pair in enumerate(zip(lengths[::2], lengths[1::2], strict=True)):
+        name = f"p{number}"
+        samples = [replace(sample(length, 1.0 - i, prompt_id=name)) for i, length in enumerate(pair)]
+        samples = [replace(s, token_ids=(s.token_ids * (3 + 2 * number + i)) % vocabulary) for i, s in enumerate(samples)]
+        groups.append(Group(Prompt(name, (5, 6 + number), "", "", ""), tuple(samples)))
+    return batch_of(groups)
+
+
+def learn(cases: Sequence[Case], world: int, deadline_s: float = 240.0) -> list[Learned | str]:
+    """What `world` ranks make of each case, or the error that a rank raised, also for the cases after it."""
+    context = multiprocessing.get_context("spawn")
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    found: Any = context.Queue()
+    ranks = [context.Process(target=_rank, args=(cases, rank, world, port, found), daemon=True) for rank in range(world)]
+    for rank in ranks:
+        rank.start()
+    answers: list[Learned | str] = []
+    try:
+        for case in cases:
+            metrics, weights = [], []
+            try:
+                said: Any = found.get(timeout=deadline_s)
+            except queue.Empty:
+                said = f"{case}: the ranks wait for each other"
+            if isinstance(said, str):
+                return answers + [said] * (len(cases) - len(answers))
+            for step, (measured, arrays) in enumerate(said):
+                weights.append({name: torch.from_numpy(array) for name, array in arrays.items()})
+                if step:
+                    metrics.append(measured)
+            answers.append(Learned(metrics, weights))
+        return answers
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.join()
+
+
+def _rank(cases: Sequence[Case], rank: int, world: int, port: int, found: Any) -> None:
+    try:
+        joined = False
+        for case in cases:
+            worker = LearnerWorker(_setup(case), case.config, rank, world)
+            if not joined:
+                worker.join(("127.0.0.1", port))
+                joined = True
+            worker.load_models()
+            answer = [(dict[str, float](), _weights(worker))]
+            for step in range(1, case.updates + 1):
+                answer.append(_updated(worker, case, rank, world, step))
+                if case.kept and step == 1:
+                    worker.save(case.kept)
+            if case.kept:
+                worker = LearnerWorker(_setup(case), case.config, rank, world)
+                worker.load_models()
+                worker.load(case.kept)
+                answer += [_updated(worker, case, rank, world, step) for step in range(2, case.updates + 1)]
+            if rank == 0:
+                found.put(answer)
+    except BaseException:
+        found.put(f"rank {rank}: {traceback.format_exc()}")
+        sys.exit(1)
+
+
+def _updated(worker: LearnerWorker, case: Case, rank: int, world: int, step: int) -> tuple[dict[str, float], dict[str, Any]]:
+    """The metrics of an update, of all ranks, and the weights after it."""
+    mine = worker.update(case.shares[rank], step)
+    everyone: list[Any] = [None] * world
+    torch.distributed.all_gather_object(everyone, mine)
+    return {name: metric.value for name, metric in merge(everyone).items()}, _weights(worker)
+
+
+def _weights(worker: LearnerWorker) -> dict[str, Any]:
+    """As the optimizer has them: in float32."""
+    named = worker._named()
+    if worker._setup.dtype == torch.float32:
+        return {name: tensor.clone().numpy() for name, tensor in worker._gathered(named)}
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    return {name: safe_get_full_fp32_param(parameter).clone().numpy() for name, parameter in named}
+
+
+def _setup(case: Case) -> LearnerSetup:
+    return LearnerSetup(
+        folder=case.folder,
+        dtype=case.dtype,
+        device="cpu",
+        threads=1,
+        temperature=1.0,
+        total_steps=10,
+        objective=OBJECTIVE,
+        terms=terms(),
+        sync_backend="shm",
+        bucket_bytes=10_000,
+        verify=True,
+        deadline_s=60.0,
+        seed=1,
+    )

@@ -1,0 +1,143 @@
+"""Two learner ranks learn what one does, however the work is cut; no engine and no Ray."""
+
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from ranks import Case, Learned, Shares, batch, learn, learner_config
+
+VOCABULARY = 64
+LAYOUTS = {"one chunk each": 4096, "several chunks on one rank": 16, "none on one rank": 16}
+"""Name to `learner.logit_chunk`. There are 24 and 8 scored tokens; in the last all are on the first rank."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A way to cut the work."""
+
+    zero: int
+    layout: str
+    checkpointing: bool
+    rank: int
+
+    def __str__(self) -> str:
+        names = f"ZeRO {self.zero}", self.layout, "checkpointing" * self.checkpointing, "adapters" * bool(self.rank)
+        return ", ".join(name for name in names if name)
+
+
+CUTS = [Cut(*cut) for cut in product(range(4), LAYOUTS, (False, True), (0, 4))]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("model")
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    config = transformers.Qwen2Config(
+        **sizes, num_key_value_heads=2, vocab_size=VOCABULARY, max_position_embeddings=64, tie_word_embeddings=True
+    )
+    transformers.Qwen2ForCausalLM(config).save_pretrained(made)
+    return made
+
+
+def case(folder: Path, cut: Cut, world: int) -> Case:
+    whole = batch([24, 8], VOCABULARY)
+    both = [whole.take([0]), whole.take([1])]
+    shares: Shares = [both] if world == 1 else [both[:1], both[1:]]
+    if world == 2 and cut.layout == "none on one rank":
+        shares = [[whole], [whole.silent()]]
+    config = learner_config(
+        workers=world,
+        zero_stage=cut.zero,
+        logit_chunk=LAYOUTS[cut.layout],
+        gradient_checkpointing=cut.checkpointing,
+        **({"lora": {"rank": cut.rank, "alpha": 8.0, "targets": "all-linear"}} if cut.rank else {}),
+    )
+    return Case(folder, config, torch.float32, shares)
+
+
+@pytest.fixture(scope="module")
+def found(folder: Path) -> dict[Cut, tuple[Learned | str, Learned | str]]:
+    """By cut: what one rank learned, and what two did."""
+    one = learn([case(folder, Cut(0, "one chunk each", False, rank), 1) for rank in (0, 4)], 1)
+    two = learn([case(folder, cut, 2) for cut in CUTS], 2)
+    return {cut: (one[bool(cut.rank)], learned) for cut, learned in zip(CUTS, two, strict=True)}
+
+
+@pytest.mark.parametrize("cut", CUTS, ids=str)
+def test_two_ranks_learn_what_one_does(cut: Cut, found: dict[Cut, tuple[Learned | str, Learned | str]]) -> None:
+    one, two = found[cut]
+    assert isinstance(one, Learned), one
+    assert isinstance(two, Learned), two
+    for here, there in zip(one.metrics, two.metrics, strict=True):
+        for name in ("actor/pg_loss", "actor/grad_norm", "actor/entropy", "offpolicy/ratio_mean"):
+            assert there[name] == pytest.approx(here[name], rel=1e-4, abs=1e-6), name
+    assert one.moved().abs().max() > 1e-4
+    # The sign of a gradient near zero is rounding, and AdamW makes a whole step of it.
+    assert (two.moved() - one.moved()).norm() < 0.01 * one.moved().norm()
+    assert {name: weight.shape for name, weight in two.weights[0].items()} == {n: w.shape for n, w in one.weights[0].items()}
+
+
+STAGES, COPIES = (1, 2, 3), 64
+
+
+@pytest.fixture(scope="module")
+def halves(folder: Path) -> dict[tuple[int, int], Learned | str]:
+    """In bfloat16 on two ranks, by ZeRO stage and micro-batches per rank: that many copies of one, each with its share."""
+    pair = batch([24, 8], VOCABULARY)
+    cases = {}
+    for stage, pieces in product(STAGES, (1, COPIES)):
+        parts = [pair.take([rank]) for rank in range(2)]
+        shares = [[replace(part, weights=part.weights / pieces)] * pieces for part in parts]
+        cases[stage, pieces] = Case(
+            folder, learner_config(workers=2, zero_stage=stage, weight_decay=0.0), torch.bfloat16, shares, updates=1
+        )
+    return dict(zip(cases, learn([*cases.values()], 2), strict=True))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_in_bfloat16_the_gradient_does_not_depend_on_the_number_of_micro_batches(
+    stage: int, halves: dict[tuple[int, int], Learned | str]
+) -> None:
+    one, many = halves[stage, 1], halves[stage, COPIES]
+    assert isinstance(one, Learned), one
+    assert isinstance(many, Learned), many
+    # A 64th of the gradient is rounded as the gradient is, so that 64 of them make it exactly.
+    assert many.metrics[0]["actor/grad_norm"] == pytest.approx(one.metrics[0]["actor/grad_norm"], rel=1e-6)
+    assert (many.moved() - one.moved()).norm() <= 1e-6 * one.moved().norm()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_in_bfloat16_the_first_update_moves_a_weight_by_the_learning_rate(
+    stage: int, halves: dict[tuple[int, int], Learned | str]
+) -> None:
+    learned = halves[stage, 1]
+    assert isinstance(learned, Learned), learned
+    # AdamW corrects its moments for the number of steps: after one, m / sqrt(v) is the sign of the gradient.
+    assert learned.moved().abs().max().item() == pytest.approx(1e-3, rel=1e-3)
+
+
+KEPT = [Cut(zero, "one chunk each", False, rank) for zero in range(4) for rank in (0, 4)]
+
+
+@pytest.fixture(scope="module")
+def went_on(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Learned | str]:
+    """Two ranks that learn, save, learn on, and a second time from what they saved."""
+    cases = {f"{cut}, float32": case(folder, cut, 2) for cut in KEPT}
+    cases |= {f"ZeRO {zero}, bfloat16": replace(case(folder, KEPT[2 * zero], 2), dtype=torch.bfloat16) for zero in STAGES}
+    cases = {name: replace(case, kept=tmp_path_factory.mktemp("kept")) for name, case in cases.items()}
+    return dict(zip(cases, learn([*cases.values()], 2), strict=True))
+
+
+@pytest.mark.parametrize("name", [f"{cut}, float32" for cut in KEPT] + [f"ZeRO {zero}, bfloat16" for zero in STAGES])
+def test_a_learner_goes_on_from_its_checkpoint_with_the_same_numbers_to_the_last_bit(
+    name: str, went_on: dict[str, Learned | str]
+) -> None:
+    learned = went_on[name]
+    assert isinstance(learned, Learned), learned
+    assert learned.metrics[2] == learned.metrics[1]
+    assert all(torch.equal(again, weight) for weight, again in zip(*(w.values() for w in learned.weights[2:]), strict=True))
+    assert not torch.equal(learned.moved(2), learned.moved(1))

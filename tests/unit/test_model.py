@@ -1,0 +1,158 @@
+"""The policy against transformers' own forward pass, in many architectures; and models as they are written."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+from transformers import modeling_outputs
+
+from rlopt import tiny
+from rlopt.errors import RloptError
+from rlopt.model import Policy, context_length, own_logprobs, refuse_other_logits, try_to_save, write_model
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}
+GPT: dict[str, Any] = {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
+CONFIGS: dict[str, transformers.PretrainedConfig] = {
+    "Gemma 2": transformers.Gemma2Config(**SIZES, head_dim=16, final_logit_softcapping=3.0),
+    "Granite": transformers.GraniteConfig(**SIZES, logits_scaling=8.0),
+    "Cohere": transformers.CohereConfig(**SIZES, logit_scale=0.25),
+    "GPT-2": transformers.GPT2Config(**GPT),
+    "GPT-J, whose head has a bias": transformers.GPTJConfig(**GPT, rotary_dim=8),
+    "OPT": transformers.OPTConfig(
+        **{k: SIZES[k] for k in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")},
+        ffn_dim=64,
+        max_position_embeddings=64,
+        word_embed_proj_dim=16,
+        layerdrop=0.5,
+    ),
+    "Llama": transformers.LlamaConfig(**SIZES),
+    "Mixtral, whose router jitters": transformers.MixtralConfig(**SIZES, num_local_experts=4, router_jitter_noise=0.3),
+    "Qwen2": transformers.Qwen2Config(**SIZES, tie_word_embeddings=True),
+    "Qwen2 with dropout": transformers.Qwen2Config(**SIZES, attention_dropout=0.3),
+    "Qwen3": transformers.Qwen3Config(**SIZES, head_dim=16),
+}
+
+
+def saved(config: transformers.PretrainedConfig, folder: Path) -> Any:
+    """A model with random weights and a large head, saved to `folder`, as transformers loads it."""
+    torch.manual_seed(0)
+    lm = transformers.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        lm.get_output_embeddings().weight.mul_(8)
+    lm.save_pretrained(folder)
+    return transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+@pytest.mark.parametrize("recompute", [False, True], ids=["", "checkpointing"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_log_probabilities_while_learning_are_those_of_the_models_own_forward_pass(
+    name: str, recompute: bool, tmp_path: Path
+) -> None:
+    lm, policy = saved(CONFIGS[name], tmp_path), Policy(tmp_path, torch.float32, 5, recompute).train()
+    ids = torch.randint(2, 64, (3, 9))
+    mask = torch.ones(ids.shape)
+    mask[:, :2] = 0
+    said, entropy = policy(ids, mask, 1.0)
+    own = own_logprobs(lm, ids)
+    assert (said[:, 2:] - own[:, 1:]).abs().max() < 1e-5
+    everything = torch.log_softmax(lm(ids).logits[:, 1:-1], -1)
+    assert (entropy[:, 2:] + (everything.exp() * everything).sum(-1)).abs().max() < 1e-5
+    assert (said[:, :2] == 0).all()
+    refuse_other_logits(policy, policy.lm, "cpu")
+
+    said.sum().backward()
+    own[:, 1:].sum().backward()
+    theirs = dict(lm.named_parameters())
+    for parameter_name, parameter in policy.lm.named_parameters():
+        expected = theirs[parameter_name].grad
+        if expected is not None:
+            torch.testing.assert_close(parameter.grad, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_the_temperature_divides_the_logits_after_all_that_the_model_does_to_them(tmp_path: Path) -> None:
+    lm, policy = saved(CONFIGS["Gemma 2"], tmp_path), Policy(tmp_path, torch.float32, 4096)
+    ids = torch.randint(2, 64, (1, 5))
+    expected = torch.log_softmax(lm(ids).logits[:, :-1] / 0.5, -1).gather(-1, ids[:, 1:, None])[..., 0]
+    assert (policy(ids, torch.ones(1, 5), 0.5)[0][:, 1:] - expected).abs().max() < 1e-5
+
+
+class Odd(transformers.Qwen2ForCausalLM):
+    """Its forward pass does something before its body that `Policy` cannot know."""
+
+    def forward(self, input_ids: Tensor, **options: Any) -> modeling_outputs.CausalLMOutputWithPast:
+        return super().forward((input_ids + 1) % 64, **options)  # type: ignore[no-any-return]
+
+
+class Strange(transformers.Qwen2ForCausalLM):
+    """It asks its body for what no body says."""
+
+    def forward(self, input_ids: Tensor, **options: Any) -> modeling_outputs.CausalLMOutputWithPast:
+        return modeling_outputs.CausalLMOutputWithPast(logits=self.lm_head(self.model.layers[0](input_ids)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (Odd, "model.path: Odd gives a token another log-probability in its own forward pass than while it learns, by"),
+        (Strange, "model.path: a policy cannot be made of Strange"),
+    ],
+)
+def test_a_model_whose_way_is_unknown_is_refused_by_name(kind: type, message: str, tmp_path: Path) -> None:
+    saved(CONFIGS["Qwen2"], tmp_path)
+    policy = Policy(tmp_path, torch.float32, 5)
+    policy.lm.__class__ = kind
+    with pytest.raises(RloptError, match=message):
+        refuse_other_logits(policy, policy.lm, "cpu")
+
+
+def test_a_written_model_has_the_dropout_and_the_generation_config_that_it_came_with(tmp_path: Path) -> None:
+    saved(CONFIGS["Qwen2 with dropout"], tmp_path / "model")
+    odd = '{"do_sample": false, "temperature": 0.9, "eos_token_id": 1}'
+    (tmp_path / "model" / "generation_config.json").write_text(odd)
+    policy = Policy(tmp_path / "model", torch.float32, 5)
+    weights = {name: parameter.detach() for name, parameter in policy.lm.named_parameters()}
+    write_model(tmp_path / "model", torch.float32, weights, tmp_path / "hf")
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert (config["attention_dropout"], config["use_cache"], config["dtype"]) == (0.3, True, "float32")
+    assert (tmp_path / "hf" / "generation_config.json").read_text() == odd
+    ids = torch.randint(0, 64, (2, 7))
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    with torch.no_grad():
+        assert (own_logprobs(again, ids) - policy(ids, torch.ones(2, 7), 1.0)[0][:, 1:]).abs().max() < 1e-5
+
+
+class Unwritable:
+    """A tokenizer that transformers loads and cannot save."""
+
+    def save_pretrained(self, folder: str) -> None:
+        raise ValueError("no vocabulary\nfile")
+
+
+def test_a_model_that_could_not_be_saved_later_is_refused_before_it_learns(tmp_path: Path) -> None:
+    saved(CONFIGS["Llama"], tmp_path)
+    try_to_save(tmp_path, torch.float32, tiny.tokenizer())
+    with pytest.raises(RloptError, match=r"cannot be saved again \(ValueError: no vocabulary file\)"):
+        try_to_save(tmp_path, torch.float32, Unwritable())
+
+
+@pytest.mark.parametrize(("config", "positions"), [(CONFIGS["GPT-2"], 64), (transformers.BloomConfig(n_layer=1), None)])
+def test_a_context_length_is_found_under_the_name_that_the_model_has_for_it(
+    config: transformers.PretrainedConfig, positions: int | None, tmp_path: Path
+) -> None:
+    config.save_pretrained(tmp_path)
+    if positions:
+        assert context_length(tmp_path) == positions
+    else:
+        with pytest.raises(RloptError, match="its config does not say how many positions it knows"):
+            context_length(tmp_path)
