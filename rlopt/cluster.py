@@ -16,7 +16,7 @@ from ray.util import get_node_ip_address
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rlopt.config import ClusterConfig
-from rlopt.errors import RloptError
+from rlopt.errors import RloptError, first_line
 from rlopt.weights import difference
 
 GONE = (
@@ -71,7 +71,7 @@ class Pending:
                 raise RloptError(str(cause.args[0] if cause.args else cause)) from error
             raise
         except GONE as error:
-            raise Lost(f"{self.who} died during: {what} ({str(error).splitlines()[0]})") from error
+            raise Lost(f"{self.who} died during: {what} ({first_line(error)})") from error
 
     def cancel(self) -> None:
         """Ask the workers to stop; nobody waits for the results any more."""
@@ -147,7 +147,7 @@ class Cluster:
             try:
                 ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **common)
             except Exception as error:  # Ray raises a bare Exception when its processes do not come up in 30 s
-                reason = str(error).splitlines()[0]
+                reason = first_line(error)
                 raise Stalled(f"cluster.address=local: Ray did not start ({reason}); is the machine overloaded?") from error
         else:
             host, colon, port = config.address.rpartition(":")
@@ -156,7 +156,7 @@ class Cluster:
                     socket.create_connection((host, int(port)), timeout=10).close()
                 ray.init(address=config.address, **common)
             except (OSError, ValueError) as error:
-                reason = str(error).splitlines()[0]
+                reason = first_line(error)
                 raise RloptError(
                     f"cluster.address={config.address}: no Ray cluster answers ({reason}); use local, or start one"
                 ) from error

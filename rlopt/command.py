@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from rlopt import signals
-from rlopt.errors import RloptError
+from rlopt.errors import RloptError, first_line
 from rlopt.settings import conf_dir, translate
 
 C = TypeVar("C")
@@ -69,7 +69,7 @@ def _unreadable(override: str, why: str) -> RloptError:
         quoted = f"{key}={quote}{value.replace(quote, chr(92) + quote)}{quote}"
         if _reads_as(quoted, value):
             return RloptError(f"{override}: is not read as one value; quote the value: {shlex.quote(quoted)}")
-    return RloptError(f"{override}: is not read as one value ({why.strip().splitlines()[0]}); put it in a YAML file")
+    return RloptError(f"{override}: is not read as one value ({first_line(why)}); put it in a YAML file")
 
 
 def _reads_as(override: str, value: str) -> bool:

@@ -14,6 +14,12 @@ def need(condition: bool, key: str, value: object, way_out: str) -> None:
         raise RloptError(f"{key}={value}: {way_out}")
 
 
+def first_line(error: BaseException | str, longest: int = 300) -> str:
+    """What an error says, as one line: its first that is not blank, or its type's name where it says nothing."""
+    said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return said if len(said) <= longest else said[: longest - 3] + "..."
+
+
 class NoEngine(Exception):
     """Groups are asked for and no engine is left to sample them; the replacements wait for weights. Never leaves the loop."""
 

@@ -11,6 +11,7 @@ import numpy as np
 import yaml
 
 from rlopt.config import ModelConfig
+from rlopt.errors import first_line
 from rlopt.record import NAME, Damaged, blocks
 
 MOST_TOKENS = 2_000_000
@@ -100,7 +101,7 @@ def _circumstances(file: Path) -> tuple[Kind, bool, float]:
     try:
         config = yaml.safe_load(file.read_text()) if file.exists() else None
     except yaml.YAMLError as error:
-        raise ValueError(f"{file.name} is no YAML ({str(error).splitlines()[0]})") from None
+        raise ValueError(f"{file.name} is no YAML ({first_line(error)})") from None
     if not isinstance(config, dict):
         return "sampled", True, 1.0
     data, algo, model, cluster, rollout = (_section(config, name) for name in ("data", "algo", "model", "cluster", "rollout"))

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from rlopt.cluster import Lost, Pending, Stalled, Workers, close_all, finished, wait_any
 from rlopt.data import Deal
-from rlopt.errors import Interrupted, NoEngine, RloptError
+from rlopt.errors import Interrupted, NoEngine, RloptError, first_line
 from rlopt.rollout import Heard
 from rlopt.types import Group, Key
 
@@ -155,7 +155,7 @@ class Fleet:
                 pending.result("starting up")
             except Exception as error:  # whatever loading a model may raise
                 engine.workers.close()
-                self.report("engine_failed", engine=engine.number, why=str(error).splitlines()[0])
+                self.report("engine_failed", engine=engine.number, why=first_line(error))
                 failed.append(error)
                 continue
             self._up.append(engine)

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlopt.errors import RloptError
+from rlopt.errors import RloptError, first_line
 
 KEYS = ("WANDB_API_KEY", "WANDB_ENTITY", "WANDB_BASE_URL", "HF_TOKEN", "HF_ENDPOINT", "RLOPT_CACHE")
 """Variables of our environment that a job's has too."""
@@ -104,7 +104,7 @@ class Jobs:
             self._client = JobSubmissionClient(address)
         except Exception as error:  # connection, authentication and version each raise their own
             raise RloptError(
-                f"--address={address}: no cluster takes jobs there ({_first(error)}); is it http://HEAD:8265?"
+                f"--address={address}: no cluster takes jobs there ({first_line(error)}); is it http://HEAD:8265?"
             ) from error
 
     def submit(self, folder: Path, sealed: str, overrides: Sequence[str]) -> str:
@@ -116,13 +116,13 @@ class Jobs:
         try:
             return str(self._client.submit_job(entrypoint=command(overrides), runtime_env=environment))
         except Exception as error:  # whatever the cluster answers
-            raise RloptError(f"--address={self._address}: the job was not taken ({_first(error)})") from error
+            raise RloptError(f"--address={self._address}: the job was not taken ({first_line(error)})") from error
 
     def status(self, job: str) -> str:
         """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED; of a failed one also why."""
         info = self._ask(job, self._client.get_job_info)
         status = str(getattr(info.status, "value", info.status))
-        return f"{status}: {_first(info.message)}" if status == "FAILED" and info.message else status
+        return f"{status}: {first_line(info.message)}" if status == "FAILED" and info.message else status
 
     def logs(self, job: str) -> str:
         return str(self._ask(job, self._client.get_job_logs))
@@ -154,7 +154,9 @@ class Jobs:
         except StopAsyncIteration:
             raise
         except Exception as error:  # Ray answers an unknown id with a RuntimeError that holds a page
-            raise RloptError(f"{job}: {self._address} does not know this job, or does not answer ({_first(error)})") from error
+            raise RloptError(
+                f"{job}: {self._address} does not know this job, or does not answer ({first_line(error)})"
+            ) from error
 
 
 def hand_in(address: str, include: Sequence[Path], overrides: Sequence[str]) -> tuple[Jobs, str]:
@@ -169,8 +171,3 @@ def hand_in(address: str, include: Sequence[Path], overrides: Sequence[str]) -> 
         pad, sealed = seal({key: os.environ[key] for key in KEYS if key in os.environ})
         pack(folder, include, pad)
         return jobs, jobs.submit(folder, sealed, overrides)
-
-
-def _first(error: object) -> str:
-    """The first line that says something."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]

@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 import transformers
+from filelock import FileLock
 from torch import Tensor
 
 from rlopt import lora, tiny
 from rlopt.config import LoraConfig
-from rlopt.errors import RloptError
+from rlopt.errors import RloptError, first_line
 from rlopt.head import Head, after_body
 
 Progress = Callable[[int, int, float], None]
@@ -32,9 +33,10 @@ def find_model(path: str, progress: Progress) -> Path:
         recipe = tiny.RECIPES[path]
         key = hashlib.blake2b(json.dumps(asdict(recipe), sort_keys=True).encode(), digest_size=6).hexdigest()
         folder = cache_dir() / f"{path}-{key}"
-        if not folder.is_dir():
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            tiny.train(recipe, folder, progress)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):  # runs that begin together train it once
+            if not folder.is_dir():
+                tiny.train(recipe, folder, progress)
         return folder
     folder = Path(path).expanduser()
     if folder.is_dir():
@@ -49,7 +51,7 @@ def find_model(path: str, progress: Progress) -> Path:
     try:
         return Path(snapshot_download(path, ignore_patterns=["*.bin", "*.pth", "*.pt", "original/*"]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        reason = str(error).strip().split("\n")[0]
+        reason = first_line(error)
         raise RloptError(
             f"model.path={path}: no such folder, and the Hub did not give it ({reason}); check name and network"
         ) from error
@@ -90,7 +92,7 @@ def shape_of(folder: Path | str, adapters: LoraConfig) -> Shape:
     try:
         config = transformers.AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise RloptError(f"model.path={folder}: its config cannot be read ({reason}); check name and network") from error
     text = config.get_text_config()
     heads = text.num_attention_heads
@@ -191,7 +193,7 @@ def refuse_other_logits(policy: Callable[..., tuple[Tensor, Tensor]], lm: Any, d
         try:
             said, _ = policy(ids, mask, 1.0)
         except Exception as error:  # whatever the code of a model raises that has another shape than we know
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            reason = first_line(f"{type(error).__name__}: {error}")
             raise RloptError(f"model.path: a policy cannot be made of {name} ({reason}); use another model") from error
         was_training = lm.training
         lm.eval()

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlopt import processes
 from rlopt.config import Config, GroupRelativeConfig
-from rlopt.errors import RloptError
+from rlopt.errors import RloptError, first_line
 from rlopt.objectives.core import Traits
 from rlopt.synonyms import meant
 
@@ -167,8 +167,7 @@ def translate(error: Exception, primary: str = "config") -> RloptError:
                 return RloptError(f"{key}: no such key, did you mean {meaning}; the algorithm's keys are in conf/algo/")
             return RloptError(f"{key}: the chosen algorithm has no such key; its keys are in conf/algo/, see --cfg job")
         return RloptError(f"{key}: no such key{_suggest(key, primary)}; see conf/{primary}.yaml, or --cfg job")
-    first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
-    return RloptError(f"{first} (see --help for the syntax of overrides)")
+    return RloptError(f"{first_line(error)} (see --help for the syntax of overrides)")
 
 
 def _suggest(key: str, primary: str) -> str:

@@ -21,7 +21,7 @@ from rich.progress import (
 from torch import Tensor
 
 from rlopt.boards import Board
-from rlopt.errors import RloptError
+from rlopt.errors import RloptError, first_line
 from rlopt.files import write_whole
 from rlopt.metrics import DEFINITIONS
 from rlopt.record import Recorder
@@ -63,7 +63,7 @@ class Journal:
         self._files: dict[str, IO[str]] = {
             name: (run / f"{name}.jsonl").open("a", buffering=1) for name in ("metrics", "samples", "events")
         }
-        self._log_samples, self._boards = log_samples, boards
+        self._log_samples, self._boards = log_samples, list(boards)
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -96,8 +96,8 @@ class Journal:
             self._write("samples", row)
         if self._recorder and policy is not None:
             self._recorder.step(step, groups, policy)
-        for board in self._boards:
-            board.step(metrics, shown)
+        for board in list(self._boards):
+            self._show(board, metrics, shown)
         line = "  ".join(f"{label} {metrics[name]:{form}}" for name, (label, form) in LINE.items() if name in metrics)
         self._progress.update(self._task, completed=step, description=line)
         if not self._console.is_terminal and (step % 20 == 0 or step == 1):
@@ -118,7 +118,29 @@ class Journal:
         if self._recorder:
             self._recorder.close()
         for board in self._boards:
-            board.close(exit_code)
+            try:
+                board.close(exit_code)
+            except Exception as error:  # as in _show; the events are closed by now
+                self._console.print(f"warning: {board.name} did not close ({first_line(error)})", highlight=False, markup=False)
+
+    def _show(self, board: Board, metrics: Mapping[str, float], samples: list[dict[str, object]]) -> None:
+        """Show a step. A board that fails is opened again once; one that fails again is left out, for a run is worth more."""
+        step = int(metrics["step"])
+        try:
+            board.step(metrics, samples)
+            return
+        except Exception as error:  # whatever the service behind it raises
+            why = first_line(error)
+        try:
+            board.reopen()
+            board.step(metrics, samples)
+            self.event("board_reopened", board=board.name, step=step, why=why)
+        except Exception as error:  # whatever it raises now
+            self._boards.remove(board)
+            why = first_line(error)
+            self.event("board_lost", board=board.name, step=step, why=why)
+            line = f"warning: {board.name} shows nothing from step {step} on ({why}); metrics.jsonl has everything"
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _write(self, name: str, row: Mapping[str, object]) -> None:
         self._files[name].write(json.dumps(row) + "\n")

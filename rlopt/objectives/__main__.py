@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rlopt.conformance import Finding, check
-from rlopt.errors import RloptError
+from rlopt.errors import RloptError, first_line
 from rlopt.objectives.core import Objective
 from rlopt.settings import algorithms, load_class, objective_of, read
 
@@ -26,7 +26,7 @@ def build(name: str, settings: list[str]) -> Objective:
         try:
             options[field] = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))["value"]  # type: ignore[index,call-overload]
         except (OmegaConfBaseException, yaml.YAMLError) as error:
-            raise RloptError(f"{setting}: not a value ({str(error).splitlines()[0]})") from None
+            raise RloptError(f"{setting}: not a value ({first_line(error)})") from None
     return read(load_class(path), options, "")  # type: ignore[no-any-return]
 
 

@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from google.protobuf.message import DecodeError
 
@@ -74,6 +75,27 @@ def test_an_offline_run_has_group_job_type_config_code_metrics_by_step_and_a_tab
     artifacts = [record.artifact for record in found if record.WhichOneof("record_type") == "artifact"]
     code = {entry.path for artifact in artifacts if artifact.type == "code" for entry in artifact.manifest.contents}
     assert {"loop.py", "objectives/grpo.py"} <= code
+
+
+@pytest.mark.filterwarnings("ignore")  # wandb's own, on closing
+def test_a_run_goes_on_in_wandb_when_wandbs_own_process_is_gone(tmp_path: Path) -> None:
+    (board,) = start_boards(TrackingConfig("offline", False, "mine", None), tmp_path, 0, "id-1", "name-1", "grpo", SETTINGS)
+    board.step(metrics(1), [])
+    service = next(child for child in psutil.Process().children(recursive=True) if "wandb-core" in child.name())
+    service.kill()
+    service.wait(20)
+
+    def show_until_it_fails() -> None:
+        for _ in range(100):  # what is written while the socket closes is taken and lost
+            board.step(metrics(2), [SAMPLE])
+            time.sleep(0.05)
+
+    with pytest.raises(ConnectionError):
+        show_until_it_fails()
+    board.reopen()
+    board.step(metrics(2), [SAMPLE])
+    board.close(0)
+    assert len(list(tmp_path.glob("wandb/offline-run-*/run-id-1.wandb"))) == 2
 
 
 @pytest.mark.filterwarnings("ignore")  # wandb-workspaces' own, on importing

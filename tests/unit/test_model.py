@@ -1,6 +1,9 @@
 """The policy against transformers' own forward pass, in many architectures; and models as they are written."""
 
 import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ from transformers import modeling_outputs
 
 from rlopt import tiny
 from rlopt.errors import RloptError
-from rlopt.model import Policy, context_length, own_logprobs, refuse_other_logits, try_to_save, write_model
+from rlopt.model import Policy, context_length, find_model, own_logprobs, refuse_other_logits, try_to_save, write_model
 
 SIZES: dict[str, Any] = {
     "vocab_size": 64,
@@ -156,3 +159,24 @@ def test_a_context_length_is_found_under_the_name_that_the_model_has_for_it(
     else:
         with pytest.raises(RloptError, match="its config does not say how many positions it knows"):
             context_length(tmp_path)
+
+
+def test_runs_that_begin_together_train_a_tiny_model_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLOPT_CACHE", str(tmp_path))
+    began, trained = threading.Barrier(3), []
+
+    def slowly(recipe: tiny.Recipe, folder: Path, progress: object) -> None:
+        time.sleep(0.2)
+        trained.append(folder)
+        folder.mkdir()
+
+    monkeypatch.setattr(tiny, "train", slowly)
+
+    def begin() -> Path:
+        began.wait()
+        return find_model("tiny_s", lambda *_: None)
+
+    with ThreadPoolExecutor(3) as pool:
+        found = [task.result() for task in [pool.submit(begin) for _ in range(3)]]
+    assert trained == [found[0]]
+    assert set(found) == set(trained)

@@ -3,19 +3,50 @@
 import io
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 from builders import group
 from rich.console import Console
 
+from rlopt.boards import Board, Row
 from rlopt.errors import RloptError
 from rlopt.metrics import DEFINITIONS, batch_metrics
 from rlopt.tracking import Journal, read_column
 
 
-def journal(folder: Path, step: int = 0) -> Journal:
-    return Journal(folder, step, total=10, log_samples=1, boards=[], console=Console(file=io.StringIO()), recorder=None)
+def journal(folder: Path, step: int = 0, boards: Sequence[Board] = (), console: Console | None = None) -> Journal:
+    console = console or Console(file=io.StringIO())
+    return Journal(folder, step, total=10, log_samples=1, boards=boards, console=console, recorder=None)
+
+
+class Flaky:
+    """A board that cannot show the steps that it is told of, until it is opened again, or ever."""
+
+    name = "flaky"
+
+    def __init__(self, fails: set[int], mends: bool, closes: bool = True) -> None:
+        self.fails, self.mends, self.closes = fails, mends, closes
+        self.shown: list[int] = []
+
+    def step(self, metrics: Mapping[str, float], samples: Sequence[Row]) -> None:
+        if metrics["step"] in self.fails:
+            raise ConnectionResetError
+        self.shown.append(int(metrics["step"]))
+
+    def reopen(self) -> None:
+        if self.mends:
+            self.fails = set()
+
+    def close(self, exit_code: int) -> None:
+        if not self.closes:
+            raise OSError("the disk\nis full")
+
+
+def events(folder: Path) -> list[tuple[object, ...]]:
+    found = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    return [(event["event"], event["board"], event["step"], event["why"]) for event in found]
 
 
 def metrics(step: int) -> dict[str, float]:
@@ -62,6 +93,38 @@ def test_an_interruption_while_a_run_goes_on_loses_no_line_of_it(tmp_path: Path,
         with pytest.raises(KeyboardInterrupt):
             journal(tmp_path, step=2)
     assert read_column(tmp_path, "step") == [1, 2, 3]
+
+
+def test_a_board_that_fails_is_opened_again_and_misses_no_step(tmp_path: Path) -> None:
+    board = Flaky({2}, mends=True)
+    diary = journal(tmp_path, boards=[board])
+    for step in (1, 2, 3):
+        diary.step(metrics(step), [group()], None)
+    diary.close(0)
+    assert board.shown == [1, 2, 3]
+    assert events(tmp_path) == [("board_reopened", "flaky", 2, "ConnectionResetError")]
+
+
+def test_a_board_that_fails_for_good_is_left_out_with_one_line_and_the_run_goes_on(tmp_path: Path) -> None:
+    said = io.StringIO()
+    broken, sound = Flaky({2, 3}, mends=False), Flaky(set(), mends=True)
+    diary = journal(tmp_path, boards=[broken, sound], console=Console(file=said, width=200))
+    for step in (1, 2, 3):
+        diary.step(metrics(step), [group()], None)
+    diary.close(0)
+    assert (broken.shown, sound.shown) == ([1], [1, 2, 3])
+    assert read_column(tmp_path, "step") == [1, 2, 3]
+    assert events(tmp_path) == [("board_lost", "flaky", 2, "ConnectionResetError")]
+    line = "warning: flaky shows nothing from step 2 on (ConnectionResetError); metrics.jsonl has everything"
+    assert said.getvalue().count(line) == 1
+
+
+def test_a_board_that_does_not_close_costs_a_line(tmp_path: Path) -> None:
+    said = io.StringIO()
+    diary = journal(tmp_path, boards=[Flaky(set(), mends=True, closes=False)], console=Console(file=said, width=200))
+    diary.step(metrics(1), [group()], None)
+    diary.close(0)
+    assert "warning: flaky did not close (the disk)\n" in said.getvalue()
 
 
 def test_a_metric_without_a_definition_is_an_error(tmp_path: Path) -> None:
