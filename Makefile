@@ -4,7 +4,7 @@
 PYTHON ?= python3
 LOCK ?= requirements-cpu.txt
 BIN := .venv/bin
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-deps
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-compile
 READY := .venv/.ready-$(LOCK)
 # torch's CPU build has an index of its own, asked for torch alone: asking it for every package would take minutes offline.
 TORCH_INDEX := $(if $(findstring cpu,$(LOCK)),--extra-index-url https://download.pytorch.org/whl/cpu)
@@ -19,9 +19,12 @@ $(READY): $(LOCK) pyproject.toml
 	@case $(LOCK) in *cpu*) $(PYTHON) -c 'import sys, ctypes.util as u; sys.exit(not u.find_library("numa") and "error: libnuma is missing, which vLLM for CPUs needs; apt-get install libnuma1, or dnf install numactl-libs")';; esac
 	rm -rf .venv
 	$(PYTHON) -m venv .venv
-	$(PIP) --retries 0 $(TORCH_INDEX) $$(grep '^torch==' $(LOCK))
-	$(PIP) -r $(LOCK)
+	grep -v '^torch==' $(LOCK) > .venv/others.txt
+	@echo installing torch, and the other packages beside it
+	@$(PIP) -r .venv/others.txt & others=$$!; \
+	$(PIP) --retries 0 $(TORCH_INDEX) $$(grep '^torch==' $(LOCK)) || { kill $$others; exit 1; }; wait $$others
 	$(PIP) --no-build-isolation -e .
+	@$(BIN)/python -m compileall -q -j 0 .venv/lib > .venv/compiled.log 2>&1 || true  # files that are templates do not compile
 	touch $@
 
 
@@ -30,7 +33,9 @@ demo: setup
 	$(BIN)/python -m rlopt.train +algo=rec_oneside_nois trainer.total_steps=100 run.name=demo run.dir=$$run && \
 	$(BIN)/python -m rlopt.report $$run --out $$run/report.html
 
-test: lint unit real
+test: setup
+	@$(MAKE) --no-print-directory --output-sync -j2 lint unit
+	@$(MAKE) --no-print-directory real
 
 lint: setup
 	$(BIN)/ruff check rlopt tests examples

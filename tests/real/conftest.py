@@ -2,17 +2,20 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from rlopt import launch
+from rlopt import checkpoint, launch
 from rlopt.model import find_model
 
 SMALL = ("data.prompts_per_step=4", "algo.group_size=4")
@@ -50,6 +53,78 @@ def rows(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
+def steps(folder: Path) -> int:
+    """How many steps a run has written down."""
+    file = folder / "metrics.jsonl"
+    return len(file.read_text().splitlines()) if file.exists() else 0
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A run that was ended from outside. Its checkpoints were complete then.
+
+    Attributes:
+        metrics: what it had written down.
+        kept: names of its checkpoints.
+        listening: addresses that its processes listened on.
+        seconds: how long it took to end.
+        left: names of its processes that outlived it.
+    """
+
+    folder: Path
+    errors: str
+    returncode: int
+    metrics: list[dict[str, Any]]
+    kept: list[str]
+    listening: set[str]
+    seconds: float
+    left: list[str]
+
+
+def end(folder: Path, when: Callable[[], bool], how: Callable[[int], None], *overrides: str) -> Ended:
+    """Start a run of GRPO, and end it when it is time."""
+    said = folder.with_name("stderr")  # a file: those who outlive a driver keep a pipe open
+    line = command("+algo=grpo", *SMALL, *overrides, f"run.dir={folder}")
+    with said.open("w") as file:
+        process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=file, start_new_session=True)
+    deadline = time.monotonic() + 300
+    while not when():
+        assert process.poll() is None, said.read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    family = psutil.Process(process.pid).children(recursive=True)
+    names = {member: member.name() for member in family}
+    assert {"VLLM::EngineCore", "VLLM::Worker"} <= set(names.values())
+    listening = {c.laddr.ip for member in family for c in _connections(member) if c.status == psutil.CONN_LISTEN}
+    how(process.pid)
+    told = time.monotonic()
+    returncode = process.wait(timeout=60)
+    seconds = time.monotonic() - told
+    if returncode == -signal.SIGKILL:  # Ray's two agents take their time
+        family = [member for member in family if "Agent" not in names[member]]
+    _, alive = psutil.wait_procs(family, timeout=30 if returncode == -signal.SIGKILL else 10)
+    found = checkpoint.find_all(folder)
+    for path in found:
+        checkpoint.verify(path)
+    return Ended(
+        folder=folder,
+        errors=said.read_text(),
+        returncode=returncode,
+        metrics=rows(folder / "metrics.jsonl"),
+        kept=[path.name for path in found],
+        listening=listening,
+        seconds=seconds,
+        left=[names[member] for member in alive],
+    )
+
+
+def _connections(process: psutil.Process) -> list[Any]:
+    try:
+        return process.net_connections("inet")
+    except psutil.NoSuchProcess:
+        return []
+
+
 @pytest.fixture(scope="session", autouse=True)
 def model() -> None:
     """The tiny model is trained before the first test, which has a deadline, needs it."""
@@ -71,20 +146,33 @@ def crew(home: Path) -> Iterator[launch.Crew]:
         yield made
 
 
+WHOLE = (*SMALL, "trainer.total_steps=45", "trainer.save_every=15")
+"""Of the runs of `run`."""
+
+
+@pytest.fixture(scope="session")
+def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Ended:
+    """GRPO's run, ended by Ctrl-C between two checkpoints and after a sync."""
+    folder = tmp_path_factory.mktemp("grpo") / "run"
+    return end(folder, lambda: steps(folder) >= 22, lambda pid: os.kill(pid, signal.SIGINT), *WHOLE)
+
+
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Callable[[str], Path]:
-    """The finished 45-step run of an algorithm, made once: GRPO's by the command, the others' on the crew."""
+    """The finished 45-step run of an algorithm, made once: GRPO's by the command, interrupted and given again, the others' on
+    the crew."""
     made: dict[str, Path] = {}
 
     def make(algo: str) -> Path:
         if algo not in made:
-            folder = tmp_path_factory.mktemp(algo) / "run"
-            overrides = (f"+algo={algo}", *SMALL, "trainer.total_steps=45", "trainer.save_every=25")
+            overrides = (f"+algo={algo}", *WHOLE)
             if algo == "grpo":
+                folder = request.getfixturevalue("interrupted").folder
                 train(folder, *overrides)
             else:
                 import crews
 
+                folder = tmp_path_factory.mktemp(algo) / "run"
                 fresh = request.getfixturevalue("home") / "fresh"
                 crews.train(request.getfixturevalue("crew"), crews.prepared_for(folder, *overrides), fresh)
             made[algo] = folder

@@ -16,6 +16,7 @@ from typing import Any
 import hydra
 import pytest
 import ray
+from conftest import rows
 from rich.console import Console
 
 from rlopt import launch, prepare, rollout
@@ -31,7 +32,7 @@ from rlopt.weights import write_shared
 
 SMALL = ("data.prompts_per_step=4", "algo.group_size=4")
 
-SLOW_S = 3.0
+SLOW_S = 2.0
 """Seconds that a slow side takes for a step: many times what the other does, also on a busy machine."""
 
 
@@ -199,3 +200,13 @@ def train(
     finally:
         journal.close(0)
     return saved
+
+
+def same_numbers(found: list[dict[str, Any]], crew: launch.Crew, home: Path, folder: Path, *overrides: str) -> None:
+    """Assert that the first steps of a run of GRPO are those of one rank and the crew's two engines."""
+    steps = f"trainer.total_steps={len(found)}"
+    train(crew, prepared_for(folder / "one", "+algo=grpo", *SMALL, *overrides, steps), home / "fresh")
+    for one, other in zip(rows(folder / "one" / "metrics.jsonl"), found, strict=True):
+        assert other["reward/mean"] == one["reward/mean"]  # the same tokens, whichever engine spoke them
+        for key in ("actor/pg_loss", "actor/grad_norm", "actor/entropy", "actor/kl_k2", "offpolicy/ratio_mean"):
+            assert other[key] == pytest.approx(one[key], rel=1e-3, abs=1e-6), key

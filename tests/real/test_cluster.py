@@ -1,7 +1,6 @@
 """Ray alone: deadlines with names, and weights that travel between two nodes."""
 
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -10,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import ray
 import torch
-from conftest import SMALL, command, rows
 from ray.cluster_utils import Cluster as Nodes
 
 from rlopt.cluster import Cluster, EngineClient, Stalled
@@ -153,36 +150,6 @@ def test_an_engine_that_is_dead_gets_no_further_verb_and_the_others_get_theirs(c
     sender.send_weights()
     assert (client.faults, ray.get(workers.handles[1].report.remote())[2]) == ({}, ["7", "8"])
     workers.close()
-
-
-def test_a_run_over_two_nodes_survives_the_loss_of_an_engine(tmp_path: Path) -> None:
-    if ray.is_initialized():
-        ray.shutdown()
-    nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    nodes.add_node(num_cpus=1)
-    folder = tmp_path / "run"
-    line = command("+algo=grpo", *SMALL, "trainer.total_steps=30", "sync.interval=3", "tracking.wandb=disabled")
-    line += [f"cluster.address={nodes.address}", "rollout.engines=2", "learner.workers=2", f"run.dir={folder}"]
-    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        deadline = time.monotonic() + 300
-        while not (folder / "metrics.jsonl").exists() or len(rows(folder / "metrics.jsonl")) < 4:
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        models = [p for p in psutil.Process().children(recursive=True) if p.name() == "VLLM::Worker"]
-        assert len(models) == 2
-        models[0].kill()  # not the actor: that has to notice
-        printed, _ = process.communicate(timeout=300)
-    nodes.shutdown()
-    assert process.returncode == 0, printed
-    events = rows(folder / "events.jsonl")
-    workers = next(event for event in events if event["event"] == "workers")
-    assert len(set(workers["engines"].values())) == len(set(workers["learners"])) == 2
-    (lost,) = [event for event in events if event["event"] == "engine_lost"]
-    assert lost["engine"] in (0, 1)
-    metrics = rows(folder / "metrics.jsonl")
-    assert [row["version"] for row in metrics] == [3 * ((step - 1) // 3) for step in range(1, 31)]
-    assert all(row["samples_seen"] == 16 * row["step"] for row in metrics)
 
 
 def test_an_address_where_no_cluster_answers_is_refused() -> None:

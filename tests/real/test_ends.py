@@ -1,100 +1,84 @@
-"""How a run ends from outside: told by a cluster, or killed. And what it leaves."""
+"""How a run ends from outside: told by a cluster, or killed. What it leaves, and what it had learned until then."""
 
 import json
 import os
 import shutil
 import signal
-import subprocess
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
+import crews
 import pytest
-from conftest import SMALL, command, rows
+import torch
+from conftest import Ended, end, rows, steps
+from safetensors.torch import load_file
 
-from rlopt import checkpoint
+from rlopt import checkpoint, launch
 from rlopt.export import export
 from rlopt.model import find_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::ResourceWarning")
 
-
-@dataclass(frozen=True)
-class Ended:
-    """A run that was ended from outside.
-
-    Attributes:
-        seconds: how long it took to end.
-        left: names of its processes that outlived it.
-    """
-
-    folder: Path
-    errors: str
-    returncode: int
-    seconds: float
-    left: list[str]
-
-
-def end(folder: Path, how: Callable[[int], None], env: dict[str, str], *overrides: str) -> Ended:
-    """Start a run, end it after its third step."""
-    line = command("+algo=grpo", *SMALL, "tracking.wandb=disabled", *overrides, f"run.dir={folder}")
-    said = folder.with_name("stderr")  # a file: those who outlive a driver keep a pipe open
-    with said.open("w") as file:
-        process = subprocess.Popen(line, stderr=file, start_new_session=True, env=os.environ | env)
-    deadline = time.monotonic() + 300
-    while not (folder / "metrics.jsonl").exists() or len(rows(folder / "metrics.jsonl")) < 3:
-        assert process.poll() is None, said.read_text()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    family = psutil.Process(process.pid).children(recursive=True)
-    names = {member: member.name() for member in family}
-    assert {"VLLM::EngineCore", "VLLM::Worker"} <= set(names.values())
-    how(process.pid)
-    told = time.monotonic()
-    returncode = process.wait(timeout=60)
-    seconds = time.monotonic() - told
-    if returncode == -signal.SIGKILL:  # Ray's two agents take their time
-        family = [member for member in family if "Agent" not in names[member]]
-    _, alive = psutil.wait_procs(family, timeout=30 if returncode == -signal.SIGKILL else 10)
-    return Ended(folder, said.read_text(), returncode, seconds, [names[member] for member in alive])
+ADAPTED = ("learner.lora.rank=8", "learner.lora.targets=[q_proj,v_proj,down_proj]", "learner.lr=3e-3")
+SENT = 2 * 8 * ((64 + 64) + (64 + 64) + (256 + 64)) * 4
+"""Bytes of the adapters of two blocks of `tiny_s`, in float32."""
 
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Ended:
-    """In bfloat16, where there is no compiler."""
-    folder = tmp_path_factory.mktemp("killed")
-    # Not where it was compiled before.
-    env = {"CXX": "false"} | {kept: str(folder / kept) for kept in ("TORCH_EXTENSIONS_DIR", "TORCHINDUCTOR_CACHE_DIR")}
-    return end(folder / "run", lambda pid: os.kill(pid, signal.SIGKILL), env, "model.dtype=bfloat16", "sync.interval=2")
+    """Adapters learned on two ranks with ZeRO 3. The driver is killed after a checkpoint."""
+    folder = tmp_path_factory.mktemp("killed") / "run"
+    sharded = (
+        "learner.workers=2",
+        "learner.zero_stage=3",
+        "sync.interval=2",
+        "trainer.save_every=6",
+        "tracking.wandb=disabled",
+    )
+    return end(folder, lambda: steps(folder) >= 7, lambda pid: os.kill(pid, signal.SIGKILL), *ADAPTED, *sharded)
 
 
-def test_a_run_in_bfloat16_agrees_within_its_rounding_and_asks_for_no_compiler(killed: Ended) -> None:
-    gaps = [row["sync/canary_abs_diff"] for row in rows(killed.folder / "events.jsonl") if row["event"] == "sync"]
-    assert len(gaps) >= 2
-    assert all(1e-3 < gap < 0.5 for gap in gaps)  # 0.08 to 0.12 as measured
-
-
-def test_nothing_outlives_a_driver_that_was_killed(killed: Ended) -> None:
+def test_nothing_outlives_a_driver_that_was_killed_and_its_checkpoint_stands(killed: Ended) -> None:
     assert killed.returncode == -signal.SIGKILL
     assert not killed.left
+    assert killed.kept[0] == "step_6"
+
+
+def test_adapters_of_two_ranks_are_sent_alone_and_learn(killed: Ended) -> None:
+    syncs = [event for event in rows(killed.folder / "events.jsonl") if event["event"] == "sync"]
+    assert [(sync["version"], sync["sync/bytes"]) for sync in syncs][:4] == [(version, SENT) for version in (0, 2, 4, 6)]
+    assert all(sync["sync/canary_abs_diff"] < 1e-4 for sync in syncs)
+    assert killed.metrics[0]["actor/kl_k2"] < 1e-10  # they begin as nothing, and the reference is the model without them
+    assert killed.metrics[5]["actor/kl_k2"] > 1e-5
+    assert all(abs(killed.metrics[step]["offpolicy/ratio_max"] - 1) < 1e-4 for step in (0, 2, 4, 6))  # fresh from a sync
+
+
+def test_adapters_stand_in_a_checkpoint_merged(killed: Ended, tmp_path: Path) -> None:
+    initial = load_file(find_model("tiny_s", lambda *_: None) / "model.safetensors")
+    kept = checkpoint.find_all(killed.folder)[-1]
+    learned = load_file(kept / "hf" / "model.safetensors")
+    changed = {name for name in initial if not torch.equal(initial[name], learned[name])}
+    assert {name.split(".")[-2] for name in changed} == {"q_proj", "v_proj", "down_proj"}
+    assert len(load_file(kept / "adapter" / "adapter_model.safetensors")) == 2 * 3 * 2
+    assert export(killed.folder, tmp_path / "out").difference < 1e-4
 
 
 ODD = '{"do_sample": false, "temperature": 0.9, "eos_token_id": 1, "pad_token_id": 0}'
 """A generation config that transformers reads and would not write."""
 
+SHARDED = ("learner.token_budget=300", "sync.interval=20")
+
 
 @pytest.fixture(scope="module")
 def told_to_end(tmp_path_factory: pytest.TempPathFactory) -> Ended:
-    """By a SIGTERM to all of its process group; its model has dropout and an odd generation config."""
+    """Two ranks with ZeRO 2, by a SIGTERM to all of the process group; the model has dropout and an odd generation config."""
     folder = tmp_path_factory.mktemp("told")
     shutil.copytree(find_model("tiny_s", lambda *_: None), folder / "model")
     config = json.loads((folder / "model" / "config.json").read_text())
     (folder / "model" / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.3}))
     (folder / "model" / "generation_config.json").write_text(ODD)
-    keys = (f"model.path={folder / 'model'}", "sync.interval=20")
-    return end(folder / "run", lambda pid: os.killpg(pid, signal.SIGTERM), {}, *keys)  # as `timeout` and clusters do
+    keys = (f"model.path={folder / 'model'}", "learner.workers=2", "learner.zero_stage=2", "tracking.wandb=disabled", *SHARDED)
+    run = folder / "run"
+    return end(run, lambda: steps(run) >= 3, lambda pid: os.killpg(pid, signal.SIGTERM), *keys)  # as `timeout` and clusters do
 
 
 def test_a_run_whose_whole_process_group_is_told_to_end_saves_what_it_made(told_to_end: Ended) -> None:
@@ -102,16 +86,18 @@ def test_a_run_whose_whole_process_group_is_told_to_end_saves_what_it_made(told_
     assert told_to_end.errors.splitlines()[-1].startswith("interrupted: the last checkpoint stands"), told_to_end.errors
     assert told_to_end.seconds < 25
     assert not told_to_end.left
-    (kept,) = checkpoint.find_all(told_to_end.folder)
-    checkpoint.verify(kept)
-    assert kept.name == f"step_{len(rows(told_to_end.folder / 'metrics.jsonl'))}"
+    assert told_to_end.kept == [f"step_{len(told_to_end.metrics)}"]
 
 
-def test_a_model_with_dropout_learns_without_and_one_that_transformers_would_not_write_is_saved(
-    told_to_end: Ended, tmp_path: Path
+def test_two_ranks_with_zero_2_and_a_model_with_dropout_learn_what_one_rank_does_without(
+    told_to_end: Ended, crew: launch.Crew, home: Path, tmp_path: Path
 ) -> None:
-    fresh = rows(told_to_end.folder / "metrics.jsonl")[0]  # sampled by the weights that learn from it
+    fresh = told_to_end.metrics[0]  # sampled by the weights that learn from it
     assert (fresh["offpolicy/lag_max"], fresh["offpolicy/ratio_mean"]) == (0, pytest.approx(1, abs=1e-4))
+    crews.same_numbers(told_to_end.metrics[:3], crew, home, tmp_path, *SHARDED)
+
+
+def test_a_model_that_transformers_would_not_write_is_saved_and_exported(told_to_end: Ended, tmp_path: Path) -> None:
     hf = checkpoint.find_all(told_to_end.folder)[-1] / "hf"
     assert (hf / "generation_config.json").read_text() == ODD
     assert json.loads((hf / "config.json").read_text())["attention_dropout"] == 0.3

@@ -59,17 +59,51 @@ def case(folder: Path, cut: Cut, world: int) -> Case:
     return Case(folder, config, torch.float32, shares)
 
 
+@dataclass(frozen=True)
+class Found:
+    """What came of all cases. Starting two ranks costs more than a case, so that they are started once.
+
+    Attributes:
+        one: what one rank learned, without and with adapters.
+        two: what two ranks learned, by cut.
+        halves: what two ranks learned in bfloat16, by ZeRO stage and micro-batches per rank: that many copies of one, each
+            with its share.
+        went_on: two ranks that learned, saved, learned on, and a second time from what they saved.
+    """
+
+    one: list[Learned | str]
+    two: dict[Cut, Learned | str]
+    halves: dict[tuple[int, int], Learned | str]
+    went_on: dict[str, Learned | str]
+
+
+STAGES, COPIES = (1, 2, 3), 64
+KEPT = [Cut(zero, "one chunk each", False, rank) for zero in range(4) for rank in (0, 4)]
+
+
+def halved(folder: Path, stage: int, pieces: int) -> Case:
+    pair = batch([24, 8], VOCABULARY)
+    parts = [pair.take([rank]) for rank in range(2)]
+    shares = [[replace(part, weights=part.weights / pieces)] * pieces for part in parts]
+    return Case(folder, learner_config(workers=2, zero_stage=stage, weight_decay=0.0), torch.bfloat16, shares, updates=1)
+
+
 @pytest.fixture(scope="module")
-def found(folder: Path) -> dict[Cut, tuple[Learned | str, Learned | str]]:
-    """By cut: what one rank learned, and what two did."""
+def found(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Found:
     one = learn([case(folder, Cut(0, "one chunk each", False, rank), 1) for rank in (0, 4)], 1)
-    two = learn([case(folder, cut, 2) for cut in CUTS], 2)
-    return {cut: (one[bool(cut.rank)], learned) for cut, learned in zip(CUTS, two, strict=True)}
+    cuts = {cut: case(folder, cut, 2) for cut in CUTS}
+    halves = {(stage, pieces): halved(folder, stage, pieces) for stage, pieces in product(STAGES, (1, COPIES))}
+    kept = {f"{cut}, float32": case(folder, cut, 2) for cut in KEPT}
+    kept |= {f"ZeRO {zero}, bfloat16": replace(case(folder, KEPT[2 * zero], 2), dtype=torch.bfloat16) for zero in STAGES}
+    kept = {name: replace(case, kept=tmp_path_factory.mktemp("kept")) for name, case in kept.items()}
+    learned = iter(learn([*cuts.values(), *halves.values(), *kept.values()], 2))
+    two, pieces, again = ({name: next(learned) for name in cases} for cases in (cuts, halves, kept))
+    return Found(one, two, pieces, again)
 
 
 @pytest.mark.parametrize("cut", CUTS, ids=str)
-def test_two_ranks_learn_what_one_does(cut: Cut, found: dict[Cut, tuple[Learned | str, Learned | str]]) -> None:
-    one, two = found[cut]
+def test_two_ranks_learn_what_one_does(cut: Cut, found: Found) -> None:
+    one, two = found.one[bool(cut.rank)], found.two[cut]
     assert isinstance(one, Learned), one
     assert isinstance(two, Learned), two
     for here, there in zip(one.metrics, two.metrics, strict=True):
@@ -81,28 +115,9 @@ def test_two_ranks_learn_what_one_does(cut: Cut, found: dict[Cut, tuple[Learned 
     assert {name: weight.shape for name, weight in two.weights[0].items()} == {n: w.shape for n, w in one.weights[0].items()}
 
 
-STAGES, COPIES = (1, 2, 3), 64
-
-
-@pytest.fixture(scope="module")
-def halves(folder: Path) -> dict[tuple[int, int], Learned | str]:
-    """In bfloat16 on two ranks, by ZeRO stage and micro-batches per rank: that many copies of one, each with its share."""
-    pair = batch([24, 8], VOCABULARY)
-    cases = {}
-    for stage, pieces in product(STAGES, (1, COPIES)):
-        parts = [pair.take([rank]) for rank in range(2)]
-        shares = [[replace(part, weights=part.weights / pieces)] * pieces for part in parts]
-        cases[stage, pieces] = Case(
-            folder, learner_config(workers=2, zero_stage=stage, weight_decay=0.0), torch.bfloat16, shares, updates=1
-        )
-    return dict(zip(cases, learn([*cases.values()], 2), strict=True))
-
-
 @pytest.mark.parametrize("stage", STAGES)
-def test_in_bfloat16_the_gradient_does_not_depend_on_the_number_of_micro_batches(
-    stage: int, halves: dict[tuple[int, int], Learned | str]
-) -> None:
-    one, many = halves[stage, 1], halves[stage, COPIES]
+def test_in_bfloat16_the_gradient_does_not_depend_on_the_number_of_micro_batches(stage: int, found: Found) -> None:
+    one, many = found.halves[stage, 1], found.halves[stage, COPIES]
     assert isinstance(one, Learned), one
     assert isinstance(many, Learned), many
     # A 64th of the gradient is rounded as the gradient is, so that 64 of them make it exactly.
@@ -111,32 +126,16 @@ def test_in_bfloat16_the_gradient_does_not_depend_on_the_number_of_micro_batches
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_in_bfloat16_the_first_update_moves_a_weight_by_the_learning_rate(
-    stage: int, halves: dict[tuple[int, int], Learned | str]
-) -> None:
-    learned = halves[stage, 1]
+def test_in_bfloat16_the_first_update_moves_a_weight_by_the_learning_rate(stage: int, found: Found) -> None:
+    learned = found.halves[stage, 1]
     assert isinstance(learned, Learned), learned
     # AdamW corrects its moments for the number of steps: after one, m / sqrt(v) is the sign of the gradient.
     assert learned.moved().abs().max().item() == pytest.approx(1e-3, rel=1e-3)
 
 
-KEPT = [Cut(zero, "one chunk each", False, rank) for zero in range(4) for rank in (0, 4)]
-
-
-@pytest.fixture(scope="module")
-def went_on(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Learned | str]:
-    """Two ranks that learn, save, learn on, and a second time from what they saved."""
-    cases = {f"{cut}, float32": case(folder, cut, 2) for cut in KEPT}
-    cases |= {f"ZeRO {zero}, bfloat16": replace(case(folder, KEPT[2 * zero], 2), dtype=torch.bfloat16) for zero in STAGES}
-    cases = {name: replace(case, kept=tmp_path_factory.mktemp("kept")) for name, case in cases.items()}
-    return dict(zip(cases, learn([*cases.values()], 2), strict=True))
-
-
 @pytest.mark.parametrize("name", [f"{cut}, float32" for cut in KEPT] + [f"ZeRO {zero}, bfloat16" for zero in STAGES])
-def test_a_learner_goes_on_from_its_checkpoint_with_the_same_numbers_to_the_last_bit(
-    name: str, went_on: dict[str, Learned | str]
-) -> None:
-    learned = went_on[name]
+def test_a_learner_goes_on_from_its_checkpoint_with_the_same_numbers_to_the_last_bit(name: str, found: Found) -> None:
+    learned = found.went_on[name]
     assert isinstance(learned, Learned), learned
     assert learned.metrics[2] == learned.metrics[1]
     assert all(torch.equal(again, weight) for weight, again in zip(*(w.values() for w in learned.weights[2:]), strict=True))

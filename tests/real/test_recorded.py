@@ -1,7 +1,6 @@
 """Training from recorded rows, by the command: no samplers, exact over ranks, resumed to the same numbers."""
 
 import json
-import subprocess
 from pathlib import Path
 
 import crews
@@ -71,20 +70,3 @@ def test_rows_that_cannot_be_used_are_refused_by_number_or_dropped_and_listed(wh
     assert refused.stderr.count("\n") == 1
     (left_out,) = [event for event in rows(whole / "events.jsonl") if event["event"] == "rows_left_out"]
     assert left_out["data.train"] == {WHY: [number]}
-
-
-def test_an_objective_a_credit_and_a_reward_of_ones_own_need_no_fork(tmp_path: Path) -> None:
-    own = ["+algo=reinforce", "algo.objective=own_objective:Capped", "+algo.cap=2.0", "algo.credit=own_objective:rank"]
-    more = [
-        "reward.fn=own_objective:short_and_right",
-        "data.prompts_per_step=2",
-        "trainer.total_steps=2",
-        f"run.dir={tmp_path}",
-    ]
-    examples = Path(__file__).parents[2] / "examples"
-    done = subprocess.run(
-        command(*own, *more, f"run.dir={tmp_path}"), capture_output=True, text=True, timeout=300, cwd=examples
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "actor/pg_clipfrac" in rows(tmp_path / "metrics.jsonl")[0]
-    assert all(set(sample["parts"]) == {"right"} for sample in rows(tmp_path / "samples.jsonl"))

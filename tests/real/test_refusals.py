@@ -1,6 +1,5 @@
 """Bad input to the real command: one line with the way out, a non-zero exit, and nothing left running."""
 
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,21 +58,6 @@ def test_a_run_directory_that_holds_another_run(run: Runs) -> None:
 
 def test_a_run_that_is_finished(run: Runs) -> None:
     folder = run("grpo")
-    line = refuse("+algo=grpo", *SMALL, f"run.dir={folder}", "trainer.total_steps=45", "trainer.save_every=25")
+    line = refuse("+algo=grpo", *SMALL, f"run.dir={folder}", "trainer.total_steps=45", "trainer.save_every=15")
     assert "trainer.total_steps=45:" in line
     assert "has made 45 steps already" in line
-
-
-def test_a_reward_that_raises_ends_the_run_with_its_name(tmp_path: Path) -> None:
-    (tmp_path / "broken.py").write_text("def reward(prompt, completion, answer, **extra):\n    raise KeyError('units')\n")
-    done = subprocess.run(
-        command("+algo=grpo", *SMALL, "reward.fn=broken:reward", f"run.dir={tmp_path / 'run'}", "tracking.wandb=disabled"),
-        capture_output=True,
-        text=True,
-        timeout=200,
-        cwd=tmp_path,
-    )
-    assert done.returncode == 1
-    assert "error: reward.fn=broken:reward raised KeyError: 'units'" in done.stderr
-    assert "on Question(" in done.stderr
-    assert "Traceback" not in done.stderr

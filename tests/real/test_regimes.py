@@ -165,8 +165,9 @@ def test_the_doctor_names_what_is_wrong(crew: launch.Crew, home: Path, tmp_path:
     train(crew, prepared_for(tmp_path / "run", "+algo=grpo", *BASE, *overrides), home / "fresh", wrong, lr=1e-3)
     said = verdict(diagnose(read(tmp_path / "run")))
     assert WRONG[wrong] in said
-    others = [words for other, words in WRONG.items() if other != wrong and words in said]
-    assert others in ([], [WRONG["no signal"]]), said  # where all rewards are one, no group has any signal either
+    others = {other for other, words in WRONG.items() if other != wrong and words in said}
+    # Where all rewards are one, no group has any signal either. Who waits for whom is the machine's as well.
+    assert others <= {"no signal", "slow sampler", "slow learner"}, said
 
 
 def test_the_doctor_sees_entropy_collapse_staleness_and_exploding_ratios(crew: launch.Crew, home: Path, tmp_path: Path) -> None:

@@ -7,11 +7,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import crews
+import psutil
 import pytest
-from conftest import SMALL, rows, try_out
+from conftest import SMALL, rows, steps, try_out
+
+from rlopt import launch
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::ResourceWarning")
 
 SECRET = "a-key-that-nobody-may-read"
 ENVIRONMENT = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
@@ -45,20 +51,24 @@ def head(short: Path) -> Iterator[tuple[str, Path]]:
         f"--dashboard-port={ports[1]}",
         f"--temp-dir={folder}",
     ]
+    _run([*start[:3], "get-auth-token", "--generate"], env)  # where no run ever made one
     _run([*start, *first, *(f"{name}={port}" for name, port in zip(named, ports[2:6], strict=True))], env)
     address = (folder / "ray_current_cluster").read_text()
     other = ["--address", address, f"--temp-dir={short / 'second'}"]  # else it would tidy the head's packages away as its own
     _run([*start, *other, *(f"{name}={port}" for name, port in zip(named, ports[6:10], strict=True))], env)
     _wait_for_agent(f"http://127.0.0.1:{ports[1]}")
     yield f"http://127.0.0.1:{ports[1]}", folder
-    import psutil
-
     for process in psutil.process_iter():
         try:
             if str(short) in " ".join(process.cmdline()):
                 process.kill()
         except psutil.Error:
             pass
+
+
+def _under(process: psutil.Process, short: Path) -> bool:
+    """Whether a process was started by a node of this cluster."""
+    return any(str(short) in " ".join(parent.cmdline()) for parent in process.parents())
 
 
 def _run(line: list[str], env: dict[str, str]) -> None:
@@ -92,28 +102,45 @@ def submit(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_job_over_two_nodes_is_stopped_with_a_checkpoint_goes_on_and_is_followed_and_its_key_is_in_no_log(
-    head: tuple[str, Path], tmp_path: Path
+def test_a_job_over_two_nodes_outlives_an_engine_is_stopped_with_a_checkpoint_goes_on_and_is_followed_and_its_key_is_in_no_log(
+    head: tuple[str, Path], short: Path, crew: launch.Crew, home: Path, tmp_path: Path
 ) -> None:
     address, logs = head
-    (tmp_path / "mine.py").write_text("import os\ndef score(completion, **_):\n    return float(len(completion))\n")
+    (tmp_path / "mine.py").write_text("from rlopt.arithmetic import reward as score\n")
     run = tmp_path / "run"
     keys = ["--address", address, "--include", str(tmp_path / "mine.py")]
     overrides = ["+algo=grpo", *SMALL, "trainer.save_every=0", "sync.interval=2", "tracking.wandb=offline"]
-    overrides += [f"run.dir={run}", "reward.fn=mine:score", "rollout.engines=1"]
+    overrides += [f"run.dir={run}", "reward.fn=mine:score", "rollout.engines=2", "learner.workers=2", "learner.zero_stage=3"]
+    overrides += ["learner.token_budget=300"]
     done = submit(*keys, "--", *overrides, "trainer.total_steps=100000")
     assert done.returncode == 0, done.stdout + done.stderr
     job, deadline = done.stdout.strip(), time.monotonic() + 300
-    while not (run / "metrics.jsonl").exists() or len(rows(run / "metrics.jsonl")) < 3:
-        assert time.monotonic() < deadline, submit("--address", address, "logs", job).stdout
-        time.sleep(0.5)
+
+    def until(condition: Callable[[], bool]) -> None:
+        while not condition():
+            assert time.monotonic() < deadline, submit("--address", address, "logs", job).stdout
+            time.sleep(0.2)
+
+    until(lambda: steps(run) >= 4)
+    models = [p for p in psutil.process_iter() if p.name() == "VLLM::Worker" and _under(p, short)]
+    assert len(models) == 2
+    models[0].kill()  # not the actor: that has to notice
+    until(lambda: "engine_lost" in (run / "events.jsonl").read_text())
+    lost = steps(run)
+    until(lambda: steps(run) >= lost + 4)
     assert "asked to stop: it finishes its step, saves a checkpoint" in submit("--address", address, "stop", job).stdout
     while submit("--address", address, "status", job).stdout != "STOPPED\n":
         assert time.monotonic() < deadline
         time.sleep(1)
     (checkpoint,) = run.glob("checkpoints/step_*/manifest.json")
     step = json.loads(checkpoint.read_text())["step"]
-    assert step == len(rows(run / "metrics.jsonl"))
+    metrics = rows(run / "metrics.jsonl")
+    assert step == len(metrics)
+    assert [row["version"] for row in metrics] == [2 * (number // 2) for number in range(step)]
+    assert all(row["samples_seen"] == 16 * row["step"] for row in metrics)
+    crews.same_numbers(metrics[:4], crew, home, tmp_path, "sync.interval=2", "learner.token_budget=300")
+    (loss,) = [event for event in rows(run / "events.jsonl") if event["event"] == "engine_lost"]
+    assert loss["engine"] in (0, 1)
 
     again = submit(*keys, "--wait", "--", *overrides, f"trainer.total_steps={step + 2}")
     assert again.returncode == 0, again.stdout + again.stderr
@@ -127,7 +154,7 @@ def test_a_job_over_two_nodes_is_stopped_with_a_checkpoint_goes_on_and_is_follow
     workers = [event for event in rows(run / "events.jsonl") if event["event"] == "workers"]
     assert len(workers) == 2
     for each in workers:
-        assert {*each["learners"]} != {*each["engines"].values()}  # engine and learner on different nodes
+        assert len({*each["engines"].values()}) == len({*each["learners"]}) == 2
     for path in [*logs.rglob("logs/**/*"), *run.rglob("*")]:
         if path.is_file():
             assert SECRET.encode() not in path.read_bytes(), path
