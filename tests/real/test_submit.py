@@ -122,7 +122,7 @@ def test_a_job_over_two_nodes_outlives_an_engine_is_stopped_with_a_checkpoint_go
             time.sleep(0.2)
 
     until(lambda: steps(run) >= 4)
-    models = [p for p in psutil.process_iter() if p.name() == "VLLM::Worker" and _under(p, short)]
+    models = [p for p in psutil.process_iter(["name"]) if p.info["name"] == "VLLM::Worker" and _under(p, short)]
     assert len(models) == 2
     models[0].kill()  # not the actor: that has to notice
     until(lambda: "engine_lost" in (run / "events.jsonl").read_text())
