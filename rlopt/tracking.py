@@ -101,7 +101,7 @@ class Journal:
         line = "  ".join(f"{label} {metrics[name]:{form}}" for name, (label, form) in LINE.items() if name in metrics)
         self._progress.update(self._task, completed=step, description=line)
         if not self._console.is_terminal and (step % 20 == 0 or step == 1):
-            self._console.print(f"step {step}  {line}", highlight=False)
+            self._console.print(f"step {step}  {line}", highlight=False, soft_wrap=True)
 
     def say(self, line: str) -> None:
         """Show what goes on before the first step, where the bar is."""

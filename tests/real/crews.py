@@ -180,11 +180,16 @@ def instruct(
 
 
 def train(
-    crew: launch.Crew, prepared: prepare.Prepared, fresh: Path | None = None, wrong: str = "", lr: float = 3e-4
+    crew: launch.Crew,
+    prepared: prepare.Prepared,
+    fresh: Path | None = None,
+    wrong: str = "",
+    lr: float = 3e-4,
+    keep: bool = False,
 ) -> list[tuple[Position, Stock]]:
-    """Run what was prepared on the crew; with `fresh`, from the model as it was there. What was saved, and when.
+    """Run what was prepared on the crew; with `fresh`, from the model as it was there. What would be saved, and when.
 
-    A run that goes on from a checkpoint does so here too.
+    A run that goes on from a checkpoint does so here too. With `keep`, checkpoints are written as a run writes them.
     """
     instruct(crew, prepared, fresh, wrong, lr)
     crew.bring_back(prepared)
@@ -195,8 +200,10 @@ def train(
     journal = Journal(prepared.run, position.step, config.trainer.total_steps, 1, [], Console(quiet=True), recorder)
     saved: list[tuple[Position, Stock]] = []
     loop = launch._loop(prepared, crew, journal)
+    if not keep:
+        loop = replace(loop, save=lambda position, stock: saved.append((replace(position), stock)))
     try:
-        replace(loop, save=lambda position, stock: saved.append((replace(position), stock))).run(position)
+        loop.run(position)
     finally:
         journal.close(0)
     return saved

@@ -10,6 +10,8 @@ from test_family import ROWS
 
 from rlopt import launch
 
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::ResourceWarning")
+
 EXACT = ("actor/pg_loss", "preference/margin", "preference/chosen", "actor/kl_k2", "eval/preference/margin")
 WHY = "rejected is empty"
 
@@ -45,10 +47,16 @@ def test_the_margin_grows_and_is_measured_on_held_out_rows_when_it_is_time(whole
     assert not any(name.startswith(("reward/", "sync/", "offpolicy/")) for row in steps for name in row)
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::ResourceWarning")
-def test_two_ranks_report_what_one_does(whole: Path, pairs: Path, crew: launch.Crew, home: Path, tmp_path: Path) -> None:
-    crews.train(crew, crews.prepared_for(tmp_path / "run", *overrides(pairs)), home / "fresh")
-    one, two = rows(tmp_path / "run" / "metrics.jsonl"), rows(whole / "metrics.jsonl")
+@pytest.fixture(scope="module")
+def alone(pairs: Path, crew: launch.Crew, home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run of one rank."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    crews.train(crew, crews.prepared_for(folder, *overrides(pairs)), home / "fresh", keep=True)
+    return folder
+
+
+def test_two_ranks_report_what_one_does(whole: Path, alone: Path) -> None:
+    one, two = rows(alone / "metrics.jsonl"), rows(whole / "metrics.jsonl")
     for name in EXACT:
         for mine, theirs in zip(one, two, strict=True):
             assert theirs.get(name, 0.0) == pytest.approx(mine.get(name, 0.0), rel=1e-2, abs=1e-4), (
@@ -56,9 +64,13 @@ def test_two_ranks_report_what_one_does(whole: Path, pairs: Path, crew: launch.C
             )  # Adam magnifies rounding
 
 
-def test_a_run_that_goes_on_from_a_checkpoint_ends_with_the_same_numbers(whole: Path, pairs: Path, tmp_path: Path) -> None:
-    train(tmp_path / "run", *overrides(pairs, "learner.workers=2", f"run.resume={whole / 'checkpoints' / 'step_3'}"))
-    one, two = rows(whole / "metrics.jsonl")[3:], rows(tmp_path / "run" / "metrics.jsonl")
+def test_a_run_that_goes_on_from_a_checkpoint_ends_with_the_same_numbers(
+    alone: Path, pairs: Path, crew: launch.Crew, tmp_path: Path
+) -> None:
+    prepared = crews.prepared_for(tmp_path / "run", *overrides(pairs, f"run.resume={alone / 'checkpoints' / 'step_3'}"))
+    crews.train(crew, prepared)
+    one, two = rows(alone / "metrics.jsonl")[3:], rows(tmp_path / "run" / "metrics.jsonl")
+    assert len(one) == 3
     assert [[row.get(name) for name in EXACT] for row in two] == [[row.get(name) for name in EXACT] for row in one]
 
 
