@@ -49,7 +49,7 @@ class Wandb:
         mode = config.wandb
         if mode == "auto":
             mode = "online" if os.environ.get("WANDB_API_KEY") else "offline"
-        self._project, self._mode, self._samples = config.project, mode, list[Row]()
+        self._samples = list[Row]()
         self._asked: dict[str, Any] = {
             "project": config.project,
             "name": name,
@@ -75,10 +75,11 @@ class Wandb:
             self._run.define_metric(metric, step_metric="step", summary="last")
         self._run.define_metric("reward/mean", step_metric="step", summary="max,last")
         self._run.log_code(str(Path(__file__).parent), include_fn=lambda path: path.endswith((".py", ".yaml")))
-        if self._mode == "online" and not self._run.resumed:
+        project = self._asked["project"]
+        if self._asked["mode"] == "online" and not self._run.resumed:
             try:
-                if len(wandb.Api().runs(f"{self._run.entity}/{self._project}", per_page=2)) <= 1:  # the project's first run
-                    workspace(self._run.entity, self._project).save()
+                if len(wandb.Api().runs(f"{self._run.entity}/{project}", per_page=2)) <= 1:  # the project's first run
+                    workspace(self._run.entity, project).save()
             except Exception as error:  # whatever the service answers; the view is a comfort, the run is not
                 self._run.config.update({"rlopt_view_not_saved": first_line(error)})
 

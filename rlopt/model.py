@@ -33,10 +33,11 @@ def find_model(path: str, progress: Progress) -> Path:
         recipe = tiny.RECIPES[path]
         key = hashlib.blake2b(json.dumps(asdict(recipe), sort_keys=True).encode(), digest_size=6).hexdigest()
         folder = cache_dir() / f"{path}-{key}"
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_suffix(".lock")):  # runs that begin together train it once
-            if not folder.is_dir():
-                tiny.train(recipe, folder, progress)
+        if not folder.is_dir():  # else nothing is written: the cache may be there to be read alone
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder.with_suffix(".lock")):  # runs that begin together train it once
+                if not folder.is_dir():
+                    tiny.train(recipe, folder, progress)
         return folder
     folder = Path(path).expanduser()
     if folder.is_dir():

@@ -8,7 +8,6 @@ import json
 import math
 import os
 import random
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -103,10 +102,7 @@ def train(recipe: Recipe, folder: Path, progress: Callable[[int, int, float], No
     model.save_pretrained(aside)
     text.save_pretrained(aside)
     (aside / "recipe.json").write_text(json.dumps(asdict(recipe), indent=2))
-    try:
-        aside.rename(folder)
-    except OSError:  # another process finished first; its model is the same one
-        shutil.rmtree(aside)
+    aside.rename(folder)
 
 
 def _batches(recipe: Recipe, text: transformers.PreTrainedTokenizerFast) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -121,7 +121,7 @@ class Journal:
             try:
                 board.close(exit_code)
             except Exception as error:  # as in _show; the events are closed by now
-                self._console.print(f"warning: {board.name} did not close ({first_line(error)})", highlight=False, markup=False)
+                self._warn(f"{board.name} did not close ({first_line(error)})")
 
     def _show(self, board: Board, metrics: Mapping[str, float], samples: list[dict[str, object]]) -> None:
         """Show a step. A board that fails is opened again once; one that fails again is left out, for a run is worth more."""
@@ -139,8 +139,10 @@ class Journal:
             self._boards.remove(board)
             why = first_line(error)
             self.event("board_lost", board=board.name, step=step, why=why)
-            line = f"warning: {board.name} shows nothing from step {step} on ({why}); metrics.jsonl has everything"
-            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+            self._warn(f"{board.name} shows nothing from step {step} on ({why}); metrics.jsonl has everything")
+
+    def _warn(self, line: str) -> None:
+        self._console.print(f"warning: {line}", highlight=False, markup=False, soft_wrap=True)
 
     def _write(self, name: str, row: Mapping[str, object]) -> None:
         self._files[name].write(json.dumps(row) + "\n")

@@ -16,10 +16,11 @@ from typing import Any
 import hydra
 import pytest
 import ray
-from conftest import rows
+from conftest import SMALL, rows
 from rich.console import Console
+from transformers import AutoModelForCausalLM
 
-from rlopt import launch, prepare, rollout
+from rlopt import checkpoint, launch, prepare, rollout
 from rlopt.data import Deal
 from rlopt.learner import Learners, LearnerSetup, LearnerWorker
 from rlopt.loop import Position
@@ -29,8 +30,6 @@ from rlopt.settings import conf_dir, typed
 from rlopt.tracking import Journal
 from rlopt.types import Group, Metric, Stock
 from rlopt.weights import write_shared
-
-SMALL = ("data.prompts_per_step=4", "algo.group_size=4")
 
 SLOW_S = 2.0
 """Seconds that a slow side takes for a step: many times what the other does, also on a busy machine."""
@@ -209,11 +208,18 @@ def train(
     return saved
 
 
-def same_numbers(found: list[dict[str, Any]], crew: launch.Crew, home: Path, folder: Path, *overrides: str) -> None:
-    """Assert that the first steps of a run of GRPO are those of one rank and the crew's two engines."""
-    steps = f"trainer.total_steps={len(found)}"
-    train(crew, prepared_for(folder / "one", "+algo=grpo", *SMALL, *overrides, steps), home / "fresh")
-    for one, other in zip(rows(folder / "one" / "metrics.jsonl"), found, strict=True):
+def same_numbers(run: Path, steps: int, crew: launch.Crew, home: Path, folder: Path, *overrides: str) -> None:
+    """Assert that the first steps of a run of GRPO are those of one rank and the crew's two engines.
+
+    And that its engines agreed with its learner at every sync, and that transformers loads its last checkpoint.
+    """
+    syncs = [event for event in rows(run / "events.jsonl") if event["event"] == "sync"]
+    assert syncs
+    assert all(sync["sync/canary_abs_diff"] < 1e-4 for sync in syncs)
+    AutoModelForCausalLM.from_pretrained(checkpoint.find_all(run)[-1] / "hf")
+    keys = (*overrides, f"trainer.total_steps={steps}")
+    train(crew, prepared_for(folder / "one", "+algo=grpo", *SMALL, *keys), home / "fresh")
+    for one, other in zip(rows(folder / "one" / "metrics.jsonl"), rows(run / "metrics.jsonl")[:steps], strict=True):
         assert other["reward/mean"] == one["reward/mean"]  # the same tokens, whichever engine spoke them
         for key in ("actor/pg_loss", "actor/grad_norm", "actor/entropy", "actor/kl_k2", "offpolicy/ratio_mean"):
             assert other[key] == pytest.approx(one[key], rel=1e-3, abs=1e-6), key

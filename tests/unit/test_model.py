@@ -180,3 +180,15 @@ def test_runs_that_begin_together_train_a_tiny_model_once(tmp_path: Path, monkey
         found = [task.result() for task in [pool.submit(begin) for _ in range(3)]]
     assert trained == [found[0]]
     assert set(found) == set(trained)
+
+
+def test_a_tiny_model_that_is_there_is_found_without_writing_to_its_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RLOPT_CACHE", str(tmp_path))
+    monkeypatch.setattr(tiny, "train", lambda recipe, folder, progress: folder.mkdir())
+    made = find_model("tiny_s", lambda *_: None)
+    for file in tmp_path.glob("*.lock"):
+        file.unlink()
+    assert find_model("tiny_s", lambda *_: None) == made
+    assert list(tmp_path.iterdir()) == [made]
