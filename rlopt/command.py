@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rlopt import signals
 from rlopt.errors import RloptError, first_line
+from rlopt.garbage import collect_seldom
 from rlopt.settings import conf_dir, translate
 
 C = TypeVar("C")
@@ -34,6 +35,7 @@ def run(primary: str, typed: Callable[[DictConfig], C], work: Callable[[C], None
     `interrupted` is what a user who pressed Ctrl-C should know.
     """
     signals.interrupts()
+    collect_seldom()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us here instead of being printed by Hydra
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # a Hub that is not reached is an error of ours, in one line
     try:

@@ -1,9 +1,9 @@
 """The processes of an engine on CPU, forked from one that has imported vLLM.
 
 An engine is three processes: the worker that asks, the scheduler, the model. On CPU vLLM spawns the second from the first and
-the third from the second, and each imports vLLM anew, seven seconds every time. Here a server imports it while the worker does
-(`multiprocessing.forkserver`: one thread, and nothing computed yet). The scheduler is forked from that server and the model
-from the scheduler, as vLLM itself does where models run on GPUs.
+the third from the second, and each imports vLLM anew, seven seconds every time. Here a server imports it (`preload`) while the
+worker does: `multiprocessing.forkserver`, with one thread, and nothing computed yet. The scheduler is forked from that server
+and the model from the scheduler, as vLLM itself does where models run on GPUs.
 """
 
 import multiprocessing
@@ -14,8 +14,6 @@ from collections.abc import Callable, Mapping
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from typing import Any
-
-IMPORTED = ("vllm.v1.engine.core", "vllm.v1.worker.cpu_worker", "rlopt.shm_engine")
 
 
 class _Context(ForkServerContext):
@@ -46,7 +44,7 @@ def _end_with(parent: Any) -> None:
 
 def prepare() -> None:
     """Start the server, which imports while the caller goes on. `OMP_NUM_THREADS` must be set: it is read on import."""
-    multiprocessing.set_forkserver_preload([*IMPORTED])
+    multiprocessing.set_forkserver_preload(["rlopt.preload"])
     forkserver.ensure_running()
 
 

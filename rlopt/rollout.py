@@ -20,6 +20,7 @@ from rlopt.cluster import Cluster, Workers, environment
 from rlopt.config import ClusterConfig, RewardConfig, RolloutConfig
 from rlopt.data import Deal, Manner, sample_seed
 from rlopt.errors import Fault, RloptError
+from rlopt.garbage import collect_seldom
 from rlopt.rewards import Question, RewardPool, Scored
 from rlopt.steps import Answer, Opening
 from rlopt.types import Group, Prompt, Sample
@@ -77,6 +78,7 @@ class RolloutWorker:
     async def start(self) -> None:
         """Load the model. Returns when the engine answers."""
         engine, config = self._engine_config, self._config
+        collect_seldom()
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         on_cpu = engine.device == "cpu"

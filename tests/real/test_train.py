@@ -128,3 +128,4 @@ def test_an_engines_processes_are_forked_from_one_that_has_imported_vllm(crew: l
         scheduler, server, *_ = model.parents()
         assert scheduler.name() == "VLLM::EngineCore"
         assert "multiprocessing.forkserver" in " ".join(server.cmdline())
+        assert any("/vllm/" in library.path for library in server.memory_maps())

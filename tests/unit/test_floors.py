@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "rlopt"
 FLOORS = (
-    {"errors", "files", "signals"},
+    {"errors", "files", "signals", "garbage"},
     {"types", "config", "processes", "synonyms"},
     {
         "objectives",
@@ -52,7 +52,7 @@ FLOORS = (
         "tracking",
         "settings",
     },
-    {"rollout", "fleet", "shm_engine", "learner"},
+    {"rollout", "fleet", "shm_engine", "preload", "learner"},
     {"loop", "live", "stream", "groups", "sync", "recorded", "evaluation"},
     {"jobs", "plan", "prepare", "resume", "describe", "launch", "harvest", "judge", "command"},
     {"train", "submit", "evaluate", "export", "pairs", "report", "doctor", "objectives.__main__"},
