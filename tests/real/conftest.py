@@ -1,4 +1,7 @@
-"""Runs of the real thing: the command line, Ray, vLLM and DeepSpeed, small and few."""
+"""Runs of the real thing: the command line, Ray, vLLM and DeepSpeed, small and few.
+
+Tests in `crew` take over one set of engines and a learner, tests in `starts` start what they look at.
+"""
 
 import json
 import os
@@ -14,6 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
+from transformers import AutoModelForCausalLM
 
 from rlopt import checkpoint, launch
 from rlopt.model import find_model
@@ -51,6 +55,22 @@ def _mark(process: psutil.Process) -> str | None:
 
 def rows(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def sound(run: Path) -> None:
+    """Assert that engines agreed with the learner at every sync, and that transformers loads the last checkpoint."""
+    syncs = [event for event in rows(run / "events.jsonl") if event["event"] == "sync"]
+    assert syncs
+    assert all(sync["sync/canary_abs_diff"] < 1e-4 for sync in syncs)
+    AutoModelForCausalLM.from_pretrained(checkpoint.find_all(run)[-1] / "hf")
+
+
+def alike(run: Path, other: Path, steps: int) -> None:
+    """Assert that the first steps of two runs learned the same from the same samples, but for rounding."""
+    for theirs, mine in zip(rows(run / "metrics.jsonl")[:steps], rows(other / "metrics.jsonl")[:steps], strict=True):
+        assert theirs["reward/mean"] == mine["reward/mean"]  # the same tokens, whichever engine spoke them
+        for key in ("actor/pg_loss", "actor/grad_norm", "actor/entropy", "actor/kl_k2", "offpolicy/ratio_mean"):
+            assert theirs[key] == pytest.approx(mine[key], rel=1e-3, abs=1e-6), key
 
 
 def steps(folder: Path) -> int:
@@ -147,7 +167,7 @@ def crew(home: Path) -> Iterator[launch.Crew]:
 
 
 WHOLE = (*SMALL, "trainer.total_steps=45", "trainer.save_every=15")
-"""Of the runs of `run`."""
+"""Of the runs of `run`, and of GRPO's that is interrupted."""
 
 
 @pytest.fixture(scope="session")
@@ -158,23 +178,23 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Ended:
 
 
 @pytest.fixture(scope="session")
-def run(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Callable[[str], Path]:
-    """The finished 45-step run of an algorithm, made once: GRPO's by the command, interrupted and given again, the others' on
-    the crew."""
+def gone_on(interrupted: Ended) -> Path:
+    """That run to its end, by the same command."""
+    train(interrupted.folder, "+algo=grpo", *WHOLE)
+    return interrupted.folder
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory, crew: launch.Crew, home: Path) -> Callable[[str], Path]:
+    """The finished 45-step run of an algorithm on the crew, made once."""
+    import crews
+
     made: dict[str, Path] = {}
 
     def make(algo: str) -> Path:
         if algo not in made:
-            overrides = (f"+algo={algo}", *WHOLE)
-            if algo == "grpo":
-                folder = request.getfixturevalue("interrupted").folder
-                train(folder, *overrides)
-            else:
-                import crews
-
-                folder = tmp_path_factory.mktemp(algo) / "run"
-                fresh = request.getfixturevalue("home") / "fresh"
-                crews.train(request.getfixturevalue("crew"), crews.prepared_for(folder, *overrides), fresh)
+            folder = tmp_path_factory.mktemp(algo) / "run"
+            crews.train(crew, crews.prepared_for(folder, f"+algo={algo}", *WHOLE), home / "fresh", keep=True)
             made[algo] = folder
         return made[algo]
 

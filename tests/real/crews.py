@@ -16,20 +16,24 @@ from typing import Any
 import hydra
 import pytest
 import ray
-from conftest import SMALL, rows
+from conftest import SMALL
 from rich.console import Console
-from transformers import AutoModelForCausalLM
 
-from rlopt import checkpoint, launch, prepare, rollout
+from rlopt import launch, prepare, rollout
+from rlopt.config import RewardConfig, RolloutConfig
 from rlopt.data import Deal
 from rlopt.learner import Learners, LearnerSetup, LearnerWorker
 from rlopt.loop import Position
 from rlopt.objectives.core import Objective, Terms
-from rlopt.rollout import RolloutWorker
+from rlopt.rewards import RewardPool
+from rlopt.rollout import EngineConfig, PauseMode, RolloutWorker
 from rlopt.settings import conf_dir, typed
 from rlopt.tracking import Journal
 from rlopt.types import Group, Metric, Stock
 from rlopt.weights import write_shared
+
+LONGEST = 128
+"""Tokens of a sequence; `tiny_s` takes no more."""
 
 SLOW_S = 2.0
 """Seconds that a slow side takes for a step: many times what the other does, also on a busy machine."""
@@ -42,6 +46,10 @@ class Engine(RolloutWorker):
     spoiling, times = "", 0
     naps = 0
 
+    def __init__(self, engine: EngineConfig, config: RolloutConfig, reward: RewardConfig, group_size: int) -> None:
+        super().__init__(engine, config, reward, group_size)
+        self.paid_by = reward
+
     async def sleep(self) -> None:
         self.naps += 1
         assert not self._in_flight
@@ -51,16 +59,19 @@ class Engine(RolloutWorker):
     def napped(self) -> int:
         return self.naps
 
-    def meddle(self, wrong: str, in_flight: str) -> None:
+    def meddle(self, wrong: str, in_flight: PauseMode, config: RolloutConfig, reward: RewardConfig) -> None:
         self.wrong = wrong
         self._engine_config = replace(self._engine_config, in_flight=in_flight)
-        self._honest = getattr(self, "_honest", self._config)
         changes: dict[str, Any] = {
             "temperature": {"temperature": 0.6},
             "top-p": {"top_p": 0.8},
             "truncation": {"max_new_tokens": 12},
         }
-        self._config = replace(self._honest, **changes.get(wrong, {}))
+        self._config = replace(config, **changes.get(wrong, {}))
+        if reward != self.paid_by:
+            self._rewards.close()
+            self._rewards = RewardPool(reward.fn, reward.weights, reward.workers, reward.timeout_s, reward.on_error)
+            self.paid_by = reward
 
     async def _samples(self, deal: Deal) -> Group:
         if self.wrong == "slow sampler" or (self.wrong == "some slow" and sum(deal.prompt.token_ids) % 8 == 0):
@@ -151,7 +162,7 @@ def started(folder: Path) -> Iterator[launch.Crew]:
     with pytest.MonkeyPatch.context() as patch:  # to the end, for engines that replace lost ones
         patch.setattr(launch, "LearnerWorker", Learner)
         patch.setattr(rollout, "RolloutWorker", Engine)
-        crew = launch.Crew(prepared_for(folder / "first", "+algo=grpo", "rollout.engines=2", *SMALL))
+        crew = launch.Crew(replace(prepared_for(folder / "first", "+algo=grpo", "rollout.engines=2", *SMALL), longest=LONGEST))
         crew.start()
         crew.join()
         crew.learners.save(folder / "fresh")
@@ -171,7 +182,7 @@ def instruct(
     for key in fleet.asked:  # what the run before had asked for in vain
         fleet.cancel(key)
     in_flight = config.sync.in_flight if config.sync.mode == "async" else "wait"
-    ray.get([handle.meddle.remote(wrong, in_flight) for handle in fleet.handles.values()])
+    ray.get([handle.meddle.remote(wrong, in_flight, config.rollout, config.reward) for handle in fleet.handles.values()])
     slow_s = SLOW_S if wrong == "slow learner" else 0.0
     crew._ranks.call("follow", [prepared.objective, prepared.terms, config.sync.verify, lr, slow_s])
     together = prepared.objective.traits.unit == "group"
@@ -206,20 +217,3 @@ def train(
     finally:
         journal.close(0)
     return saved
-
-
-def same_numbers(run: Path, steps: int, crew: launch.Crew, home: Path, folder: Path, *overrides: str) -> None:
-    """Assert that the first steps of a run of GRPO are those of one rank and the crew's two engines.
-
-    And that its engines agreed with its learner at every sync, and that transformers loads its last checkpoint.
-    """
-    syncs = [event for event in rows(run / "events.jsonl") if event["event"] == "sync"]
-    assert syncs
-    assert all(sync["sync/canary_abs_diff"] < 1e-4 for sync in syncs)
-    AutoModelForCausalLM.from_pretrained(checkpoint.find_all(run)[-1] / "hf")
-    keys = (*overrides, f"trainer.total_steps={steps}")
-    train(crew, prepared_for(folder / "one", "+algo=grpo", *SMALL, *keys), home / "fresh")
-    for one, other in zip(rows(folder / "one" / "metrics.jsonl"), rows(run / "metrics.jsonl")[:steps], strict=True):
-        assert other["reward/mean"] == one["reward/mean"]  # the same tokens, whichever engine spoke them
-        for key in ("actor/pg_loss", "actor/grad_norm", "actor/entropy", "actor/kl_k2", "offpolicy/ratio_mean"):
-            assert other[key] == pytest.approx(one[key], rel=1e-3, abs=1e-6), key

@@ -1,22 +1,69 @@
-"""How a run ends from outside: told by a cluster, or killed. What it leaves, and what it had learned until then."""
+"""How a run ends from outside: interrupted, told by a cluster, or killed. What it leaves, had learned, and goes on from."""
 
 import json
 import os
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
-import crews
 import pytest
 import torch
-from conftest import Ended, end, rows, steps
+import yaml
+from conftest import Ended, alike, end, rows, sound, steps
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlopt import checkpoint, launch
+from rlopt import checkpoint
 from rlopt.export import export
 from rlopt.model import find_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::ResourceWarning")
+
+
+def exact(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if not name.startswith(("timing_s", "perf", "idle", "sync/seconds"))}
+
+
+def test_an_interrupted_run_was_heard_on_loopback_alone_keeps_its_checkpoint_and_leaves_no_process(interrupted: Ended) -> None:
+    assert interrupted.listening
+    assert interrupted.listening <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+    assert interrupted.returncode == 130
+    assert interrupted.errors.splitlines()[-1].startswith("interrupted: the last checkpoint stands"), interrupted.errors
+    assert "Traceback" not in interrupted.errors
+    assert interrupted.seconds < 20
+    assert not interrupted.left
+    assert interrupted.kept == ["step_15"]
+
+
+def test_the_same_command_goes_on_from_there_with_the_same_numbers_to_the_end(interrupted: Ended, gone_on: Path) -> None:
+    metrics = rows(gone_on / "metrics.jsonl")
+    assert len(interrupted.metrics) >= 22  # two of them after a sync that was made again
+    assert list(map(exact, metrics[: len(interrupted.metrics)])) == list(map(exact, interrupted.metrics))
+    assert [row["step"] for row in metrics] == list(range(1, 46))
+    assert [row["version"] for row in metrics] == [0] * 20 + [20] * 20 + [40] * 5
+    assert [row["offpolicy/lag_max"] for row in metrics] == [*range(20), *range(20), *range(5)]
+    syncs = [event["version"] for event in rows(gone_on / "events.jsonl") if event["event"] == "sync"]
+    assert syncs == [0, 20, 15, 20, 40]
+    sound(gone_on)
+
+
+def test_a_run_leaves_its_config_samples_and_an_offline_wandb_run(gone_on: Path) -> None:
+    config = yaml.safe_load((gone_on / "config.yaml").read_text())
+    assert (config["algo"]["name"], config["sync"]["interval"]) == ("grpo", 20)
+    samples = rows(gone_on / "samples.jsonl")
+    assert {"step", "prompt", "completion", "answer", "reward", "version"} <= set(samples[0])
+    assert list((gone_on / "wandb").glob("offline-run-*/run-*.wandb"))
+
+
+def test_the_model_of_a_checkpoint_is_the_trained_one(gone_on: Path) -> None:
+    hf = checkpoint.find_all(gone_on)[-1] / "hf"
+    model = AutoModelForCausalLM.from_pretrained(hf)
+    assert AutoTokenizer.from_pretrained(hf).encode("1+1=")
+    base = load_file(find_model("tiny_s", lambda *_: None) / "model.safetensors")
+    trained = dict(model.named_parameters())
+    assert all(not torch.equal(trained[name], tensor) for name, tensor in base.items() if name.endswith("proj.weight"))
+
 
 ADAPTED = ("learner.lora.rank=8", "learner.lora.targets=[q_proj,v_proj,down_proj]", "learner.lr=3e-3")
 SENT = 2 * 8 * ((64 + 64) + (64 + 64) + (256 + 64)) * 4
@@ -65,8 +112,6 @@ def test_adapters_stand_in_a_checkpoint_merged(killed: Ended, tmp_path: Path) ->
 ODD = '{"do_sample": false, "temperature": 0.9, "eos_token_id": 1, "pad_token_id": 0}'
 """A generation config that transformers reads and would not write."""
 
-SHARDED = ("learner.token_budget=300", "sync.interval=20")
-
 
 @pytest.fixture(scope="module")
 def told_to_end(tmp_path_factory: pytest.TempPathFactory) -> Ended:
@@ -76,7 +121,8 @@ def told_to_end(tmp_path_factory: pytest.TempPathFactory) -> Ended:
     config = json.loads((folder / "model" / "config.json").read_text())
     (folder / "model" / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.3}))
     (folder / "model" / "generation_config.json").write_text(ODD)
-    keys = (f"model.path={folder / 'model'}", "learner.workers=2", "learner.zero_stage=2", "tracking.wandb=disabled", *SHARDED)
+    sharded = ("learner.workers=2", "learner.zero_stage=2", "learner.token_budget=300")
+    keys = (f"model.path={folder / 'model'}", *sharded, "tracking.wandb=disabled")
     run = folder / "run"
     return end(run, lambda: steps(run) >= 3, lambda pid: os.killpg(pid, signal.SIGTERM), *keys)  # as `timeout` and clusters do
 
@@ -90,11 +136,12 @@ def test_a_run_whose_whole_process_group_is_told_to_end_saves_what_it_made(told_
 
 
 def test_two_ranks_with_zero_2_and_a_model_with_dropout_learn_what_one_rank_does_without(
-    told_to_end: Ended, crew: launch.Crew, home: Path, tmp_path: Path
+    told_to_end: Ended, gone_on: Path
 ) -> None:
     fresh = told_to_end.metrics[0]  # sampled by the weights that learn from it
     assert (fresh["offpolicy/lag_max"], fresh["offpolicy/ratio_mean"]) == (0, pytest.approx(1, abs=1e-4))
-    crews.same_numbers(told_to_end.folder, 3, crew, home, tmp_path, *SHARDED)
+    sound(told_to_end.folder)
+    alike(told_to_end.folder, gone_on, 3)  # whose micro-batches are larger, too
 
 
 def test_a_model_that_transformers_would_not_write_is_saved_and_exported(told_to_end: Ended, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import venv
 import zipfile
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def test_an_installed_wheel_composes_its_config_from_any_folder(tmp_path: Path) -> None:

@@ -1,12 +1,9 @@
 """Bad input to the real command: one line with the way out, a non-zero exit, and nothing left running."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import SMALL, command, try_out
-
-Runs = Callable[[str], Path]
+from conftest import SMALL, WHOLE, command, try_out
 
 
 def refuse(*overrides: str) -> str:
@@ -48,16 +45,14 @@ def test_an_empty_file_and_a_prompt_that_is_too_long(tmp_path: Path, content: st
     assert message in refuse("+algo=grpo", f"data.train={file}", f"run.dir={tmp_path / 'run'}")
 
 
-def test_a_run_directory_that_holds_another_run(run: Runs) -> None:
-    folder = run("grpo")
-    before = (folder / "config.yaml").read_text()
-    line = refuse("+algo=red_weight", *SMALL, f"run.dir={folder}", "trainer.total_steps=60")
-    assert f"run.dir={folder}: holds another run, algo.name=red_weight (there: grpo)" in line
-    assert (folder / "config.yaml").read_text() == before
+def test_a_run_directory_that_holds_another_run(gone_on: Path) -> None:
+    before = (gone_on / "config.yaml").read_text()
+    line = refuse("+algo=red_weight", *SMALL, f"run.dir={gone_on}", "trainer.total_steps=60")
+    assert f"run.dir={gone_on}: holds another run, algo.name=red_weight (there: grpo)" in line
+    assert (gone_on / "config.yaml").read_text() == before
 
 
-def test_a_run_that_is_finished(run: Runs) -> None:
-    folder = run("grpo")
-    line = refuse("+algo=grpo", *SMALL, f"run.dir={folder}", "trainer.total_steps=45", "trainer.save_every=15")
+def test_a_run_that_is_finished(gone_on: Path) -> None:
+    line = refuse("+algo=grpo", *WHOLE, f"run.dir={gone_on}")
     assert "trainer.total_steps=45:" in line
     assert "has made 45 steps already" in line

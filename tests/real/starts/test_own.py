@@ -28,7 +28,7 @@ Made = tuple[Path, subprocess.CompletedProcess[str]]
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """A run whose reward raises after three steps."""
     folder = tmp_path_factory.mktemp("own")
-    shutil.copy(Path(__file__).parents[2] / "examples" / "own_objective.py", folder)
+    shutil.copy(Path(__file__).parents[3] / "examples" / "own_objective.py", folder)
     (folder / "breaks.py").write_text(REWARD)
     own = ["+algo=reinforce", "algo.objective=own_objective:Capped", "+algo.cap=2.0", "algo.credit=own_objective:rank"]
     more = ["reward.fn=breaks:reward", "data.prompts_per_step=2", "sync.interval=2", "trainer.total_steps=100"]

@@ -4,9 +4,16 @@ import json
 import sys
 from pathlib import Path
 
-from conftest import rows, train, try_out
+import pytest
+from conftest import SMALL, rows, try_out
+from crews import prepared_for, train
 
-DATA = Path(__file__).parents[1] / "data" / "gsm8k.jsonl"
+from rlopt import launch
+from rlopt.describe import describe
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::ResourceWarning")
+
+DATA = Path(__file__).parents[2] / "data" / "gsm8k.jsonl"
 
 SCORE = """
 import time
@@ -27,34 +34,23 @@ def evaluate(*overrides: str) -> list[str]:
     return [sys.executable, "-m", "rlopt.evaluate", *overrides]
 
 
-def test_what_a_run_measures_on_gsm8k_is_what_the_command_says_of_its_checkpoint(tmp_path: Path) -> None:
+def test_what_a_run_measures_on_gsm8k_is_what_the_command_says_of_its_checkpoint(
+    crew: launch.Crew, home: Path, tmp_path: Path
+) -> None:
     problems = DATA.read_text().splitlines(keepends=True)
     (tmp_path / "train.jsonl").write_text("".join(problems[:32] + problems[60:]))
     (tmp_path / "test.jsonl").write_text("".join(problems[32:]))
     (tmp_path / "own.py").write_text(SCORE)
     run = tmp_path / "run"
-    done = train(
-        run,
-        *(
-            "+algo=grpo",
-            "+data=gsm8k",
-            "data.subset=null",
-            f"data.train={tmp_path}/train.jsonl",
-            f"data.eval={tmp_path}/test.jsonl",
-        ),
-        *("data.prompts_per_step=4", "algo.group_size=4", "rollout.max_new_tokens=16", "data.template=null"),
-        f"reward.fn=[rlopt.grading:mathematics,{tmp_path}/own.py:compute_score]",
-        *(
-            "reward.weights=[1.0,0.5]",
-            "reward.timeout_s=3",
-            "sync.interval=2",
-            "trainer.total_steps=4",
-            "trainer.eval_every=2",
-        ),
-        *("trainer.best=eval/test/greedy", "eval.samples=2", "eval.limit=6"),
-    )
-    assert "questions and answers (question, answer after ####)" in done.stdout
-    assert "left out 3 row(s) of data.train: also in data.eval" in done.stdout  # the fourth is too long
+    data = ("+data=gsm8k", "data.subset=null", f"data.train={tmp_path}/train.jsonl", f"data.eval={tmp_path}/test.jsonl")
+    kind = ("data.template=null", "rollout.max_new_tokens=16", "sync.interval=2", "trainer.total_steps=4")
+    reward = (f"reward.fn=[rlopt.grading:mathematics,{tmp_path}/own.py:compute_score]", "reward.weights=[1.0,0.5]")
+    held_out = ("trainer.eval_every=2", "trainer.best=eval/test/greedy", "eval.samples=2", "eval.limit=6")
+    prepared = prepared_for(run, "+algo=grpo", *SMALL, *data, *kind, *reward, "reward.timeout_s=3", *held_out)
+    said = describe(prepared)
+    assert "questions and answers (question, answer after ####)" in said
+    assert "left out 3 row(s) of data.train: also in data.eval" in said  # the fourth is too long
+    train(crew, prepared, home / "fresh", keep=True)
     metrics = rows(run / "metrics.jsonl")
     assert [row["step"] for row in metrics if "eval/test/greedy" in row] == [2, 4]
     assert all("reward/part/mathematics" in row and "reward/part/compute_score/length" in row for row in metrics)
@@ -67,8 +63,8 @@ def test_what_a_run_measures_on_gsm8k_is_what_the_command_says_of_its_checkpoint
     best = json.loads((run / "checkpoints" / "best.json").read_text())
     assert best["value"] == max(row["eval/test/greedy"] for row in metrics if "eval/test/greedy" in row)
     out = tmp_path / "numbers.json"
-    said = try_out(evaluate(f"run={run}", "evaluate.checkpoint=4", f"evaluate.out={out}"))
-    assert said.returncode == 0, said.stdout + said.stderr
+    done = try_out(evaluate(f"run={run}", "evaluate.checkpoint=4", f"evaluate.out={out}"))
+    assert done.returncode == 0, done.stdout + done.stderr
     found = {f"eval/{row['data']}/{row['metric']}": row["value"] for row in json.loads(out.read_text())["metrics"]}
     for name in ("eval/test/avg@2", "eval/test/greedy"):
         assert found.get(name) == metrics[-1].get(name)
