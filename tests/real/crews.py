@@ -59,19 +59,22 @@ class Engine(RolloutWorker):
     def napped(self) -> int:
         return self.naps
 
-    def meddle(self, wrong: str, in_flight: PauseMode, config: RolloutConfig, reward: RewardConfig) -> None:
+    def follow(self, in_flight: PauseMode, config: RolloutConfig, reward: RewardConfig) -> None:
+        """Do as another run asks."""
+        self._engine_config, self._config = replace(self._engine_config, in_flight=in_flight), config
+        if reward != self.paid_by:
+            self._rewards.close()
+            self._rewards = RewardPool(reward.fn, reward.weights, reward.workers, reward.timeout_s, reward.on_error)
+            self.paid_by = reward
+
+    def meddle(self, wrong: str) -> None:
         self.wrong = wrong
-        self._engine_config = replace(self._engine_config, in_flight=in_flight)
         changes: dict[str, Any] = {
             "temperature": {"temperature": 0.6},
             "top-p": {"top_p": 0.8},
             "truncation": {"max_new_tokens": 12},
         }
-        self._config = replace(config, **changes.get(wrong, {}))
-        if reward != self.paid_by:
-            self._rewards.close()
-            self._rewards = RewardPool(reward.fn, reward.weights, reward.workers, reward.timeout_s, reward.on_error)
-            self.paid_by = reward
+        self._config = replace(self._config, **changes.get(wrong, {}))
 
     async def _samples(self, deal: Deal) -> Group:
         if self.wrong == "slow sampler" or (self.wrong == "some slow" and sum(deal.prompt.token_ids) % 8 == 0):
@@ -92,7 +95,7 @@ class Engine(RolloutWorker):
             samples = [replace(s, reward=0.5) for s in samples]
         if self.wrong == "no signal":
             samples = [replace(s, reward=float(len(deal.prompt.text) % 2)) for s in samples]
-        return Group(deal.prompt, tuple(samples), group.refills)
+        return replace(group, samples=tuple(samples))
 
     def spoil(self, how: str, times: int) -> None:
         self.spoiling, self.times = how, times
@@ -182,7 +185,8 @@ def instruct(
     for key in fleet.asked:  # what the run before had asked for in vain
         fleet.cancel(key)
     in_flight = config.sync.in_flight if config.sync.mode == "async" else "wait"
-    ray.get([handle.meddle.remote(wrong, in_flight, config.rollout, config.reward) for handle in fleet.handles.values()])
+    ray.get([handle.follow.remote(in_flight, config.rollout, config.reward) for handle in fleet.handles.values()])
+    ray.get([handle.meddle.remote(wrong) for handle in fleet.handles.values()])
     slow_s = SLOW_S if wrong == "slow learner" else 0.0
     crew._ranks.call("follow", [prepared.objective, prepared.terms, config.sync.verify, lr, slow_s])
     together = prepared.objective.traits.unit == "group"

@@ -107,7 +107,7 @@ def test_engines_are_lost_replaced_removed_and_added_and_all_samples_stay_the_sa
         keys = [(1, place) for place in range(12)]
         second = list(fleet.handles.values())[-1]
         if kill:  # while it is at its samples
-            ray.get(second.meddle.remote("slow sampler", "wait"))
+            ray.get(second.meddle.remote("slow sampler"))
         for key, deal in zip(keys, deals, strict=True):
             fleet.ask(key, deal)
         if kill:
