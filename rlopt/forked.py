@@ -1,9 +1,9 @@
 """The processes of an engine on CPU, forked from one that has imported vLLM.
 
-An engine is three processes: the worker that asks, the scheduler, the model. On CPU vLLM spawns the second from the first and
-the third from the second, and each imports vLLM anew, seven seconds every time. Here a server imports it (`preload`) while the
-worker does: `multiprocessing.forkserver`, with one thread, and nothing computed yet. The scheduler is forked from that server
-and the model from the scheduler, as vLLM itself does where models run on GPUs.
+An engine is two processes: the worker that asks, and vLLM's scheduler with the model. (Tensor parallelism adds one a part
+of the model.) On CPU vLLM spawns one from the other and each imports vLLM anew, seven seconds every time. Here a server imports
+it (`preload`) while the worker does: `multiprocessing.forkserver`, with one thread, and nothing computed yet. The scheduler is
+forked from that server and the parts of a model from the scheduler, as vLLM itself does where models run on GPUs.
 """
 
 import multiprocessing
@@ -24,7 +24,7 @@ class _Context(ForkServerContext):
 
 
 def _begin(environment: dict[str, str], target: Callable[..., None], kwargs: Mapping[str, Any]) -> None:
-    """In the scheduler: as if it had been spawned, but that it forks the model, and that it ends with who asked for it.
+    """In the scheduler: as if it had been spawned, but that it forks the parts of a model, and ends with who asked for it.
 
     Ray ends an actor's children with it. To Ray the scheduler is none.
     """

@@ -86,6 +86,10 @@ class RolloutWorker:
             _need_libnuma()
             os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
             os.environ["OMP_NUM_THREADS"] = str(engine.threads)
+            if config.tensor_parallel == 1:
+                # vLLM then keeps the model in its scheduler's process. Two would wait for each other at every token, and
+                # each would keep a core busy while it waits.
+                os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
             os.environ["TORCHDYNAMO_DISABLE"] = "1"  # vLLM compiles its sampler, with a C++ compiler, and is slower for it here
             forked.prepare()
         elif engine.dtype == "float32":

@@ -95,7 +95,7 @@ class Engine(RolloutWorker):
             samples = [replace(s, reward=0.5) for s in samples]
         if self.wrong == "no signal":
             samples = [replace(s, reward=float(len(deal.prompt.text) % 2)) for s in samples]
-        return replace(group, samples=tuple(samples))
+        return replace(group, prompt=deal.prompt, samples=tuple(samples))
 
     def spoil(self, how: str, times: int) -> None:
         self.spoiling, self.times = how, times

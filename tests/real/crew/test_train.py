@@ -75,11 +75,12 @@ def test_a_fork_on_another_schedule_samples_anew_with_the_weights_that_it_takes(
     assert [(row["step"], row["version"]) for row in rows(tmp_path / "fork" / "metrics.jsonl")] == [(31, 30), (32, 31)]
 
 
-def test_an_engines_processes_are_forked_from_one_that_has_imported_vllm(crew: launch.Crew) -> None:
-    models = [process for process in psutil.Process().children(recursive=True) if process.name() == "VLLM::Worker"]
-    assert len(models) == 2
-    for model in models:
-        scheduler, server, *_ = model.parents()
-        assert scheduler.name() == "VLLM::EngineCore"
+def test_an_engines_process_is_forked_from_one_that_has_imported_vllm_and_holds_the_model(crew: launch.Crew) -> None:
+    family = psutil.Process().children(recursive=True)
+    engines = [process for process in family if process.name() == "VLLM::EngineCore"]
+    assert len(engines) == 2
+    for engine in engines:
+        server = engine.parents()[0]
         assert "multiprocessing.forkserver" in " ".join(server.cmdline())
         assert any("/vllm/" in library.path for library in server.memory_maps())
+    assert "VLLM::Worker" not in {process.name() for process in family}  # which would keep a core busy while it waits

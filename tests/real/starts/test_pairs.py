@@ -5,13 +5,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
-from conftest import rows, try_out
+from conftest import rows, try_out, until
 
 from rlopt import arithmetic
 from rlopt.steps import MEANING, on_eval_side
@@ -38,14 +36,6 @@ def refuse(*overrides: str, cwd: Path | None = None) -> str:
     return line
 
 
-def until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 200
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """Three folders: of a command that ran through, of one that was interrupted and run again, and of one left interrupted."""
@@ -53,7 +43,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     whole, halved, left = folder / "whole", folder / "halved", folder / "left"
     through = start(f"pairs.out={whole / 'pairs.jsonl'}")  # beside the other: each waits most of the time
     with start(f"pairs.out={halved / 'pairs.jsonl'}") as first:
-        until((halved / "pairs.jsonl.partial" / "chunk_000001.json").exists, first)
+        chunk = halved / "pairs.jsonl.partial" / "chunk_000001.json"
+        until(chunk.exists, lambda: first.poll() is None, first.communicate)
         family = psutil.Process(first.pid).children(recursive=True)
         first.send_signal(signal.SIGINT)
         _, errors = first.communicate(timeout=60)
