@@ -106,13 +106,14 @@ def until(
     still: Callable[[], bool] = lambda: True,
     why: Callable[[], object] = lambda: "",
     seconds: float = 300,
+    every: float = 0.05,
 ) -> None:
-    """Wait for a condition; fail with `why` when it can no longer come about, or does not in time."""
+    """Wait for a condition, asked every so many seconds; fail with `why` when it cannot come about, or does not in time."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert still(), why()
         assert time.monotonic() < deadline, why()
-        time.sleep(0.05)
+        time.sleep(every)
 
 
 def end(folder: Path, when: Callable[[], bool], how: Callable[[int], None], *overrides: str) -> Ended:

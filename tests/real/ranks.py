@@ -1,5 +1,6 @@
 """Learner ranks without Ray and without engines: processes that meet over gloo and learn from batches made by hand."""
 
+import gc
 import multiprocessing
 import queue
 import socket
@@ -110,6 +111,7 @@ def _rank(cases: Sequence[Case], rank: int, world: int, port: int, found: Any) -
             if not joined:
                 worker.join(("127.0.0.1", port))
                 joined = True
+                gc.freeze()  # DeepSpeed has Python look at all objects at every start
             worker.load_models()
             answer = [(dict[str, float](), _weights(worker))]
             for step in range(1, case.updates + 1):

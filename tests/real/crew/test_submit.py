@@ -88,7 +88,7 @@ def _wait_for_agent(address: str) -> None:
     ask = "import sys; from ray.job_submission import JobSubmissionClient as C; C(sys.argv[1]).submit_job(entrypoint='true')"
     line = [sys.executable, "-c", ask, address]
     env = ENVIRONMENT | {"RAY_AUTH_MODE": "token"}
-    until(lambda: subprocess.run(line, capture_output=True, env=env).returncode == 0, seconds=60)
+    until(lambda: subprocess.run(line, capture_output=True, env=env).returncode == 0, seconds=60, every=1)
 
 
 def submit(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -112,8 +112,8 @@ def test_a_job_over_two_nodes_outlives_an_engine_is_stopped_with_a_checkpoint_go
     assert done.returncode == 0, done.stdout + done.stderr
     job = done.stdout.strip()
 
-    def wait(condition: Callable[[], bool]) -> None:
-        until(condition, why=lambda: submit("--address", address, "logs", job).stdout)
+    def wait(condition: Callable[[], bool], every: float = 0.2) -> None:
+        until(condition, why=lambda: submit("--address", address, "logs", job).stdout, every=every)
 
     wait(lambda: steps(run) >= 4)
     models = [p for p in psutil.process_iter(["name"]) if p.info["name"] == "VLLM::EngineCore" and _under(p, short)]
@@ -123,7 +123,7 @@ def test_a_job_over_two_nodes_outlives_an_engine_is_stopped_with_a_checkpoint_go
     lost = steps(run)
     wait(lambda: steps(run) >= lost + 4)
     assert "asked to stop: it finishes its step, saves a checkpoint" in submit("--address", address, "stop", job).stdout
-    wait(lambda: submit("--address", address, "status", job).stdout == "STOPPED\n")
+    wait(lambda: submit("--address", address, "status", job).stdout == "STOPPED\n", every=2)
     (checkpoint,) = run.glob("checkpoints/step_*/manifest.json")
     step = json.loads(checkpoint.read_text())["step"]
     metrics = rows(run / "metrics.jsonl")
