@@ -35,7 +35,7 @@ demo: setup
 
 # Tests of real runs wait for one process or another a third of the time: three kinds of tests run two at a time.
 test: setup lint
-	@$(MAKE) --no-print-directory --output-sync -j2 starts crew unit
+	@$(MAKE) --no-print-directory --output-sync -k -j2 starts crew unit
 
 lint: setup
 	$(BIN)/ruff check rlopt tests examples

@@ -67,7 +67,9 @@ def sound(run: Path) -> None:
 
 def alike(run: Path, other: Path, steps: int) -> None:
     """Assert that the first steps of two runs learned the same from the same samples, but for rounding."""
-    for theirs, mine in zip(rows(run / "metrics.jsonl")[:steps], rows(other / "metrics.jsonl")[:steps], strict=True):
+    one, two = (rows(folder / "metrics.jsonl")[:steps] for folder in (run, other))
+    assert len(one) == len(two) == steps
+    for theirs, mine in zip(one, two, strict=True):
         assert theirs["reward/mean"] == mine["reward/mean"]  # the same tokens, whichever engine spoke them
         for key in ("actor/pg_loss", "actor/grad_norm", "actor/entropy", "actor/kl_k2", "offpolicy/ratio_mean"):
             assert theirs[key] == pytest.approx(mine[key], rel=1e-3, abs=1e-6), key
