@@ -6,7 +6,7 @@ from pathlib import Path
 import crews
 import psutil
 import pytest
-from conftest import SMALL, rows
+from conftest import SMALL, on_schedule, rows, sound
 
 from rlopt import launch
 from rlopt.metrics import DEFINITIONS
@@ -26,19 +26,10 @@ ELSEWHERE |= {
 """Of recorded rows, and of corrections and regimes that these runs do not ask for."""
 Runs = Callable[[str], Path]
 
-TOLERANCE = 1e-4
-"""Nats. vLLM and the learner both compute in float32 and differ by rounding alone, 1e-5 at most as measured; a weight that did
-not arrive shows as 1e-2 and more."""
-
 
 @pytest.mark.parametrize("algo", ALGORITHMS)
-def test_batches_are_sampled_by_versions_0_20_40_and_learned_from_with_lags_0_to_19(run: Runs, algo: str) -> None:
-    metrics = rows(run(algo) / "metrics.jsonl")
-    assert [row["step"] for row in metrics] == list(range(1, 46))
-    assert [row["version"] for row in metrics] == [0] * 20 + [20] * 20 + [40] * 5
-    assert [row["offpolicy/lag_max"] for row in metrics] == [*range(20), *range(20), *range(5)]
-    assert [row["offpolicy/lag_mean"] for row in metrics] == [*range(20), *range(20), *range(5)]
-    assert metrics[-1]["samples_seen"] == 45 * 16
+def test_batches_are_sampled_by_versions_0_20_40_with_lags_0_to_19_and_ratios_that_show_it(run: Runs, algo: str) -> None:
+    on_schedule(run(algo))
 
 
 @pytest.mark.parametrize("algo", ALGORITHMS)
@@ -50,18 +41,10 @@ def test_every_step_logs_every_metric_and_no_other(run: Runs, algo: str) -> None
 
 
 @pytest.mark.parametrize("algo", ALGORITHMS)
-def test_weights_arrive_and_change_and_engine_and_learner_then_agree(run: Runs, algo: str) -> None:
-    syncs = [event for event in rows(run(algo) / "events.jsonl") if event["event"] == "sync"]
-    assert [sync["version"] for sync in syncs] == [0, 20, 40]
-    assert all(sync["sync/canary_abs_diff"] < TOLERANCE for sync in syncs)
-    metrics = {row["step"]: row for row in rows(run(algo) / "metrics.jsonl")}
-    for fresh in (1, 21, 41):  # sampled with the weights that the learner still has: the ratio is 1 on every token
-        assert abs(metrics[fresh]["offpolicy/ratio_max"] - 1) < TOLERANCE
-        assert abs(metrics[fresh]["offpolicy/ratio_mean"] - 1) < TOLERANCE
-    for stale in (20, 40):
-        assert metrics[stale]["offpolicy/ratio_max"] > 1.01
-    assert metrics[1]["actor/kl_k2"] < 1e-10
-    assert metrics[41]["actor/kl_k2"] > 1e-5  # so what the engines sampled from at 41 was not the first model
+def test_weights_arrive_when_it_is_time_and_engine_and_learner_then_agree(run: Runs, algo: str) -> None:
+    syncs = [event["version"] for event in rows(run(algo) / "events.jsonl") if event["event"] == "sync"]
+    assert syncs == [0, 20, 40]
+    sound(run(algo))
 
 
 def test_a_fork_on_another_schedule_samples_anew_with_the_weights_that_it_takes(
