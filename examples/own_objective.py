@@ -25,11 +25,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rlopt import arithmetic
+from rlopt.core.batches import Average, Batch, LossOutput, Outcomes, Scores
+from rlopt.data import arithmetic
 from rlopt.objectives.advantages import centered, group_mean
 from rlopt.objectives.core import Traits, clip_fraction
 from rlopt.objectives.ratios import log_ratio
-from rlopt.types import Average, Batch, LossOutput, Outcomes, Scores
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def short_and_right(prompt: str, completion: str, answer: str, **extra: object) 
 
 
 if __name__ == "__main__":
-    from rlopt.conformance import check
+    from rlopt.objectives.conformance import check
 
     torch.set_printoptions(precision=3)
     for finding in check(Capped(cap=2.0)):

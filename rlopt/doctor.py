@@ -12,9 +12,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from rlopt.diagnosis import Finding, diagnose
-from rlopt.evidence import Evidence, bins, read
-from rlopt.files import at_home
+from rlopt.core.atomic_write import at_home
+from rlopt.diagnosis.checks import Finding, diagnose
+from rlopt.diagnosis.evidence import Evidence, bins, read
 
 COLORS = {"fault": "red", "warning": "yellow", "unknown": "dim", "fine": "green"}
 

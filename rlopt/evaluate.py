@@ -10,11 +10,12 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from rlopt import checkpoint, command
-from rlopt.config import EvaluateJob
-from rlopt.errors import RloptError
-from rlopt.files import at_home
-from rlopt.settings import read
+from rlopt.config import cli
+from rlopt.config.commands import EvaluateJob
+from rlopt.config.compose import read
+from rlopt.core.atomic_write import at_home
+from rlopt.core.errors import RloptError
+from rlopt.run import checkpoint
 
 SHARED = ("data", "reward", "rollout", "eval", "cluster")
 """Sections that the evaluation of a run takes over from it."""
@@ -46,10 +47,10 @@ def of_run(run: str, which: str) -> dict[str, Any]:
 
 def evaluate(job: EvaluateJob) -> None:
     """Evaluate as one config says, and show the numbers."""
-    from rlopt import judge  # heavy: only once the config is known to be good
+    from rlopt.evaluation import runner  # heavy: only once the config is known to be good
 
     console = Console()
-    verdict = judge.judge(job, console)
+    verdict = runner.judge(job, console)
     table = Table(box=None, padding=(0, 1))
     for name in ("data", "metric", "value", "95% of resamplings", "prompts"):
         table.add_column(name, justify="left" if name in ("data", "metric") else "right")
@@ -79,7 +80,7 @@ def main() -> None:
             file.parent.mkdir()
             file.write_text("# @package _global_\n" + yaml.safe_dump(config))
             sys.argv[1:] = [f"hydra.searchpath=[file://{folder}]", "+of=run", *sys.argv[1:]]  # what is named here comes after
-        command.run("evaluate", typed, evaluate, "nothing was written; run the same command again")
+        cli.run("evaluate", typed, evaluate, "nothing was written; run the same command again")
 
 
 if __name__ == "__main__":

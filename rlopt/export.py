@@ -16,9 +16,9 @@ from typing import Any
 import torch
 import yaml
 
-from rlopt import checkpoint
-from rlopt.errors import RloptError
-from rlopt.files import at_home
+from rlopt.core.atomic_write import at_home
+from rlopt.core.errors import RloptError
+from rlopt.run import checkpoint
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def export(run: Path, out: Path, which: str = "latest", shard_size: str = "5GB")
     """
     import transformers
 
-    from rlopt.model import TOLERANCE, save_model
+    from rlopt.models.policy import TOLERANCE, save_model
 
     if out.exists():
         raise RloptError(f"--out={out}: is there already; choose another, or remove it")
@@ -77,7 +77,7 @@ def _difference(folder: Path, canary: dict[str, Any], dtype: torch.dtype) -> flo
     """The largest difference between what the model in `folder`, run by transformers, and the learner said of a token."""
     import transformers
 
-    from rlopt.model import own_logprobs
+    from rlopt.models.policy import own_logprobs
 
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
     with torch.no_grad():
@@ -90,13 +90,13 @@ def _difference(folder: Path, canary: dict[str, Any], dtype: torch.dtype) -> flo
 
 def _write_card(folder: Path, run: Path, kept: Path, config: dict[str, Any], difference: float, tokens: int) -> None:
     """README.md, as the Hub shows it: what was trained how, with the run's curves and its config."""
-    from rlopt import report
+    from rlopt.diagnosis import curves
 
-    families = report.load([run])
-    report.draw(families, folder / "curves")
+    families = curves.load([run])
+    curves.draw(families, folder / "curves")
     (folder / "curves.svg").unlink()
-    (row,) = report.table(families)
-    titles = {name: report.panels_of([run])[name][0] for name in families[0].curves}
+    (row,) = curves.table(families)
+    titles = {name: curves.panels_of([run])[name][0] for name in families[0].curves}
     lines = [f"| {titles[name]} (`{name}`) | {row[name]['first']:.4g} | {row[name]['last']:.4g} |" for name in titles]
     algo, base, step = config["algo"]["name"], config["model"]["path"], kept.name.removeprefix("step_")
     head: dict[str, Any] = {"library_name": "transformers", "tags": ["rlopt", "reinforcement-learning", algo]}
@@ -108,7 +108,7 @@ def _write_card(folder: Path, run: Path, kept: Path, config: dict[str, Any], dif
         f"`{Path(base).name}`, trained by {algo} with rlopt: learner step {step} of {config['trainer']['total_steps']}.\n"
         f"Loaded again from these files, it differs from the learner by at most {difference:.1e} nats on {tokens} tokens.\n\n"
         f"![training curves](curves.png)\n\n"
-        f"| | first {report.SPAN} steps | last {report.SPAN} steps |\n|---|---|---|\n" + "\n".join(lines) + "\n\n"
+        f"| | first {curves.SPAN} steps | last {curves.SPAN} steps |\n|---|---|---|\n" + "\n".join(lines) + "\n\n"
         f"## Config\n\n```yaml\n{yaml.safe_dump(config, sort_keys=False)}```\n"
     )
 

@@ -6,10 +6,11 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from rlopt import command, rewards
-from rlopt.config import PairsJob
-from rlopt.processes import load
-from rlopt.settings import read
+from rlopt.config import cli
+from rlopt.config.commands import PairsJob
+from rlopt.config.compose import read
+from rlopt.core.sandbox import load
+from rlopt.rewards import pool
 
 
 def typed(composed: DictConfig) -> PairsJob:
@@ -21,13 +22,13 @@ def typed(composed: DictConfig) -> PairsJob:
 
 def make(job: PairsJob) -> None:
     """Make the rows that one config asks for, and say what was dropped."""
-    rewards.load(job.reward.fn, job.reward.weights)
+    pool.load(job.reward.fn, job.reward.weights)
     for key, name in (("pairs.split", job.pairs.split), ("pairs.locate", job.pairs.locate)):
         load(key, name)
-    from rlopt import harvest  # heavy: only once the config and its functions are known to be good
+    from rlopt.step_pairs import runner  # heavy: only once the config and its functions are known to be good
 
     console = Console()
-    outcome = harvest.harvest(job, console)
+    outcome = runner.harvest(job, console)
     table = Table(box=None, show_header=False, padding=(0, 1))
     table.add_column(justify="right")
     table.add_column()
@@ -47,7 +48,7 @@ def make(job: PairsJob) -> None:
 
 
 def main() -> None:
-    command.run("pairs", typed, make, "finished chunks stand, and the same command goes on after them")
+    cli.run("pairs", typed, make, "finished chunks stand, and the same command goes on after them")
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ import os
 import sys
 from pathlib import Path
 
-from rlopt import jobs
-from rlopt.errors import RloptError
-from rlopt.files import at_home
+from rlopt.cluster import ray_jobs
+from rlopt.core.atomic_write import at_home
+from rlopt.core.errors import RloptError
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args(before)
     if arguments.inside:
-        jobs.open_keys(Path.cwd())
+        ray_jobs.open_keys(Path.cwd())
         os.execv(sys.executable, [sys.executable, "-m", "rlopt.train", *overrides])
     try:
         sys.exit(_do(arguments, overrides))
@@ -42,12 +42,12 @@ def main() -> None:
 def _do(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """What was asked for; the exit status."""
     if not arguments.verb:
-        cluster, job = jobs.hand_in(arguments.address, arguments.include, overrides)
+        cluster, job = ray_jobs.hand_in(arguments.address, arguments.include, overrides)
         print(job, flush=True)
         return _follow(cluster, job) if arguments.wait else 0
     if not arguments.job:
         raise RloptError(f"{arguments.verb}: of which job? give the id that submitting printed")
-    cluster = jobs.Jobs(arguments.address)
+    cluster = ray_jobs.Jobs(arguments.address)
     if arguments.verb == "status":
         print(cluster.status(arguments.job))
     elif arguments.verb == "logs":
@@ -55,13 +55,13 @@ def _do(arguments: argparse.Namespace, overrides: list[str]) -> int:
             return _follow(cluster, arguments.job)
         print(cluster.logs(arguments.job), end="")
     elif cluster.stop(arguments.job):
-        print(f"asked to stop: it finishes its step, saves a checkpoint and ends, in {jobs.STOP_WAIT_S} s at most")
+        print(f"asked to stop: it finishes its step, saves a checkpoint and ends, in {ray_jobs.STOP_WAIT_S} s at most")
     else:
         print("was not running")
     return 0
 
 
-def _follow(cluster: jobs.Jobs, job: str) -> int:
+def _follow(cluster: ray_jobs.Jobs, job: str) -> int:
     for text in cluster.follow(job):
         print(text, end="", flush=True)
     status = cluster.status(job)

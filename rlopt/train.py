@@ -2,21 +2,21 @@
 
 from rich.console import Console
 
-from rlopt import command
-from rlopt.config import Config
-from rlopt.settings import typed
+from rlopt.config import cli
+from rlopt.config.compose import typed
+from rlopt.config.schema import Config
 
 
 def train(config: Config) -> None:
     """Train as one config says, and print where everything is."""
     console = Console()
     if config.trainer.dry_run:
-        from rlopt import prepare
+        from rlopt.run import validate
 
-        for subject, text in prepare.dry_run(config, console):
+        for subject, text in validate.dry_run(config, console):
             console.print(f"{subject:<10}{text}", highlight=False, soft_wrap=True)
         return
-    from rlopt import launch  # heavy: only once the config is known to be good
+    from rlopt.run import launch  # heavy: only once the config is known to be good
 
     outcome = launch.train(config, console)
     lines = [
@@ -30,7 +30,7 @@ def train(config: Config) -> None:
 
 
 def main() -> None:
-    command.run("config", typed, train, "the last checkpoint stands, and the same command goes on from it")
+    cli.run("config", typed, train, "the last checkpoint stands, and the same command goes on from it")
 
 
 if __name__ == "__main__":

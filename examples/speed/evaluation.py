@@ -37,7 +37,7 @@ def alone(prompts: list[str], logprobs: int | None) -> float:
     os.environ |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
     from vllm import LLM, SamplingParams
 
-    from rlopt.model import find_model
+    from rlopt.models.loading import find_model
 
     folder = find_model("tiny_s", lambda *_: None)
     llm = LLM(

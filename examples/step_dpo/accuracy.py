@@ -15,8 +15,9 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlopt import arithmetic, checkpoint
-from rlopt.model import find_model
+from rlopt.data import arithmetic
+from rlopt.models.loading import find_model
+from rlopt.run import checkpoint
 
 COUNT, SAMPLES = 500, 4
 """Problems, and answers to each at temperature 1."""

@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 import yaml
 
-from rlopt.tracking import read_column
+from rlopt.tracking.journal import read_column
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

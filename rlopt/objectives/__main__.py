@@ -10,10 +10,11 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
-from rlopt.conformance import Finding, check
-from rlopt.errors import RloptError, first_line
+from rlopt.config.compose import algorithms, read
+from rlopt.core.errors import RloptError, first_line
+from rlopt.objectives.conformance import Finding, check
 from rlopt.objectives.core import Objective
-from rlopt.settings import algorithms, load_class, objective_of, read
+from rlopt.objectives.registry import load_class, objective_of
 
 
 def build(name: str, settings: list[str]) -> Objective:

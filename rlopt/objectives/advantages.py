@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rlopt.types import Outcomes
+from rlopt.core.batches import Outcomes
 
 EPSILON = 1e-6
 """Added to a standard deviation before dividing, as verl and Trinity-RFT do; TRL adds 1e-4."""

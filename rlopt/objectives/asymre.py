@@ -5,10 +5,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from rlopt.errors import need
+from rlopt.core.batches import Average, Batch, LossOutput, Outcomes, Scores
+from rlopt.core.errors import need
 from rlopt.objectives.advantages import group_mean
 from rlopt.objectives.core import Traits
-from rlopt.types import Average, Batch, LossOutput, Outcomes, Scores
 
 
 @dataclass(frozen=True)

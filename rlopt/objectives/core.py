@@ -7,11 +7,12 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from rlopt.errors import RloptError
+from rlopt.core.batches import Average, Batch, LossOutput, Outcomes, Scores
+from rlopt.core.errors import RloptError
+from rlopt.core.reduce import Ess, Max, Mean, Metric, Sum
 from rlopt.objectives.corrections import NO_CORRECTIONS, Corrections
 from rlopt.objectives.divergence import KLEstimator, kl
 from rlopt.objectives.ratios import one_side, ppo_clip
-from rlopt.types import Average, Batch, Ess, LossOutput, Max, Mean, Metric, Outcomes, Scores, Sum
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rlopt.errors import RloptError
+from rlopt.core.batches import Batch, LossOutput, Scores
+from rlopt.core.errors import RloptError
+from rlopt.core.reduce import Mean
 from rlopt.objectives.ratios import log_ratio, sequence_mean, sequence_sum
-from rlopt.types import Batch, LossOutput, Mean, Scores
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from rlopt.errors import need
+from rlopt.core.batches import Average, Batch, LossOutput, Outcomes, Scores
+from rlopt.core.errors import need
 from rlopt.objectives.advantages import group_mean, standardized
 from rlopt.objectives.core import Traits, clipped_surrogate
 from rlopt.objectives.ratios import sequence_mean
-from rlopt.types import Average, Batch, LossOutput, Outcomes, Scores
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from rlopt.core.batches import Average, Batch, LossOutput, Outcomes, Scores
 from rlopt.objectives.advantages import standardized
 from rlopt.objectives.core import Traits, clipped_surrogate
 from rlopt.objectives.ratios import check_clip, log_ratio
-from rlopt.types import Average, Batch, LossOutput, Outcomes, Scores
 
 
 @dataclass(frozen=True)

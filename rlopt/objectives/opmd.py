@@ -5,11 +5,11 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from rlopt.errors import need
+from rlopt.core.batches import Average, Batch, LossOutput, Outcomes, Scores
+from rlopt.core.errors import need
 from rlopt.objectives.advantages import above_log_mean_exp, centered
 from rlopt.objectives.core import Traits
 from rlopt.objectives.ratios import log_ratio, sequence_sum
-from rlopt.types import Average, Batch, LossOutput, Outcomes, Scores
 
 
 @dataclass(frozen=True)

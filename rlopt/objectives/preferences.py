@@ -4,10 +4,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from rlopt.errors import RloptError, need
+from rlopt.core.batches import Batch, LossOutput, Outcomes, Scores
+from rlopt.core.errors import RloptError, need
+from rlopt.core.reduce import Mean, Metric
 from rlopt.objectives.advantages import group_max, group_size
 from rlopt.objectives.ratios import sequence_sum
-from rlopt.types import Batch, LossOutput, Mean, Metric, Outcomes, Scores
 
 
 def pair_signs(outcomes: Outcomes) -> Tensor:

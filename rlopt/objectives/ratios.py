@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from rlopt.errors import need
-from rlopt.types import Batch, Scores
+from rlopt.core.batches import Batch, Scores
+from rlopt.core.errors import need
 
 
 def check_clip(low: float, high: float) -> None:

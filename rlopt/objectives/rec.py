@@ -12,10 +12,10 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from rlopt.core.batches import Average, Batch, LossOutput, Outcomes, Scores
 from rlopt.objectives.advantages import centered, standardized
 from rlopt.objectives.core import Traits, clip_fraction
 from rlopt.objectives.ratios import check_clip, log_ratio, one_side, ring, sequence_ratio, two_side
-from rlopt.types import Average, Batch, LossOutput, Outcomes, Scores
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rlopt.errors import need
+from rlopt.core.batches import Average, Batch, LossOutput, Outcomes, Scores
+from rlopt.core.errors import need
 from rlopt.objectives.advantages import leave_one_out
 from rlopt.objectives.core import Traits, clip_fraction, clipped_surrogate
 from rlopt.objectives.ratios import check_clip, log_ratio
-from rlopt.types import Average, Batch, LossOutput, Outcomes, Scores
 
 
 @dataclass(frozen=True)

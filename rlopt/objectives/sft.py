@@ -5,8 +5,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from rlopt.core.batches import Average, Batch, LossOutput, Outcomes, Scores
 from rlopt.objectives.core import Traits
-from rlopt.types import Average, Batch, LossOutput, Outcomes, Scores
 
 
 @dataclass(frozen=True)

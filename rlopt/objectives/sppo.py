@@ -5,11 +5,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from rlopt.errors import need
+from rlopt.core.batches import Average, Batch, LossOutput, Outcomes, Scores
+from rlopt.core.errors import need
 from rlopt.objectives.advantages import centered
 from rlopt.objectives.core import Traits, clip_fraction
 from rlopt.objectives.ratios import log_ratio
-from rlopt.types import Average, Batch, LossOutput, Outcomes, Scores
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from rlopt.core.batches import Average, Batch, LossOutput, Outcomes, Scores
 from rlopt.objectives.advantages import standardized
 from rlopt.objectives.core import Traits
 from rlopt.objectives.ratios import log_ratio, sequence_sum
-from rlopt.types import Average, Batch, LossOutput, Outcomes, Scores
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ import psutil
 import pytest
 from transformers import AutoModelForCausalLM
 
-from rlopt import checkpoint, launch
-from rlopt.model import find_model
+from rlopt.models.loading import find_model
+from rlopt.run import checkpoint, workers
 
 SMALL = ("data.prompts_per_step=4", "algo.group_size=4")
 """A step of 16 samples."""
@@ -148,7 +148,9 @@ def end(folder: Path, when: Callable[[], bool], how: Callable[[int], None], *ove
     with said.open("w") as file:
         process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=file, start_new_session=True)
     until(when, lambda: process.poll() is None, said.read_text)
-    process.send_signal(signal.SIGSTOP)  # no step is made while its processes are looked at, which takes seconds on a busy machine
+    process.send_signal(
+        signal.SIGSTOP
+    )  # no step is made while its processes are looked at, which takes seconds on a busy machine
     family = psutil.Process(process.pid).children(recursive=True)
     names = {member: member.name() for member in family}
     assert "VLLM::EngineCore" in names.values()
@@ -196,7 +198,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def crew(home: Path) -> Iterator[launch.Crew]:
+def crew(home: Path) -> Iterator[workers.Crew]:
     """Engines and a learner for one run after another. A test that starts Ray by itself cannot run beside it."""
     from crews import started
 
@@ -223,7 +225,7 @@ def gone_on(interrupted: Ended) -> Path:
 
 
 @pytest.fixture(scope="session")
-def run(tmp_path_factory: pytest.TempPathFactory, crew: launch.Crew, home: Path) -> Callable[[str], Path]:
+def run(tmp_path_factory: pytest.TempPathFactory, crew: workers.Crew, home: Path) -> Callable[[str], Path]:
     """The finished 45-step run of an algorithm on the crew, made once."""
     import crews
 

@@ -19,18 +19,21 @@ import ray
 from conftest import SMALL
 from rich.console import Console
 
-from rlopt import launch, prepare, rollout
-from rlopt.config import RewardConfig, RolloutConfig
-from rlopt.data import Deal
-from rlopt.learner import Learners, LearnerSetup, LearnerWorker
-from rlopt.loop import Position
+from rlopt.config.compose import conf_dir, typed
+from rlopt.config.schema import RewardConfig, RolloutConfig
+from rlopt.core.reduce import Metric
+from rlopt.core.requests import Deal
+from rlopt.core.samples import Group, Stock
+from rlopt.learner.group import Learners
+from rlopt.learner.worker import LearnerSetup, LearnerWorker
 from rlopt.objectives.core import Objective, Terms
-from rlopt.rewards import RewardPool
-from rlopt.rollout import EngineConfig, PauseMode, RolloutWorker
-from rlopt.settings import conf_dir, typed
-from rlopt.tracking import Journal
-from rlopt.types import Group, Metric, Stock
-from rlopt.weights import write_shared
+from rlopt.orchestrator.loop import Position
+from rlopt.rewards.pool import RewardPool
+from rlopt.rollout import worker
+from rlopt.rollout.worker import EngineConfig, PauseMode, RolloutWorker
+from rlopt.run import launch, validate, workers
+from rlopt.tracking.journal import Journal
+from rlopt.weight_sync.sender import write_shared
 
 LONGEST = 128
 """Tokens of a sequence; `tiny_s` takes no more."""
@@ -152,20 +155,20 @@ class Learner(LearnerWorker):
         return super().update(*arguments)
 
 
-def prepared_for(folder: Path, *overrides: str) -> prepare.Prepared:
+def prepared_for(folder: Path, *overrides: str) -> validate.Prepared:
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
         config = typed(hydra.compose("config", [*overrides, f"run.dir={folder}", "tracking.wandb=disabled"]))
-    return prepare.prepare(config, Console(quiet=True))
+    return validate.prepare(config, Console(quiet=True))
 
 
 @contextmanager
-def started(folder: Path) -> Iterator[launch.Crew]:
+def started(folder: Path) -> Iterator[workers.Crew]:
     """Engines and a learner, and in `folder / "fresh"` the learner as it begins."""
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     with pytest.MonkeyPatch.context() as patch:  # to the end, for engines that replace lost ones
         patch.setattr(launch, "LearnerWorker", Learner)
-        patch.setattr(rollout, "RolloutWorker", Engine)
-        crew = launch.Crew(replace(prepared_for(folder / "first", "+algo=grpo", "rollout.engines=2", *SMALL), longest=LONGEST))
+        patch.setattr(worker, "RolloutWorker", Engine)
+        crew = workers.Crew(replace(prepared_for(folder / "first", "+algo=grpo", "rollout.engines=2", *SMALL), longest=LONGEST))
         crew.start()
         crew.join()
         crew.learners.save(folder / "fresh")
@@ -174,7 +177,7 @@ def started(folder: Path) -> Iterator[launch.Crew]:
 
 
 def instruct(
-    crew: launch.Crew, prepared: prepare.Prepared, fresh: Path | None = None, wrong: str = "", lr: float = 3e-4
+    crew: workers.Crew, prepared: validate.Prepared, fresh: Path | None = None, wrong: str = "", lr: float = 3e-4
 ) -> None:
     """Make engines and learner those of what was prepared; with `fresh`, with the model as it was there."""
     config, fleet = prepared.config, crew.fleet
@@ -194,8 +197,8 @@ def instruct(
 
 
 def train(
-    crew: launch.Crew,
-    prepared: prepare.Prepared,
+    crew: workers.Crew,
+    prepared: validate.Prepared,
     fresh: Path | None = None,
     wrong: str = "",
     lr: float = 3e-4,

@@ -16,11 +16,12 @@ import yaml
 from builders import OBJECTIVE, batch_of, sample, terms
 from torch import Tensor
 
-from rlopt.config import LearnerConfig
-from rlopt.learner import LearnerSetup, LearnerWorker
+from rlopt.config.compose import conf_dir, read
+from rlopt.config.schema import LearnerConfig
+from rlopt.core.batches import Batch
+from rlopt.core.samples import Group, Prompt
+from rlopt.learner.worker import LearnerSetup, LearnerWorker
 from rlopt.objectives.core import merge
-from rlopt.settings import conf_dir, read
-from rlopt.types import Batch, Group, Prompt
 
 Shares = list[list[Batch]]
 """The micro-batches of each rank."""

@@ -17,8 +17,9 @@ import pytest
 import torch
 import transformers
 
-from rlopt import checkpoint
-from rlopt.model import cache_dir, load_tokenizer, own_logprobs
+from rlopt.models.loading import cache_dir, load_tokenizer
+from rlopt.models.policy import own_logprobs
+from rlopt.run import checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::ResourceWarning")
 
@@ -86,7 +87,7 @@ def test_the_model_knows_what_it_was_taught(model: Path) -> None:
 
 def test_it_learns_from_two_rows_is_exported_and_evaluated(model: Path, data: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    keys = [f"model.path={model}", f"data.train={data}", "reward.fn=rlopt.grading:mathematics", *SMALL]
+    keys = [f"model.path={model}", f"data.train={data}", "reward.fn=rlopt.rewards:mathematics", *SMALL]
     steps = ["data.prompts_per_step=2", "algo.group_size=4", "trainer.total_steps=2", "sync.interval=1", "learner.lr=1e-4"]
     run("rlopt.train", "+algo=grpo", *keys, *steps, "algo.kl.coef=0.01", "tracking.wandb=disabled", f"run.dir={folder}")
     first, second = rows(folder / "metrics.jsonl")
@@ -108,7 +109,7 @@ def test_it_learns_from_two_rows_is_exported_and_evaluated(model: Path, data: Pa
 
     numbers = tmp_path / "numbers.json"
     evaluated = [f"model.path={checkpoint.find_all(folder)[-1] / 'hf'}", f"data.eval={data}", "eval.samples=2", *SMALL]
-    run("rlopt.evaluate", *evaluated, "reward.fn=rlopt.grading:mathematics", f"evaluate.out={numbers}")
+    run("rlopt.evaluate", *evaluated, "reward.fn=rlopt.rewards:mathematics", f"evaluate.out={numbers}")
     found = json.loads(numbers.read_text())["metrics"]
     assert {row["metric"] for row in found} >= {"avg@2", "pass@2"}
     assert all(0 <= row["value"] <= 1 and row["prompts"] == 2 for row in found)

@@ -7,12 +7,14 @@ import numpy as np
 import torch
 import yaml
 
-from rlopt.batching import credit, pad
-from rlopt.config import DataConfig
+from rlopt.config.compose import conf_dir
+from rlopt.config.schema import DataConfig
+from rlopt.core.batches import Batch
+from rlopt.core.samples import Group, Prompt, Sample
+from rlopt.data.collate import pad
 from rlopt.objectives.core import Terms, no_terms
+from rlopt.objectives.credit import credit
 from rlopt.objectives.rec import OneSide
-from rlopt.settings import conf_dir
-from rlopt.types import Batch, Group, Prompt, Sample
 
 OBJECTIVE = OneSide(clip_low=0.2, clip_high=0.2, importance_sampling=False, std="none")
 

@@ -8,9 +8,10 @@ import torch
 from builders import group
 from torch import Tensor
 
-from rlopt.data import Deal
-from rlopt.errors import Interrupted, NoEngine
-from rlopt.types import Batch, Group, Key, Sequences
+from rlopt.core.batches import Batch, Sequences
+from rlopt.core.errors import Interrupted, NoEngine
+from rlopt.core.requests import Deal
+from rlopt.core.samples import Group, Key
 
 
 @dataclass(frozen=True)

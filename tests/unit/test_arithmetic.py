@@ -5,8 +5,8 @@ from itertools import islice
 
 import pytest
 
-from rlopt import arithmetic
-from rlopt.arithmetic import Problem, first_wrong_step, reward, worked
+from rlopt.data import arithmetic
+from rlopt.data.arithmetic import Problem, first_wrong_step, reward, worked
 
 RIGHT = "Step 1: 7*3=21\nStep 2: 12+21=33\nStep 3: 33+5=38\nAnswer: 38"
 

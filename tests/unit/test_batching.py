@@ -7,10 +7,13 @@ import pytest
 import torch
 from builders import OBJECTIVE, batch_of, group, prompt, sample, terms
 
-from rlopt.batching import credit, judge, pad, pad_examples, pad_samples, plan, split, weights
-from rlopt.errors import Fault, RloptError
+from rlopt.core.batches import Batch, Sequences
+from rlopt.core.errors import Fault, RloptError
+from rlopt.core.samples import Example, Group
+from rlopt.data.collate import pad, pad_examples, pad_samples
+from rlopt.data.microbatches import plan, split
+from rlopt.objectives.credit import credit, judge, weights
 from rlopt.objectives.dpo import DPO
-from rlopt.types import Batch, Example, Group, Sequences
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "objectives.json").read_text())
 

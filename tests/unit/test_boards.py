@@ -10,9 +10,9 @@ import psutil
 import pytest
 from google.protobuf.message import DecodeError
 
-from rlopt.boards import FIGURE, TABLE_EVERY, TensorBoard, start_boards, workspace
-from rlopt.config import TrackingConfig
-from rlopt.report import PANELS
+from rlopt.config.schema import TrackingConfig
+from rlopt.diagnosis.curves import PANELS
+from rlopt.tracking.loggers import FIGURE, TABLE_EVERY, TensorBoard, start_boards, workspace
 
 SAMPLE = {"step": 1, "prompt": "1+1=", "completion": "2", "answer": "2", "reward": 1.0, "version": 0, "finish": "stop"}
 SETTINGS = {"learner": {"lr": 0.5}, "algo": {"name": "grpo"}}
@@ -74,7 +74,7 @@ def test_an_offline_run_has_group_job_type_config_code_metrics_by_step_and_a_tab
     assert all(metric.step_metric == "step" for metric in defined if metric.name in FIGURE)
     artifacts = [record.artifact for record in found if record.WhichOneof("record_type") == "artifact"]
     code = {entry.path for artifact in artifacts if artifact.type == "code" for entry in artifact.manifest.contents}
-    assert {"loop.py", "objectives/grpo.py"} <= code
+    assert {"orchestrator/loop.py", "objectives/grpo.py"} <= code
 
 
 @pytest.mark.filterwarnings("ignore")  # wandb's own, on closing

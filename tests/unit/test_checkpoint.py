@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from builders import group
 
-from rlopt import checkpoint
-from rlopt.errors import RloptError
-from rlopt.types import Stock
+from rlopt.core.errors import RloptError
+from rlopt.core.samples import Stock
+from rlopt.run import checkpoint
 
 
 def write_model(folder: Path) -> dict[str, int]:

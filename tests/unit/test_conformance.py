@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlopt.conformance import check
+from rlopt.config.compose import algorithms
+from rlopt.core.batches import Average, Batch, LossOutput, Outcomes, Scores
 from rlopt.objectives.__main__ import build, main
+from rlopt.objectives.conformance import check
 from rlopt.objectives.core import Traits, masked_mean
 from rlopt.objectives.reinforce import REINFORCE
-from rlopt.settings import algorithms
-from rlopt.types import Average, Batch, LossOutput, Outcomes, Scores
 
 
 @pytest.mark.parametrize("name", algorithms())

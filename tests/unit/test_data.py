@@ -2,7 +2,8 @@
 
 from builders import prompt
 
-from rlopt.data import Dealer, sample_seed
+from rlopt.core.requests import sample_seed
+from rlopt.data.prompt_sampler import Dealer
 
 
 def test_an_epoch_deals_every_row_once_and_the_next_in_another_order() -> None:

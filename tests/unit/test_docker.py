@@ -11,7 +11,7 @@ import pytest
 import yaml
 from dockerfile_parse import DockerfileParser
 
-from rlopt.settings import algorithms, conf_dir
+from rlopt.config.compose import algorithms, conf_dir
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"

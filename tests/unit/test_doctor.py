@@ -10,11 +10,11 @@ import pytest
 import torch
 from builders import group
 
-import rlopt.evidence
-from rlopt.diagnosis import CHECKS, Finding, diagnose
+import rlopt.diagnosis.evidence
+from rlopt.data.rollout_log import Recorder, blocks, header
+from rlopt.diagnosis.checks import CHECKS, Finding, diagnose
+from rlopt.diagnosis.evidence import Evidence, Kind, Tokens, bins, read, read_tokens
 from rlopt.doctor import verdict
-from rlopt.evidence import Evidence, Kind, Tokens, bins, read, read_tokens
-from rlopt.record import Recorder, blocks, header
 
 STEPS = 60
 
@@ -258,7 +258,7 @@ def test_a_long_record_is_thinned_out_within_its_steps_and_not_by_whole_ones(
         recorder.step(step, [group(str(n), (1.0,), version=step - 1) for n in range(60)], torch.zeros(60, 5))
     recorder.close()
     record = tmp_path / "experience.jsonl.gz"
-    monkeypatch.setattr(rlopt.evidence, "MOST_TOKENS", record.stat().st_size // 16)
+    monkeypatch.setattr(rlopt.diagnosis.evidence, "MOST_TOKENS", record.stat().st_size // 16)
     made, why = read_tokens(record)
     assert made is not None
     assert (set(made.step.tolist()), why) == (set(range(1, 9)), None)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from rlopt.engines import ask_for, wanted_engines
-from rlopt.errors import RloptError
+from rlopt.core.errors import RloptError
+from rlopt.run.engine_count import ask_for, wanted_engines
 
 
 def test_a_run_has_the_engines_of_its_config_until_others_are_asked_for(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlopt.errors import first_line
+from rlopt.core.errors import first_line
 
 
 @pytest.mark.parametrize(

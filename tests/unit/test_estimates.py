@@ -3,7 +3,7 @@
 import pytest
 from builders import group
 
-from rlopt.estimates import estimate, pass_at_k, reaches, scores
+from rlopt.evaluation.pass_at_k import estimate, pass_at_k, reaches, scores
 
 
 @pytest.mark.parametrize(("answers", "right", "k", "chance"), [

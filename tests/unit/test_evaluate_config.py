@@ -7,10 +7,10 @@ import hydra
 import pytest
 import yaml
 
-from rlopt.config import EvaluateJob
-from rlopt.errors import RloptError
+from rlopt.config.commands import EvaluateJob
+from rlopt.config.compose import conf_dir
+from rlopt.core.errors import RloptError
 from rlopt.evaluate import of_run, typed
-from rlopt.settings import conf_dir
 
 
 def compose(*overrides: str, search: Path | None = None) -> EvaluateJob:
@@ -27,7 +27,7 @@ def run(tmp_path: Path) -> Path:
         (tmp_path / "checkpoints" / f"step_{step}" / "manifest.json").write_text("{}")
     (tmp_path / "checkpoints" / "best.json").write_text(json.dumps({"step": 5, "metric": "m", "value": 1.0}))
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        from rlopt.settings import typed as typed_run
+        from rlopt.config.compose import typed as typed_run
 
         overrides = [
             "+algo=grpo",

@@ -4,10 +4,10 @@ import pytest
 from builders import group, prompt
 from fakes import Engines
 
-from rlopt.data import Deal, Manner
-from rlopt.errors import Interrupted
-from rlopt.evaluation import AHEAD, Evaluator, manners, names
-from rlopt.types import Group, Key
+from rlopt.core.errors import Interrupted
+from rlopt.core.requests import Deal, Manner
+from rlopt.core.samples import Group, Key
+from rlopt.evaluation.evaluator import AHEAD, Evaluator, manners, names
 
 
 class Asked(Engines):

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from builders import data_config
 
-from rlopt.errors import RloptError
-from rlopt.examples import Loaded, load_examples
-from rlopt.prompts import Wording, wording
+from rlopt.core.errors import RloptError
+from rlopt.data.preferences import Loaded, load_examples
+from rlopt.data.prompts import Wording, wording
 
 STEP = {
     "prompt": "1+2*3=",

@@ -10,11 +10,11 @@ import transformers
 import yaml
 from safetensors.torch import load_file, save_file
 
-from rlopt import tiny
-from rlopt.errors import RloptError
+from rlopt.core.errors import RloptError
+from rlopt.diagnosis.curves import PANELS
 from rlopt.export import export
-from rlopt.model import Policy
-from rlopt.report import PANELS
+from rlopt.models import tiny
+from rlopt.models.policy import Policy
 
 TEXTS = [[5, 6, 7, 8, 9], [9, 8, 7]]
 

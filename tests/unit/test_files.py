@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rlopt.files import all_to_disk, at_home, write_whole
+from rlopt.core.atomic_write import all_to_disk, at_home, write_whole
 
 
 def test_an_interruption_leaves_what_stood_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

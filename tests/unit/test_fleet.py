@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from builders import group
 
-from rlopt import fleet as module
-from rlopt.cluster import Lost, Stalled
-from rlopt.fleet import Fleet
-from rlopt.types import Key
+from rlopt.cluster.actors import Lost, Stalled
+from rlopt.core.samples import Key
+from rlopt.rollout import engine_pool as module
+from rlopt.rollout.engine_pool import Fleet
 
 
 @dataclass(eq=False)

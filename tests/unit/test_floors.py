@@ -1,4 +1,4 @@
-"""The floor plan: imports point down, heavy libraries have one door, and the README keeps up."""
+"""The order of the packages: imports point down, without circles, and heavy libraries have one entrance each."""
 
 import ast
 import subprocess
@@ -9,108 +9,48 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "rlopt"
-FLOORS = (
-    {"errors", "files", "signals", "garbage"},
-    {"types", "config", "processes", "synonyms"},
-    {
-        "objectives",
-        "rewards",
-        "schedule",
-        "batching",
-        "metrics",
-        "arithmetic",
-        "latex",
-        "notation",
-        "estimates",
-        "steps",
-        "trial",
-        "record",
-        "replay",
-        "diagnosis",
-        "evidence",
-        "engines",
-        "head",
-    },
-    {
-        "conformance",
-        "boards",
-        "data",
-        "rows",
-        "answers",
-        "equality",
-        "grading",
-        "prompts",
-        "examples",
-        "experience",
-        "tiny",
-        "lora",
-        "model",
-        "weights",
-        "forked",
-        "checkpoint",
-        "cluster",
-        "tracking",
-        "settings",
-    },
-    {"rollout", "fleet", "shm_engine", "preload", "learner"},
-    {"loop", "live", "stream", "groups", "sync", "recorded", "evaluation"},
-    {"jobs", "plan", "prepare", "resume", "describe", "launch", "harvest", "judge", "command"},
-    {"train", "submit", "evaluate", "export", "pairs", "report", "doctor", "objectives.__main__"},
+ORDER = (
+    "commands",
+    "run",
+    "step_pairs",
+    "evaluation",
+    "orchestrator",
+    "rollout",
+    "learner",
+    "diagnosis",
+    "weight_sync",
+    "objectives",
+    "tracking",
+    "models",
+    "cluster",
+    "data",
+    "rewards",
+    "config",
+    "core",
 )
-BELOW = {f"objectives.{name}" for name in ("core", "advantages", "ratios", "corrections", "divergence", "preferences")}
-"""The shared files of the objectives; the leaves may use them."""
-SAME_FLOOR = {
-    ("grading", "answers"),
-    ("grading", "equality"),
-    ("steps", "estimates"),
-    ("batching", "objectives"),
-    ("trial", "objectives"),
-    ("trial", "batching"),
-    ("model", "tiny"),
-    ("model", "lora"),
-    ("examples", "data"),
-    ("tracking", "boards"),
-    ("examples", "rows"),
-    ("examples", "prompts"),
-    ("prompts", "data"),
-    ("prompts", "rows"),
-    ("fleet", "rollout"),
-    ("experience", "data"),
-    ("experience", "prompts"),
-    ("checkpoint", "record"),
-    ("evidence", "record"),
-    ("diagnosis", "evidence"),
-    ("cluster", "weights"),
-    ("sync", "loop"),
-    ("groups", "loop"),
-    ("stream", "live"),
-    ("groups", "live"),
-    ("evaluation", "live"),
-    ("recorded", "loop"),
-    ("launch", "prepare"),
-    ("export", "report"),
-    ("judge", "prepare"),
-    ("prepare", "plan"),
-    ("prepare", "resume"),
-    ("describe", "plan"),
-    ("launch", "describe"),
-    ("describe", "prepare"),
+"""From top to bottom. The commands are the files beside the packages."""
+ENTRANCES = {
+    "ray": {"cluster.actors", "cluster.ray_jobs", "weight_sync.engine_client"},
+    "deepspeed": {"learner.worker"},
+    "vllm": {"rollout.worker", "rollout.cpu_fork", "weight_sync.sender", "weight_sync.shm_receiver"},
+    "wandb": {"tracking.loggers"},
+    "datasets": {"data.readers"},
+    "peft": {"models.lora"},
+    "hydra": {"config.cli"},
 }
-"""Pairs that stand on one floor and yet, by design, one over the other."""
-DOORS = {
-    "ray": {"cluster", "jobs"},
-    "deepspeed": {"learner"},
-    "vllm": {"rollout", "shm_engine", "weights", "forked"},
-    "wandb": {"boards"},
-    "datasets": {"rows"},
-    "peft": {"lora"},
-    "hydra": {"command"},
-}
-LIGHT = {"torch", "numpy", "psutil", "yaml", "rlopt"} | set(sys.stdlib_module_names)
+LIGHT = {"torch", "numpy", "psutil", "rlopt", "pydantic", "omegaconf", "hydra", "math_verify"} | set(sys.stdlib_module_names)
+"""What packages may import that hold no worker, file format or logger."""
+HEAVY = ("torch", "ray", "vllm", "deepspeed", "transformers", "wandb", "datasets", "matplotlib")
 
 
 def files() -> dict[str, Path]:
-    return {str(path.relative_to(PACKAGE).with_suffix("")).replace("/", "."): path for path in sorted(PACKAGE.rglob("*.py"))}
+    names = {str(path.relative_to(PACKAGE).with_suffix("")).replace("/", "."): path for path in sorted(PACKAGE.rglob("*.py"))}
+    return {name: path for name, path in names.items() if name != "__init__"}
+
+
+def package(module: str) -> str:
+    first, dot, _ = module.partition(".")
+    return first if dot or first in ORDER else "commands"
 
 
 def imports(path: Path) -> set[str]:
@@ -119,37 +59,61 @@ def imports(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found |= {f"rlopt.{alias.name}" for alias in node.names} if node.module == "rlopt" else {str(node.module)}
+            inside = {f"{node.module}.{alias.name}" for alias in node.names}
+            modules = {f"rlopt.{name.removesuffix('.__init__')}" for name in files()}
+            found |= (inside & modules) or {str(node.module)}
     return found
 
 
-def floor(module: str) -> int:
-    return next(i for i, rooms in reversed([*enumerate(FLOORS)]) if module in rooms or module.split(".")[0] in rooms)
+def of_rlopt(path: Path) -> set[str]:
+    return {name.removeprefix("rlopt.") for name in imports(path) if name.startswith("rlopt.")}
 
 
-@pytest.mark.parametrize("module", [name for name in files() if name != "__init__"])
-def test_a_module_imports_from_lower_floors_only(module: str) -> None:
-    room = module.split(".")[0]
-    for name in imports(files()[module]):
-        if name.startswith("rlopt."):
-            other = name.removeprefix("rlopt.")
-            below = floor(other) < floor(module) or (room, other.split(".")[0]) in SAME_FLOOR
-            assert below or (room == "objectives" and other in BELOW), f"{module} imports {other}"
+@pytest.mark.parametrize("module", files())
+def test_a_package_imports_from_lower_packages_only(module: str) -> None:
+    mine = package(module)
+    if module == "objectives.__main__":
+        mine = "commands"
+    for other in of_rlopt(files()[module]):
+        assert package(other) in ORDER[ORDER.index(mine) :], f"{module} imports {other}"
+        assert mine == "commands" or "." in other or other == "objectives", f"{module} imports the command {other}"
 
 
-@pytest.mark.parametrize("module", [name for name in files() if name != "__init__"])
-def test_heavy_libraries_have_one_door_and_the_lower_floors_need_none(module: str) -> None:
+def test_no_modules_import_one_another_in_a_circle() -> None:
+    edges = {name: of_rlopt(path) & files().keys() for name, path in files().items()}
+    while leaves := [name for name, others in edges.items() if not others & edges.keys()]:
+        for name in leaves:
+            del edges[name]
+    assert not edges, {name: sorted(others & edges.keys()) for name, others in edges.items()}
+
+
+@pytest.mark.parametrize("module", files())
+def test_heavy_libraries_have_one_entrance_each(module: str) -> None:
     for name in imports(files()[module]):
         library = name.split(".")[0]
-        assert module.split(".")[0] in DOORS.get(library, {module.split(".")[0]}), f"{module} imports {library}"
-        assert floor(module) not in (0, 1, 2, 5) or library in LIGHT, f"{module} imports {library}"
+        assert module in ENTRANCES.get(library, {module}), f"{module} imports {library}"
+
+
+@pytest.mark.parametrize("module", [name for name in files() if package(name) in ("core", "config", "rewards", "orchestrator")])
+def test_records_config_rewards_and_the_loop_need_only_light_libraries(module: str) -> None:
+    assert {name.split(".")[0] for name in imports(files()[module])} <= LIGHT
+
+
+def test_every_package_says_in_a_sentence_what_it_is_for() -> None:
+    for name in ORDER[1:]:
+        assert ast.get_docstring(ast.parse((PACKAGE / name / "__init__.py").read_text())), name
+
+
+def loaded_by(code: str) -> set[str]:
+    """Heavy libraries that a fresh interpreter has loaded after some code."""
+    code += f"\nimport sys; print(*[name for name in {HEAVY} if name in sys.modules])"
+    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return set(said.stdout.splitlines()[-1].split())
 
 
 def test_importing_rlopt_loads_nothing_heavy() -> None:
-    code = "import rlopt, sys; print(*sorted({'torch', 'ray', 'vllm', 'deepspeed', 'transformers'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "\n"
+    assert loaded_by("import rlopt") == set()
 
 
-def test_the_reward_processes_load_no_torch() -> None:
-    code = "import rlopt.rewards, sys; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "False\n"
+def test_the_reward_processes_load_nothing_heavy() -> None:
+    assert loaded_by("import rlopt.rewards.pool") == set()

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from rlopt.answers import find, spoken
-from rlopt.equality import equal
-from rlopt.grading import boxed, brevity, exact, mathematics, mathematics_boxed, mathematics_marked
-from rlopt.latex import boxes
-from rlopt.notation import Quantity, normal, quantity
-from rlopt.prompts import final_answer
+from rlopt.data.prompts import final_answer
+from rlopt.rewards.answers import find, spoken
+from rlopt.rewards.equality import equal
+from rlopt.rewards.latex import boxes
+from rlopt.rewards.math import boxed, brevity, exact, mathematics, mathematics_boxed, mathematics_marked
+from rlopt.rewards.notation import Quantity, normal, quantity
 
 DATA = Path(__file__).parents[1] / "data"
 PAIRS = [json.loads(line) for line in (DATA / "grading.jsonl").read_text(encoding="utf-8").splitlines()]

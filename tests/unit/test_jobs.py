@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from rlopt import submit
-from rlopt.errors import RloptError
-from rlopt.jobs import PAD_FILE, SEALED, Jobs, command, hand_in, open_keys, pack, refuse_secrets, seal
+from rlopt.cluster.ray_jobs import PAD_FILE, SEALED, Jobs, command, hand_in, open_keys, pack, refuse_secrets, seal
+from rlopt.core.errors import RloptError
 
 
 def test_a_package_has_this_rlopt_its_configs_and_the_files_named(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_what_cannot_be_packed_is_refused_by_name(tmp_path: Path, monkeypatch: p
         (tmp_path / target).mkdir()
         with pytest.raises(RloptError, match=message):
             pack(tmp_path / target, include, b"")
-    monkeypatch.setattr("rlopt.jobs.LARGEST_MIB", 0)
+    monkeypatch.setattr("rlopt.cluster.ray_jobs.LARGEST_MIB", 0)
     (tmp_path / "p3").mkdir()
     (tmp_path / "large").write_text("x")
     with pytest.raises(RloptError, match="large: 0 MiB, 0 at most; put data where the nodes see it"):

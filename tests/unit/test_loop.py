@@ -8,17 +8,19 @@ from builders import OBJECTIVE, group, prompt, terms
 from fakes import Diary, Engines, Trainer
 from torch import Tensor, testing
 
-from rlopt.batching import pad_examples
-from rlopt.data import Deal, Dealer
-from rlopt.errors import RloptError
-from rlopt.groups import Evaluation, Groups, Shares
-from rlopt.live import Lockstep, shelved
-from rlopt.loop import Loop, Plan, Position
+from rlopt.core.batches import Batch, Sequences
+from rlopt.core.errors import RloptError
+from rlopt.core.requests import Deal
+from rlopt.core.samples import Example, Stock
+from rlopt.data.collate import pad_examples
+from rlopt.data.prompt_sampler import Dealer
 from rlopt.objectives.dpo import DPO
-from rlopt.recorded import Recorded, References
-from rlopt.schedule import Schedule
-from rlopt.sync import Synchroniser
-from rlopt.types import Batch, Example, Sequences, Stock
+from rlopt.orchestrator.lockstep import Lockstep, shelved
+from rlopt.orchestrator.loop import Loop, Plan, Position
+from rlopt.orchestrator.online_source import Evaluation, Groups, Shares
+from rlopt.orchestrator.recorded_source import Recorded, References
+from rlopt.orchestrator.schedule import Schedule
+from rlopt.weight_sync.synchronizer import Synchroniser
 
 Saved = list[tuple[Position, Stock]]
 

@@ -8,10 +8,11 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from rlopt import lora
-from rlopt.config import LoraConfig
-from rlopt.errors import RloptError
-from rlopt.model import Policy, shape_of, write_model
+from rlopt.config.schema import LoraConfig
+from rlopt.core.errors import RloptError
+from rlopt.models import lora
+from rlopt.models.loading import shape_of
+from rlopt.models.policy import Policy, write_model
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
 LAYERS = "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"

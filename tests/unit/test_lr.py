@@ -2,8 +2,8 @@
 
 import pytest
 
-from rlopt.config import LearnerConfig, LoraConfig
-from rlopt.learner import lr_factor
+from rlopt.config.schema import LearnerConfig, LoraConfig
+from rlopt.learner.lr_schedule import lr_factor
 
 
 def factors(schedule: str, warmup: int, steps: int) -> list[float]:

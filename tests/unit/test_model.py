@@ -13,9 +13,10 @@ import transformers
 from torch import Tensor
 from transformers import modeling_outputs
 
-from rlopt import tiny
-from rlopt.errors import RloptError
-from rlopt.model import Policy, context_length, find_model, own_logprobs, refuse_other_logits, try_to_save, write_model
+from rlopt.core.errors import RloptError
+from rlopt.models import tiny
+from rlopt.models.loading import context_length, find_model
+from rlopt.models.policy import Policy, own_logprobs, refuse_other_logits, try_to_save, write_model
 
 SIZES: dict[str, Any] = {
     "vocab_size": 64,

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from rlopt.rewards import Question, load
-from rlopt.settings import algorithms, conf_dir
+from rlopt.config.compose import algorithms, conf_dir
+from rlopt.rewards.pool import Question, load
 
 FOLDER = Path(__file__).parents[2] / "examples" / "moving"
 PAGE = (FOLDER / "README.md").read_text()

@@ -9,8 +9,8 @@ import torch
 from builders import terms
 from torch import Tensor
 
-from rlopt.batching import weights
-from rlopt.errors import RloptError
+from rlopt.core.batches import Batch, Outcomes, Scores
+from rlopt.core.errors import RloptError
 from rlopt.objectives.a3po import A3PO
 from rlopt.objectives.advantages import (
     above_log_mean_exp,
@@ -26,6 +26,7 @@ from rlopt.objectives.bapo import BAPO
 from rlopt.objectives.cispo import CISPO
 from rlopt.objectives.core import Objective, Terms, WithCredit, total_loss
 from rlopt.objectives.corrections import NO_CORRECTIONS, Correction, Corrections, importance_weight
+from rlopt.objectives.credit import weights
 from rlopt.objectives.dapo import DAPO
 from rlopt.objectives.decoupled_ppo import DecoupledPPO
 from rlopt.objectives.divergence import kl
@@ -51,7 +52,6 @@ from rlopt.objectives.sppo import SPPO
 from rlopt.objectives.step_dpo import StepDPO
 from rlopt.objectives.topr import TOPR
 from rlopt.objectives.vespo import VESPO
-from rlopt.types import Batch, Outcomes, Scores
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "objectives.json").read_text())
 ANY = 1e9

@@ -5,10 +5,10 @@ import pytest
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from rlopt.config import PairsJob
-from rlopt.errors import RloptError
+from rlopt.config.commands import PairsJob
+from rlopt.config.compose import conf_dir, translate
+from rlopt.core.errors import RloptError
 from rlopt.pairs import typed
-from rlopt.settings import conf_dir, translate
 
 
 def compose(*overrides: str) -> PairsJob:
@@ -26,7 +26,7 @@ def test_the_defaults_sample_as_the_paper_did_and_share_the_rest_with_training()
         42,
         "tiny_s",
         "arithmetic",
-        "rlopt.arithmetic:reward",
+        "rlopt.data.arithmetic:reward",
     )
     assert compose("rollout.top_p=0.5", "model.path=tiny_l").rollout.top_p == 0.5
 

@@ -10,11 +10,12 @@ import torch
 import transformers
 from rich.console import Console
 
-from rlopt.config import Config, LoraConfig
-from rlopt.model import Policy, Shape, shape_of
-from rlopt.plan import GIB, activations, engine_memory, learner_memory
-from rlopt.prepare import dry_run
-from rlopt.settings import conf_dir, typed
+from rlopt.config.compose import conf_dir, typed
+from rlopt.config.schema import Config, LoraConfig
+from rlopt.models.loading import Shape, shape_of
+from rlopt.models.policy import Policy
+from rlopt.run.memory import GIB, activations, engine_memory, learner_memory
+from rlopt.run.validate import dry_run
 
 # As published with the models: hidden, intermediate, layers, heads, heads of keys and values, vocabulary, tied, parameters.
 MODELS = {
@@ -144,7 +145,7 @@ def test_activations_are_about_what_torch_keeps(tmp_path: Path, checkpointing: b
 def test_a_model_that_cannot_be_looked_at_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    from rlopt.errors import RloptError
+    from rlopt.core.errors import RloptError
 
     with pytest.raises(
         RloptError, match=r"model.path=nobody/nothing: its config cannot be read \(.*\); check name and network"

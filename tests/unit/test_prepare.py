@@ -3,7 +3,7 @@
 import pytest
 from test_settings import compose
 
-from rlopt.prepare import _why_logprobs, make_objective, make_terms
+from rlopt.run.objective import _why_logprobs, make_objective, make_terms
 
 
 @pytest.mark.parametrize(

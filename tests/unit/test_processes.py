@@ -9,8 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rlopt.errors import RloptError
-from rlopt.processes import Failed, Pool
+from rlopt.core.errors import RloptError
+from rlopt.core.sandbox import Failed, Pool
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Split:
 
 
 def test_a_call_gives_its_fields_as_arguments_and_answers_come_in_order() -> None:
-    pool = Pool("pairs.split", "rlopt.arithmetic:split_steps", workers=2, timeout_s=20.0)
+    pool = Pool("pairs.split", "rlopt.data.arithmetic:split_steps", workers=2, timeout_s=20.0)
     texts = ["a\nb", "", "c\n"]
     assert pool.call([Split(text) for text in texts]) == [["a\n", "b"], [], ["c\n"]]
     assert pool.call_each([Split(text) for text in texts]) == [["a\n", "b"], [], ["c\n"]]
@@ -27,14 +27,14 @@ def test_a_call_gives_its_fields_as_arguments_and_answers_come_in_order() -> Non
 
 
 def test_a_failure_is_named_by_its_setting_and_its_input() -> None:
-    pool = Pool("pairs.split", "rlopt.arithmetic:split_steps", workers=1, timeout_s=20.0)
+    pool = Pool("pairs.split", "rlopt.data.arithmetic:split_steps", workers=1, timeout_s=20.0)
     with pytest.raises(
-        RloptError, match=r"pairs.split=rlopt.arithmetic:split_steps raised TypeError: .* on Split\(completion=3\)"
+        RloptError, match=r"pairs.split=rlopt.data.arithmetic:split_steps raised TypeError: .* on Split\(completion=3\)"
     ):
         pool.call_each([Split("a"), Split(3)])  # type: ignore[arg-type]
     pool.close()
-    with pytest.raises(RloptError, match="pairs.split=rlopt.arithmetic:cut: cannot be imported .*want module:function"):
-        Pool("pairs.split", "rlopt.arithmetic:cut", workers=1, timeout_s=1.0)
+    with pytest.raises(RloptError, match="pairs.split=rlopt.data.arithmetic:cut: cannot be imported .*want module:function"):
+        Pool("pairs.split", "rlopt.data.arithmetic:cut", workers=1, timeout_s=1.0)
 
 
 def made(name: str, *calls: str, timeout_s: float = 20.0) -> list[object]:

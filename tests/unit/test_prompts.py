@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from builders import data_config
 
-from rlopt.data import Unusable
-from rlopt.errors import RloptError
-from rlopt.latex import boxes
-from rlopt.prompts import Loaded, apart, final_answer, load_prompts, wording
+from rlopt.core.errors import RloptError
+from rlopt.data.prompt_sampler import Unusable
+from rlopt.data.prompts import Loaded, apart, final_answer, load_prompts, wording
+from rlopt.rewards.latex import boxes
 
 
 class Letters:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from rlopt.metrics import table
+from rlopt.tracking.metrics import table
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -14,5 +14,6 @@ def test_the_metrics_table_is_the_one_in_the_code() -> None:
 
 def test_the_file_map_names_every_module_once() -> None:
     modules = [str(path.relative_to(ROOT)) for path in (ROOT / "rlopt").rglob("*.py") if path.name != "__init__.py"]
-    named = [line.split("`")[1] for line in README.splitlines() if line.startswith("| `rlopt/")]
+    text = (ROOT / "rlopt" / "README.md").read_text()
+    named = [line.split("`")[1] for line in text.splitlines() if line.startswith("| `rlopt/")]
     assert sorted(named) == sorted(modules)

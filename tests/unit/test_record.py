@@ -11,12 +11,12 @@ import pytest
 import torch
 from builders import group
 
-from rlopt.batching import pad
-from rlopt.errors import Fault, RloptError
-from rlopt.evidence import read_tokens
-from rlopt.experience import Experience, Needs, load_experience
-from rlopt.prompts import Wording
-from rlopt.record import NAME, Damaged, Recorder, blocks, group_from_json, group_to_json, header, short
+from rlopt.core.errors import Fault, RloptError
+from rlopt.data.collate import pad
+from rlopt.data.offline_rollouts import Experience, Needs, load_experience
+from rlopt.data.prompts import Wording
+from rlopt.data.rollout_log import NAME, Damaged, Recorder, blocks, group_from_json, group_to_json, header, short
+from rlopt.diagnosis.evidence import read_tokens
 
 ABOUT = header("0123", "tiny_s", 1.0, 1.0)
 NEEDS = Needs(max_tokens=100, siblings=True, logprobs=None)

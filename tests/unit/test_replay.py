@@ -2,9 +2,9 @@
 
 from builders import group
 
-from rlopt.groups import Groups, Shares
-from rlopt.replay import Replay, ReplayPlan
-from rlopt.types import Group, Stock
+from rlopt.core.samples import Group, Stock
+from rlopt.orchestrator.online_source import Groups, Shares
+from rlopt.orchestrator.replay_buffer import Replay, ReplayPlan
 
 
 def make(capacity: int = 10, reuse: int = 3, decay: float = 2.0, max_lag: int | None = None) -> Replay:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import yaml
 
-from rlopt.errors import RloptError
-from rlopt.report import PANELS, PREFERENCE_PANELS, Curve, _blocks, draw, load, table
+from rlopt.core.errors import RloptError
+from rlopt.diagnosis.curves import PANELS, PREFERENCE_PANELS, Curve, _blocks, draw, load, table
 
 
 def write_run(folder: Path, algo: str, rewards: list[float]) -> Path:

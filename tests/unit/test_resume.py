@@ -8,9 +8,9 @@ import pytest
 import yaml
 from test_settings import compose
 
-from rlopt.engines import ask_for, wanted_engines
-from rlopt.errors import RloptError
-from rlopt.resume import find_resume, settle, why_left_behind
+from rlopt.core.errors import RloptError
+from rlopt.run.engine_count import ask_for, wanted_engines
+from rlopt.run.resume import find_resume, settle, why_left_behind
 
 
 def checkpoint_of(run: Path, step: int = 3, batches: Iterable[int] = range(4, 21)) -> Path:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from rlopt.errors import Fault, RloptError
-from rlopt.rewards import Question, RewardPool, Scored, load
+from rlopt.core.errors import Fault, RloptError
+from rlopt.rewards.pool import Question, RewardPool, Scored, load
 
 
 def ask(*completions: str) -> list[Question]:
@@ -223,7 +223,7 @@ def test_a_file_has_its_dataclasses_its_neighbours_and_processes_of_its_own(name
     (tmp_path / "my_rewards_of_a_test.py").write_text(FILE)
     (tmp_path / "neighbour.py").write_text("BONUS = 0.5\n")
     script = (
-        "from rlopt.rewards import Question, RewardPool\n"
+        "from rlopt.rewards.pool import Question, RewardPool\n"
         "if __name__ == '__main__':\n"
         f"    pool = RewardPool('my_rewards_of_a_test.py:{name}', None, 1, 60.0, 'stop')\n"
         "    print(pool.score([Question('p', 'abc', '')])[0].reward)\n"

@@ -4,8 +4,8 @@ import ctypes
 
 import pytest
 
-from rlopt.errors import RloptError
-from rlopt.rollout import _need_libnuma
+from rlopt.core.errors import RloptError
+from rlopt.rollout.worker import _need_libnuma
 
 
 def test_a_machine_without_libnuma_is_told_so_before_vllm_fails_for_another_reason(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from rlopt.errors import RloptError
-from rlopt.rows import look_up, read_rows
+from rlopt.core.errors import RloptError
+from rlopt.data.readers import look_up, read_rows
 
 ROWS = [{"question": "1+1", "answer": "2"}, {"question": "2+2", "answer": "4"}]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rlopt.schedule import Schedule
+from rlopt.orchestrator.schedule import Schedule
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "objectives.json").read_text())["schedule"]
 

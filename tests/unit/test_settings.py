@@ -11,15 +11,15 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rlopt.command import at_home as arguments_at_home
-from rlopt.command import refusal as refusal_of
-from rlopt.config import Config
-from rlopt.errors import RloptError
-from rlopt.files import at_home
+from rlopt.config.cli import at_home as arguments_at_home
+from rlopt.config.cli import refusal as refusal_of
+from rlopt.config.compose import algorithms, conf_dir, typed
+from rlopt.config.schema import Config
+from rlopt.config.synonyms import MEANINGS
+from rlopt.core.atomic_write import at_home
+from rlopt.core.errors import RloptError
 from rlopt.objectives.grpo import GRPO
-from rlopt.prepare import make_objective, make_terms
-from rlopt.settings import algorithms, conf_dir, typed
-from rlopt.synonyms import MEANINGS
+from rlopt.run.objective import make_objective, make_terms
 
 
 def compose(*overrides: str) -> Config:
@@ -256,12 +256,12 @@ def test_the_users_home_stands_for_itself_in_every_path(monkeypatch: pytest.Monk
     monkeypatch.setenv("HOME", "/home/ada")
     paths = {
         "run.dir": "~/runs/a", "run.resume": "~/runs/a/checkpoints/step_1", "model.path": "~/m", "data.train": "~/t.jsonl",
-        "data.eval": "[~/a.jsonl,'~/b.jsonl']", "reward.fn": "[~/r.py:f,rlopt.grading:exact]",
+        "data.eval": "[~/a.jsonl,'~/b.jsonl']", "reward.fn": "[~/r.py:f,rlopt.rewards:exact]",
     }  # fmt: skip
     found = compose("+algo=reinforce", *(arguments_at_home(f"{key}={value}") for key, value in paths.items()))
     assert (found.run.dir, found.model.path, found.data.train) == ("/home/ada/runs/a", "/home/ada/m", "/home/ada/t.jsonl")
     assert found.data.eval == ["/home/ada/a.jsonl", "/home/ada/b.jsonl"]
     assert found.run.resume == "/home/ada/runs/a/checkpoints/step_1"
     assert compose("+algo=reinforce", "data.experience='~/e.jsonl'").data.experience == "/home/ada/e.jsonl"
-    assert found.reward.fn == ["/home/ada/r.py:f", "rlopt.grading:exact"]
+    assert found.reward.fn == ["/home/ada/r.py:f", "rlopt.rewards:exact"]
     assert at_home("~/x") == Path("/home/ada/x")

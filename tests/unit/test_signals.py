@@ -10,7 +10,7 @@ import pytest
 
 PROGRAM = """
 import signal, sys, time
-from rlopt import signals
+from rlopt.core import signals
 {before}
 signals.interrupts()
 heard = []

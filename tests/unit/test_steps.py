@@ -5,14 +5,14 @@ from collections.abc import Sequence
 
 import pytest
 
-from rlopt import arithmetic
-from rlopt.errors import RloptError
-from rlopt.steps import (
+from rlopt.core.errors import RloptError
+from rlopt.core.requests import Answer, Opening
+from rlopt.core.samples import Prompt
+from rlopt.data import arithmetic
+from rlopt.step_pairs.mining import (
     MEANING,
-    Answer,
     Chunk,
     Ledger,
-    Opening,
     Recipe,
     Row,
     check_place,
@@ -22,7 +22,6 @@ from rlopt.steps import (
     make_chunk,
     on_eval_side,
 )
-from rlopt.types import Prompt
 
 END = 0
 

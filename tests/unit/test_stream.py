@@ -6,13 +6,13 @@ import pytest
 from builders import group, prompt
 from fakes import Diary, Engines, Trainer
 
-from rlopt.data import Deal
-from rlopt.errors import RloptError
-from rlopt.groups import Groups, Shares
-from rlopt.live import Fleet
-from rlopt.stream import Stream, StreamPlan, streamed
-from rlopt.sync import Synchroniser
-from rlopt.types import Stock
+from rlopt.core.errors import RloptError
+from rlopt.core.requests import Deal
+from rlopt.core.samples import Stock
+from rlopt.orchestrator.async_sampling import Stream, StreamPlan, streamed
+from rlopt.orchestrator.lockstep import Fleet
+from rlopt.orchestrator.online_source import Groups, Shares
+from rlopt.weight_sync.synchronizer import Synchroniser
 
 
 def make(**changed: Any) -> tuple[Stream, Engines, Trainer]:

@@ -7,8 +7,8 @@ import pytest
 from builders import prompt
 from fakes import Diary, Engines, Heard, Trainer
 
-from rlopt.errors import RloptError
-from rlopt.sync import Synchroniser, canary_texts
+from rlopt.core.errors import RloptError
+from rlopt.weight_sync.synchronizer import Synchroniser, canary_texts
 
 
 def make(numbers: tuple[int, ...] = (0, 1)) -> tuple[Synchroniser, Engines, Trainer, Diary]:

@@ -10,10 +10,10 @@ import pytest
 from builders import group
 from rich.console import Console
 
-from rlopt.boards import Board, Row
-from rlopt.errors import RloptError
-from rlopt.metrics import DEFINITIONS, batch_metrics
-from rlopt.tracking import Journal, read_column
+from rlopt.core.errors import RloptError
+from rlopt.tracking.journal import Journal, read_column
+from rlopt.tracking.loggers import Board, Row
+from rlopt.tracking.metrics import DEFINITIONS, batch_metrics
 
 
 def journal(folder: Path, step: int = 0, boards: Sequence[Board] = (), console: Console | None = None) -> Journal:

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from rlopt.batching import weights
+from rlopt.core.batches import Batch, Outcomes, Scores
 from rlopt.objectives.advantages import EPSILON, centered, standardized
 from rlopt.objectives.cispo import CISPO
 from rlopt.objectives.core import Objective, Terms, no_terms, total_loss
 from rlopt.objectives.corrections import NO_CORRECTIONS
+from rlopt.objectives.credit import weights
 from rlopt.objectives.dapo import DAPO
 from rlopt.objectives.dpo import DPO
 from rlopt.objectives.dr_grpo import DrGRPO
@@ -28,7 +29,6 @@ from rlopt.objectives.gspo import GSPO
 from rlopt.objectives.luspo import LUSPO
 from rlopt.objectives.sapo import SAPO
 from rlopt.objectives.vespo import VESPO
-from rlopt.types import Batch, Outcomes, Scores
 
 pytest.importorskip("trl", reason="TRL is not installed; the lock file has it, for this file alone")
 

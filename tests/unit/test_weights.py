@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlopt.weights import ShmSender, TensorSpec, difference, digest, read_bucket
+from rlopt.weight_sync.sender import ShmSender, TensorSpec, difference, digest, read_bucket
 
 WEIGHTS = {
     "a": torch.arange(6, dtype=torch.float32).reshape(2, 3),

@@ -8,8 +8,8 @@ import pytest
 from conftest import SMALL, rows, try_out
 from crews import prepared_for, train
 
-from rlopt import launch
-from rlopt.describe import describe
+from rlopt.run import workers
+from rlopt.run.summary import describe
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::ResourceWarning")
 
@@ -35,7 +35,7 @@ def evaluate(*overrides: str) -> list[str]:
 
 
 def test_what_a_run_measures_on_gsm8k_is_what_the_command_says_of_its_checkpoint(
-    crew: launch.Crew, home: Path, tmp_path: Path
+    crew: workers.Crew, home: Path, tmp_path: Path
 ) -> None:
     problems = DATA.read_text().splitlines(keepends=True)
     (tmp_path / "train.jsonl").write_text("".join(problems[:32] + problems[60:]))
@@ -44,7 +44,7 @@ def test_what_a_run_measures_on_gsm8k_is_what_the_command_says_of_its_checkpoint
     run = tmp_path / "run"
     data = ("+data=gsm8k", "data.subset=null", f"data.train={tmp_path}/train.jsonl", f"data.eval={tmp_path}/test.jsonl")
     kind = ("data.template=null", "rollout.max_new_tokens=16", "sync.interval=2", "trainer.total_steps=4")
-    reward = (f"reward.fn=[rlopt.grading:mathematics,{tmp_path}/own.py:compute_score]", "reward.weights=[1.0,0.5]")
+    reward = (f"reward.fn=[rlopt.rewards:mathematics,{tmp_path}/own.py:compute_score]", "reward.weights=[1.0,0.5]")
     held_out = ("trainer.eval_every=2", "trainer.best=eval/test/greedy", "eval.samples=2", "eval.limit=6")
     prepared = prepared_for(run, "+algo=grpo", *SMALL, *data, *kind, *reward, "reward.timeout_s=3", *held_out)
     said = describe(prepared)

@@ -11,9 +11,9 @@ import pytest
 import ray
 from crews import instruct
 
-from rlopt import launch
-from rlopt.errors import RloptError
-from rlopt.sync import Synchroniser, canary_texts
+from rlopt.core.errors import RloptError
+from rlopt.run import launch, workers
+from rlopt.weight_sync.synchronizer import Synchroniser, canary_texts
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::ResourceWarning")
 
@@ -29,7 +29,7 @@ class Notes:
 
 
 @pytest.fixture
-def sync(crew: launch.Crew, home: Path) -> tuple[Synchroniser, Notes]:
+def sync(crew: workers.Crew, home: Path) -> tuple[Synchroniser, Notes]:
     notes = Notes()
     assert crew.fleet
     crew.fleet.report = notes.event
@@ -42,7 +42,7 @@ def sync(crew: launch.Crew, home: Path) -> tuple[Synchroniser, Notes]:
     return made, notes
 
 
-def spoil(crew: launch.Crew, how: str, times: int) -> None:
+def spoil(crew: workers.Crew, how: str, times: int) -> None:
     """Have the second engine spoil what it gets."""
     assert crew.fleet
     ray.get(list(crew.fleet.handles.values())[1].spoil.remote(how, times))
@@ -58,7 +58,7 @@ def spoil(crew: launch.Crew, how: str, times: int) -> None:
     ],
 )
 def test_a_fault_is_told_at_its_sync_by_engine_and_tensor_and_cured_by_sending_again(
-    crew: launch.Crew, sync: tuple[Synchroniser, Notes], how: str, what: str
+    crew: workers.Crew, sync: tuple[Synchroniser, Notes], how: str, what: str
 ) -> None:
     made, notes = sync
     spoil(crew, how, times=1)
@@ -73,7 +73,7 @@ def test_a_fault_is_told_at_its_sync_by_engine_and_tensor_and_cured_by_sending_a
 
 
 def test_a_fault_that_stays_ends_the_run_by_engine_tensor_and_version(
-    crew: launch.Crew, sync: tuple[Synchroniser, Notes]
+    crew: workers.Crew, sync: tuple[Synchroniser, Notes]
 ) -> None:
     made, _ = sync
     spoil(crew, "corrupt", times=3)
@@ -83,7 +83,9 @@ def test_a_fault_that_stays_ends_the_run_by_engine_tensor_and_version(
         made.to(1)
 
 
-def test_an_optimizer_that_moved_without_changing_a_weight_is_told(crew: launch.Crew, sync: tuple[Synchroniser, Notes]) -> None:
+def test_an_optimizer_that_moved_without_changing_a_weight_is_told(
+    crew: workers.Crew, sync: tuple[Synchroniser, Notes]
+) -> None:
     made, _ = sync
     made.to(1)
     crew._ranks.call("push", [0.0])  # type: ignore[union-attr]
@@ -94,7 +96,7 @@ def test_an_optimizer_that_moved_without_changing_a_weight_is_told(crew: launch.
 
 
 def test_engines_are_lost_replaced_removed_and_added_and_all_samples_stay_the_same(
-    crew: launch.Crew, sync: tuple[Synchroniser, Notes]
+    crew: workers.Crew, sync: tuple[Synchroniser, Notes]
 ) -> None:
     made, notes = sync
     fleet = crew.fleet

@@ -9,13 +9,13 @@ import ray
 from conftest import rows
 from crews import SMALL, prepared_for, train
 
-from rlopt import launch
-from rlopt.diagnosis import diagnose
+from rlopt.core.errors import RloptError
+from rlopt.data.offline_rollouts import Experience
+from rlopt.diagnosis.checks import diagnose
+from rlopt.diagnosis.evidence import read
 from rlopt.doctor import verdict
-from rlopt.errors import RloptError
-from rlopt.evidence import read
-from rlopt.experience import Experience
-from rlopt.schedule import Schedule
+from rlopt.orchestrator.schedule import Schedule
+from rlopt.run import workers
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::ResourceWarning")
 
@@ -26,7 +26,7 @@ BASE = (*SMALL, f"trainer.total_steps={STEPS}", "run.record=true")
 
 
 @pytest.fixture(scope="module")
-def recorded(home: Path, crew: launch.Crew) -> Path:
+def recorded(home: Path, crew: workers.Crew) -> Path:
     """A run of (4, 0) with its record."""
     folder = home / "recorded"
     train(crew, prepared_for(folder, "+algo=grpo", *BASE, "sync.interval=4"), home / "fresh")
@@ -50,7 +50,7 @@ def versions(folder: Path) -> list[set[int]]:
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(("interval", "offset"), [(1, 0), (8, 0), (1, 4), (4, 2), (300, 199)])
 def test_every_token_is_spoken_by_the_version_of_the_schedule(
-    crew: launch.Crew, home: Path, tmp_path: Path, interval: int, offset: int, seed: int
+    crew: workers.Crew, home: Path, tmp_path: Path, interval: int, offset: int, seed: int
 ) -> None:
     overrides = [f"sync.interval={interval}", f"sync.offset={offset}", f"run.seed={seed}"]
     train(crew, prepared_for(tmp_path / "run", "+algo=grpo", *BASE, *overrides), home / "fresh")
@@ -61,7 +61,7 @@ def test_every_token_is_spoken_by_the_version_of_the_schedule(
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("in_flight", ["keep", "abort", "wait"])
 def test_samplers_that_never_stop_keep_to_the_bound_and_every_token_knows_its_version(
-    crew: launch.Crew, home: Path, tmp_path: Path, in_flight: str, seed: int
+    crew: workers.Crew, home: Path, tmp_path: Path, in_flight: str, seed: int
 ) -> None:
     overrides = ["sync.mode=async", "sync.interval=1", "sync.max_lag=3", f"sync.in_flight={in_flight}", f"run.seed={seed}"]
     train(crew, prepared_for(tmp_path / "run", "+algo=grpo", *BASE, *overrides), home / "fresh")
@@ -76,7 +76,7 @@ def test_samplers_that_never_stop_keep_to_the_bound_and_every_token_knows_its_ve
 
 
 def test_engines_that_sleep_while_the_learner_learns_speak_the_same_samples(
-    crew: launch.Crew, home: Path, recorded: Path, tmp_path: Path
+    crew: workers.Crew, home: Path, recorded: Path, tmp_path: Path
 ) -> None:
     train(crew, prepared_for(tmp_path / "run", "+algo=grpo", *BASE, "sync.interval=4", "rollout.sleep=true"), home / "fresh")
     assert crew.fleet
@@ -87,7 +87,7 @@ def test_engines_that_sleep_while_the_learner_learns_speak_the_same_samples(
         assert [b[name] for name in same] == pytest.approx([a[name] for name in same], rel=1e-4, abs=1e-9)
 
 
-def test_a_group_that_is_late_is_given_up_and_counted(crew: launch.Crew, home: Path, tmp_path: Path) -> None:
+def test_a_group_that_is_late_is_given_up_and_counted(crew: workers.Crew, home: Path, tmp_path: Path) -> None:
     overrides = ["sync.mode=async", "sync.interval=1", "sync.max_lag=2", "sync.stale=drop"]
     train(crew, prepared_for(tmp_path / "run", "+algo=grpo", *BASE, *overrides), home / "fresh", "some slow")
     metrics = rows(tmp_path / "run" / "metrics.jsonl")
@@ -97,7 +97,7 @@ def test_a_group_that_is_late_is_given_up_and_counted(crew: launch.Crew, home: P
 
 
 def test_a_run_can_be_learned_from_again_without_samplers_and_counts_its_own_updates_as_lag(
-    crew: launch.Crew, home: Path, recorded: Path, tmp_path: Path
+    crew: workers.Crew, home: Path, recorded: Path, tmp_path: Path
 ) -> None:
     prepared = prepared_for(tmp_path / "run", "+algo=grpo", *BASE, f"data.experience={recorded}/experience.jsonl.gz")
     assert (prepared.prompts, prepared.config.samples) == ([], False)
@@ -113,7 +113,7 @@ def test_a_run_can_be_learned_from_again_without_samplers_and_counts_its_own_upd
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_share_of_every_batch_may_be_recorded_and_another_replayed(
-    crew: launch.Crew, home: Path, recorded: Path, tmp_path: Path, seed: int
+    crew: workers.Crew, home: Path, recorded: Path, tmp_path: Path, seed: int
 ) -> None:
     overrides = [f"data.experience={recorded}/experience.jsonl.gz", "data.experience_share=0.5", "sync.interval=1"]
     replay = ["replay.capacity=16", "replay.share=0.5", "replay.reuse=3", f"run.seed={seed}"]
@@ -158,7 +158,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_the_doctor_names_what_is_wrong(crew: launch.Crew, home: Path, tmp_path: Path, wrong: str) -> None:
+def test_the_doctor_names_what_is_wrong(crew: workers.Crew, home: Path, tmp_path: Path, wrong: str) -> None:
     overrides = ["sync.verify=false", "sync.interval=4"]
     if wrong.startswith("slow"):
         overrides += ["trainer.total_steps=4", "sync.interval=1"]
@@ -170,7 +170,9 @@ def test_the_doctor_names_what_is_wrong(crew: launch.Crew, home: Path, tmp_path:
     assert others <= {"no signal", "slow sampler", "slow learner"}, said
 
 
-def test_the_doctor_sees_entropy_collapse_staleness_and_exploding_ratios(crew: launch.Crew, home: Path, tmp_path: Path) -> None:
+def test_the_doctor_sees_entropy_collapse_staleness_and_exploding_ratios(
+    crew: workers.Crew, home: Path, tmp_path: Path
+) -> None:
     row = tmp_path / "row.jsonl"
     row.write_text('{"prompt": "12+7*3=", "completion": "Step 1: 7*3=21\\nStep 2: 12+21=33\\nAnswer: 33"}\n')
     narrow = ["+algo=sft", f"data.train={row}", "data.prompts_per_step=1", "trainer.total_steps=60"]

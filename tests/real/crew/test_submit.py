@@ -14,7 +14,7 @@ import psutil
 import pytest
 from conftest import SMALL, alike, rows, sound, steps, try_out, until
 
-from rlopt import launch
+from rlopt.run import workers
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::ResourceWarning")
 
@@ -99,10 +99,10 @@ def submit(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_job_over_two_nodes_outlives_an_engine_is_stopped_with_a_checkpoint_goes_on_and_is_followed_and_its_key_is_in_no_log(
-    head: tuple[str, Path], short: Path, crew: launch.Crew, home: Path, tmp_path: Path
+    head: tuple[str, Path], short: Path, crew: workers.Crew, home: Path, tmp_path: Path
 ) -> None:
     address, logs = head
-    (tmp_path / "mine.py").write_text("from rlopt.arithmetic import reward as score\n")
+    (tmp_path / "mine.py").write_text("from rlopt.data.arithmetic import reward as score\n")
     run = tmp_path / "run"
     keys = ["--address", address, "--include", str(tmp_path / "mine.py")]
     overrides = ["+algo=grpo", *SMALL, "trainer.save_every=0", "sync.interval=2", "tracking.wandb=offline"]

@@ -14,10 +14,11 @@ import ray
 import torch
 from ray.cluster_utils import Cluster as Nodes
 
-from rlopt.cluster import Cluster, EngineClient, Stalled
-from rlopt.config import ClusterConfig
-from rlopt.errors import RloptError
-from rlopt.weights import ShmSender, digest, read_bucket, write_shared
+from rlopt.cluster.actors import Cluster, Stalled
+from rlopt.config.schema import ClusterConfig
+from rlopt.core.errors import RloptError
+from rlopt.weight_sync.engine_client import EngineClient
+from rlopt.weight_sync.sender import ShmSender, digest, read_bucket, write_shared
 
 PATHS = {"PYTHONPATH": os.pathsep.join(sys.path)}
 """So that Ray's workers find the classes of this file."""

@@ -14,9 +14,9 @@ from conftest import Ended, alike, end, on_schedule, rows, sound, steps
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlopt import checkpoint
 from rlopt.export import export
-from rlopt.model import find_model
+from rlopt.models.loading import find_model
+from rlopt.run import checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::ResourceWarning")
 

@@ -11,11 +11,11 @@ import torch
 from vllm.distributed.weight_transfer.base import ParamMeta, VLLMWeightSyncClient
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory, WeightTransferTrainerFactory
 
-from rlopt import launch
-from rlopt.cluster import EngineClient
-from rlopt.learner import LearnerWorker
-from rlopt.settings import conf_dir, typed
-from rlopt.weights import SHM_BACKEND, TensorSpec, gpu_init_info, make_sender, register
+from rlopt.config.compose import conf_dir, typed
+from rlopt.learner.worker import LearnerWorker
+from rlopt.run import launch
+from rlopt.weight_sync.engine_client import EngineClient
+from rlopt.weight_sync.sender import SHM_BACKEND, TensorSpec, gpu_init_info, make_sender, register
 
 
 def test_the_init_infos_are_those_of_the_registered_senders() -> None:

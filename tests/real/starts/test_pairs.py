@@ -11,8 +11,8 @@ import psutil
 import pytest
 from conftest import rows, try_out, until
 
-from rlopt import arithmetic
-from rlopt.steps import MEANING, on_eval_side
+from rlopt.data import arithmetic
+from rlopt.step_pairs.mining import MEANING, on_eval_side
 
 SMALL = ("pairs.count=20", "pairs.chunk=8", "pairs.continuations=4", "pairs.eval_share=0.3")
 COLUMNS = ["dataset", "prompt", "initial_reason_steps", "chosen", "rejected", "full_chosen", "full_rejected", "answer"]
@@ -113,7 +113,7 @@ def test_finished_rows_and_rows_of_another_config_are_not_written_over(made: Mad
         ("pairs.cont=3", "pairs.cont: no such key, did you mean pairs.count; see conf/pairs.yaml"),
         ("pairs.eval_share=1.0", "pairs.eval_share=1.0: must be at least 0 and below 1"),
         ("pairs.locate=nowhere:locate", "pairs.locate=nowhere:locate: cannot be imported"),
-        ("pairs.split=rlopt.arithmetic:CHARACTERS", "pairs.split=rlopt.arithmetic:CHARACTERS: no function"),
+        ("pairs.split=rlopt.data.arithmetic:CHARACTERS", "pairs.split=rlopt.data.arithmetic:CHARACTERS: no function"),
         ("model.path=/nowhere", "model.path=/nowhere: no such folder"),
     ],
 )

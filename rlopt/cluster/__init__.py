@@ -1,0 +1,1 @@
+"""The door to Ray: actors with deadlines, and runs as Ray jobs. It does not know what the actors do."""

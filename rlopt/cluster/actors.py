@@ -1,0 +1,211 @@
+"""The door to Ray: start or join a cluster, make plain classes remote, and wait for them with a deadline and a name."""
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import ray
+from ray.util import get_node_ip_address
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from rlopt.config.schema import ClusterConfig
+from rlopt.core.errors import RloptError, first_line
+
+GONE = (
+    ray.exceptions.RayActorError,
+    ray.exceptions.OutOfMemoryError,
+    ray.exceptions.ObjectLostError,
+    ray.exceptions.ActorUnschedulableError,
+    ray.exceptions.NodeDiedError,
+)
+"""How Ray says that a worker, its node or what it had answered is no more."""
+
+
+class Stalled(RloptError):
+    """A deadline passed or a worker died: who waited for whom, and for how long."""
+
+
+class Lost(Stalled):
+    """A worker died."""
+
+
+@dataclass(eq=False)
+class Pending:
+    """Calls under way on some workers, one each."""
+
+    refs: list[Any]
+    who: str
+    deadline_s: float
+
+    def result(self, what: str) -> list[Any]:
+        """The results in the order of the workers.
+
+        Raises:
+            Stalled: not all came in time.
+            Lost: a worker died.
+            RloptError: a worker refused.
+        """
+        started = time.monotonic()
+        try:
+            return list(ray.get(self.refs, timeout=self.deadline_s))
+        except ray.exceptions.GetTimeoutError:
+            ready, _ = ray.wait(self.refs, num_returns=len(self.refs), timeout=0)
+            names = [self.who] if len(self.refs) == 1 else [f"{self.who}[{i}]" for i in range(len(self.refs))]
+            late = [name for name, ref in zip(names, self.refs, strict=True) if ref not in ready]
+            waited = time.monotonic() - started
+            raise Stalled(
+                f"the driver waited {waited:.0f} s for {', '.join(late)}: {what} "
+                "(cluster.start_deadline_s, cluster.step_deadline_s)"
+            ) from None
+        except ray.exceptions.RayTaskError as error:
+            cause = error.as_instanceof_cause()
+            if isinstance(cause, RloptError):
+                raise RloptError(str(cause.args[0] if cause.args else cause)) from error
+            raise
+        except GONE as error:
+            raise Lost(f"{self.who} died during: {what} ({first_line(error)})") from error
+
+    def cancel(self) -> None:
+        """Ask the workers to stop; nobody waits for the results any more."""
+        for ref in self.refs:
+            ray.cancel(ref)
+
+
+def finished(pending: list[Pending]) -> list[Pending]:
+    """Those of `pending`, of one call each, that have answered, well or not."""
+    if not pending:
+        return []
+    ready, _ = ray.wait([one.refs[0] for one in pending], num_returns=len(pending), timeout=0)
+    known = set(ready)
+    return [one for one in pending if one.refs[0] in known]
+
+
+def wait_any(pending: list[Pending], timeout_s: float) -> None:
+    """Return as soon as one of `pending`, of one call each, has answered, or `timeout_s` seconds have passed."""
+    ray.wait([one.refs[0] for one in pending], num_returns=1, timeout=timeout_s)
+
+
+class Workers:
+    """Copies of one plain class, each in a Ray actor of its own."""
+
+    def __init__(self, who: str, handles: list[Any], deadline_s: float) -> None:
+        self.who, self.handles, self._deadline_s = who, handles, deadline_s
+
+    def __len__(self) -> int:
+        return len(self.handles)
+
+    def start(self, method: str, *each: Iterable[Any], deadline_s: float | None = None) -> Pending:
+        """Call `method` on every worker without waiting; `each` are the positional arguments of one worker after another."""
+        arguments = [tuple(a) for a in each] or [()] * len(self.handles)
+        refs = [getattr(handle, method).remote(*a) for handle, a in zip(self.handles, arguments, strict=True)]
+        return Pending(refs, self.who, deadline_s or self._deadline_s)
+
+    def call(self, method: str, *each: Iterable[Any]) -> list[Any]:
+        """Call `method` on every worker and wait for all."""
+        return self.start(method, *each).result(method)
+
+    def nodes(self) -> list[str]:
+        """The Ray node that each of them runs on."""
+        return list(ray.get([handle.__ray_call__.remote(node_id) for handle in self.handles], timeout=self._deadline_s))
+
+    def close(self) -> None:
+        """Ask every worker to close, give it a few seconds, and end it either way."""
+        close_all([self])
+
+
+def close_all(several: Iterable[Workers]) -> None:
+    """Close all of these at once."""
+    handles = [handle for workers in several for handle in workers.handles]
+    if refs := [handle.close.remote() for handle in handles]:
+        ray.wait(refs, num_returns=len(refs), timeout=5)
+    for handle in handles:
+        ray.kill(handle)
+
+
+class Cluster:
+    """A Ray cluster: one of our own on this machine, or one that runs already."""
+
+    def __init__(self, config: ClusterConfig) -> None:
+        self._config, self._placed = config, 0
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        on_sigterm = signal.getsignal(signal.SIGTERM)
+        common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "namespace": "rlopt"}
+        if config.address == "local":
+            # Ray replaces a loopback address by the machine's own and then listens on every interface; here it may not.
+            ray._private.services.resolve_ip_for_localhost = lambda address: address
+            # What ends a job reaches all of our process group. In a session of their own Ray's processes, and the workers
+            # that they start, go on until the driver has saved and ends them.
+            ray._private.services.ConsolePopen = partial(subprocess.Popen, start_new_session=True)
+            try:
+                ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **common)
+            except Exception as error:  # Ray raises a bare Exception when its processes do not come up in 30 s
+                reason = first_line(error)
+                raise Stalled(f"cluster.address=local: Ray did not start ({reason}); is the machine overloaded?") from error
+        else:
+            host, colon, port = config.address.rpartition(":")
+            try:
+                if colon and "//" not in host:  # Ray itself would wait for minutes
+                    socket.create_connection((host, int(port)), timeout=10).close()
+                ray.init(address=config.address, **common)
+            except (OSError, ValueError) as error:
+                reason = first_line(error)
+                raise RloptError(
+                    f"cluster.address={config.address}: no Ray cluster answers ({reason}); use local, or start one"
+                ) from error
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own in place, which leaves no time to close workers
+
+    def workers(self, who: str, cls: type, gpus: float, env: dict[str, str], *each: Iterable[Any]) -> Workers:
+        """Actors of `cls`, spread over the nodes; `each` are the constructor's arguments of one after another.
+
+        CPU threads are a matter of `env`, not of Ray's resources: two workers may share a core on a laptop.
+        """
+        remote = ray.remote(cls)
+        common: dict[str, Any] = {"num_cpus": 0, "num_gpus": gpus, "runtime_env": {"env_vars": env}, "max_restarts": 0}
+        handles = [remote.options(**common, scheduling_strategy=self._place(gpus)).remote(*arguments) for arguments in each]
+        return Workers(who, handles, self._config.step_deadline_s)
+
+    def _place(self, gpus: float) -> Any:
+        """Where the next actor goes. GPUs spread actors by themselves; without any, Ray would put all of them anywhere."""
+        if gpus:
+            return "SPREAD"
+        nodes = sorted(node["NodeID"] for node in ray.nodes() if node["Alive"])
+        self._placed += 1
+        return NodeAffinitySchedulingStrategy(nodes[self._placed % len(nodes)], soft=False)
+
+    def close(self) -> None:
+        ray.shutdown()
+
+
+def environment(config: ClusterConfig) -> dict[str, str]:
+    """What every worker's environment has: no telemetry, threads, and on a cluster of our own nothing beyond loopback."""
+    env = {
+        "VLLM_NO_USAGE_STATS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "OMP_NUM_THREADS": str(config.cpu_threads),
+    }
+    if config.address == "local":
+        env |= {"GLOO_SOCKET_IFNAME": "lo", "VLLM_HOST_IP": "127.0.0.1"}
+    return env
+
+
+def node_id(_: object) -> str:
+    return str(ray.get_runtime_context().getnode_id())
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("", 0))
+        return int(sock.getsockname()[1])
+
+
+def own_address() -> str:
+    """The address under which this process's node is known to the cluster."""
+    return str(get_node_ip_address())

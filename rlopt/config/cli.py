@@ -1,0 +1,82 @@
+"""What every command does around its work: Hydra's command line before it, one line on standard error after it."""
+
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from rlopt.config.compose import conf_dir, translate
+from rlopt.core import signals
+from rlopt.core.errors import RloptError, first_line
+from rlopt.core.garbage import collect_seldom
+
+C = TypeVar("C")
+
+
+def compose(primary: str) -> list[DictConfig]:
+    """The configs that the command line makes of `conf/<primary>.yaml`: one, or with `--multirun` several."""
+    sys.argv[1:] = map(at_home, sys.argv[1:])
+    composed: list[DictConfig] = []
+    hydra.main(config_path=str(conf_dir()), config_name=primary, version_base="1.3")(composed.append)()
+    return composed
+
+
+def run(primary: str, typed: Callable[[DictConfig], C], work: Callable[[C], None], interrupted: str) -> None:
+    """Do `work` for each config, and exit with one line when the user can do something about how it ended.
+
+    `interrupted` is what a user who pressed Ctrl-C should know.
+    """
+    signals.interrupts()
+    collect_seldom()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us here instead of being printed by Hydra
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # a Hub that is not reached is an error of ours, in one line
+    try:
+        for config in [typed(composed) for composed in compose(primary)]:
+            work(config)
+    except RloptError as error:
+        sys.exit(f"error: {error}")
+    except (HydraException, OmegaConfBaseException) as error:
+        sys.exit(f"error: {refusal(error, primary)}")
+    except KeyboardInterrupt:
+        print(f"interrupted: {interrupted}", file=sys.stderr)
+        sys.exit(130)
+
+
+def at_home(argument: str) -> str:
+    """An argument with the user's home for `~/` where a path may begin: a shell leaves it there, and Hydra does not read it."""
+    return re.sub(r"(?<=[=\[,])~(?=/|$)", lambda _: os.path.expanduser("~"), argument)
+
+
+def refusal(error: Exception, primary: str = "config") -> RloptError:
+    """What Hydra or OmegaConf refused, as one line with a way out."""
+    ambiguous = re.search(r"Ambiguous value for argument '(.*?)'\n", str(error), re.DOTALL)
+    override = ambiguous[1] if ambiguous else getattr(error, "override", None)
+    return _unreadable(override, str(error)) if override else translate(error, primary)
+
+
+def _unreadable(override: str, why: str) -> RloptError:
+    """An argument that Hydra's grammar does not read: with quotes that it does read, where there are such."""
+    key, equals, value = override.partition("=")
+    if not equals:
+        return RloptError(f"{override}: is no setting; want key=value")
+    for quote in ('"', "'"):
+        quoted = f"{key}={quote}{value.replace(quote, chr(92) + quote)}{quote}"
+        if _reads_as(quoted, value):
+            return RloptError(f"{override}: is not read as one value; quote the value: {shlex.quote(quoted)}")
+    return RloptError(f"{override}: is not read as one value ({first_line(why)}); put it in a YAML file")
+
+
+def _reads_as(override: str, value: str) -> bool:
+    """Whether Hydra reads an argument, and as this text."""
+    try:
+        return bool(OverridesParser.create().parse_override(override).value() == value)
+    except HydraException:
+        return False

@@ -1,0 +1,164 @@
+"""From Hydra's composed mapping to the typed `Config`, and from the libraries' errors to one line."""
+
+import difflib
+import json
+import os
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pydantic
+from omegaconf import DictConfig, OmegaConf
+
+import rlopt
+from rlopt.config.schema import Config, GroupRelativeConfig
+from rlopt.config.synonyms import meant
+from rlopt.core.errors import RloptError, first_line
+from rlopt.core.sandbox import current_name
+
+T = TypeVar("T")
+
+
+def conf_dir() -> Path:
+    """The folder of the YAML files: inside the package once installed, beside it in a checkout."""
+    package = Path(rlopt.__file__).parent
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+def algorithms() -> list[str]:
+    """The names that `+algo=` takes."""
+    return sorted(path.stem for path in (conf_dir() / "algo").glob("[!_]*.yaml"))
+
+
+def typed(composed: DictConfig) -> Config:
+    """The typed config; every wrong key or value is refused with its full name."""
+    if "algo" not in composed:
+        raise RloptError(f"algo: not given; append one with +algo=NAME, where NAME is one of {', '.join(algorithms())}")
+    raw: Any = OmegaConf.to_container(composed, resolve=True)
+    raw["algo"] = _sorted_out(raw["algo"])
+    config = read(Config, raw, "")
+    _refuse_ignored(config, raw)
+    return config
+
+
+ROWS = ["reward.*", "rollout.*", "sync.*", "replay.*", "run.record", "data.max_prompt_tokens"]
+ROWS += [f"data.{key}" for key in ("prompt_key", "answer_key", "answer_format")]
+ROWS += ["eval.*", "trainer.best", "data.experience", "data.experience_share", "trainer.log_samples", "cluster.gpus_per_engine"]
+"""What means nothing to a run on recorded rows; a star is every key of a section."""
+OFFLINE = ["reward.*", "sync.*", "cluster.gpus_per_engine"]
+OFFLINE += [f"data.{key}" for key in ("train", "size", "subset", "split", "prompt_key", "answer_key", "answer_format")]
+OFFLINE += ["data.max_prompt_tokens"]
+OFFLINE += [f"rollout.{key}" for key in ("engines", "tensor_parallel", "max_num_seqs", "kv_cache_gib", "gpu_memory_share")]
+"""What means nothing to a run on recorded groups alone; temperature and limit of the samplers still do."""
+EVAL = ["data.eval", "data.eval_split", "trainer.eval_every", "trainer.best", "eval.*"]
+"""What means nothing to a run that evaluates nothing."""
+
+
+def _refuse_ignored(config: Config, raw: dict[str, Any]) -> None:
+    """Refuse keys that would be set in vain."""
+    name = f"+algo={config.algo.name}"
+    if not config.algo.group_relative:
+        vain, why = ROWS, f"{name}, it has no samplers"
+    elif not config.samples:
+        vain, why = OFFLINE + EVAL, f"data.experience={config.data.experience} alone, it has no samplers"
+    else:
+        vain, why = [] if config.data.eval else EVAL, f"{name} without data.eval"
+    default: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / "config.yaml"))
+    for name in vain:
+        section, _, key = name.partition(".")
+        for each in raw[section] if key == "*" else [key]:
+            if raw[section][each] != default[section][each]:
+                setting = f"{section}.{each}={raw[section][each]}"
+                raise RloptError(f"{setting}: means nothing to {why}; drop it")
+
+
+def _sorted_out(algo: dict[str, Any]) -> dict[str, Any]:
+    """The flat keys of an algorithm's YAML, put where the schema has them; what is left are its objective's fields."""
+    shared = {field.name for field in fields(GroupRelativeConfig)} & algo.keys()
+    named = {"name", "objective"} & algo.keys()
+    return {
+        **{key: algo[key] for key in named},
+        "group_relative": {key: algo[key] for key in shared} or None,
+        "options": {key: algo[key] for key in algo if key not in shared | named},
+    }
+
+
+def read(kind: type[T], raw: Any, prefix: str) -> T:
+    """`raw` as the dataclass `kind`, strictly: no unknown key, no missing one, no silent conversion but of `~` in paths."""
+    raw = normalised(raw)
+    if "__pydantic_config__" in vars(kind):
+        checked: Any = kind
+    else:  # a plain dataclass, such as an objective: give the reader a strict twin of it
+        strict = pydantic.ConfigDict(extra="forbid", strict=True)
+        checked = pydantic.dataclasses.dataclass(kind, config=strict, frozen=True)
+    try:
+        value = pydantic.TypeAdapter(checked).validate_json(json.dumps(raw), strict=True)
+        return value if checked is kind else kind(**raw)
+    except pydantic.ValidationError as invalid:
+        first = invalid.errors()[0]
+        key = prefix + ".".join(str(part) for part in first["loc"]).replace("options.", "").replace("group_relative.", "")
+        raise RloptError(_explain(key, first)) from None
+
+
+def normalised(raw: Any) -> Any:
+    """With the user's home for `~/` where a text begins with it (a path), and with current names of functions of ours."""
+    if isinstance(raw, dict):
+        return {key: normalised(value) for key, value in raw.items()}
+    if isinstance(raw, list):
+        return [normalised(value) for value in raw]
+    if not isinstance(raw, str):
+        return raw
+    return current_name(os.path.expanduser(raw) if raw == "~" or raw.startswith("~/") else raw)
+
+
+def _explain(key: str, error: Any) -> str:
+    message = error["msg"][0].lower() + error["msg"][1:]
+    if error["type"] == "unexpected_keyword_argument":
+        return f"{key}={error['input']}: no such key{_suggest(key, 'config')}; --cfg job prints those that there are"
+    if error["type"] == "string_type" and isinstance(error["input"], dict | list):
+        return f"{key}={error['input']}: {message}; a text with brackets or commas needs quotes of its own, '{key}=\"...\"'"
+    if error["type"] in ("missing", "missing_argument"):
+        return f"{key}: missing; give it a value"
+    return f"{key}={error['input']}: {message}"
+
+
+def translate(error: Exception, primary: str = "config") -> RloptError:
+    """What Hydra or OmegaConf refused of `conf/<primary>.yaml`, as one line with a way out."""
+    text = str(error)
+    if found := re.search(r"Could not find '(algo|data|experiment)/([^']*)'", text):
+        there = sorted(path.stem for path in (conf_dir() / found[1]).glob("[!_]*.yaml"))
+        what = {"algo": "algorithm", "data": "data set", "experiment": "recipe"}[found[1]]
+        return RloptError(f"{found[1]}={found[2]}: no such {what}; one of {', '.join(there)}")
+    if found := re.search(r"Could not (?:override|append).*?'([^']+)'", text):
+        key = found[1].removeprefix("+")
+        if key.split("=")[0] == "algo":
+            return RloptError(f"{key}: append it with a plus, +algo=NAME, where NAME is one of {', '.join(algorithms())}")
+        if key.startswith("algo."):
+            meaning = meant(key)
+            if meaning and meaning != key:
+                return RloptError(f"{key}: no such key, did you mean {meaning}; the algorithm's keys are in conf/algo/")
+            return RloptError(f"{key}: the chosen algorithm has no such key; its keys are in conf/algo/, see --cfg job")
+        return RloptError(f"{key}: no such key{_suggest(key, primary)}; see conf/{primary}.yaml, or --cfg job")
+    return RloptError(f"{first_line(error)} (see --help for the syntax of overrides)")
+
+
+def _suggest(key: str, primary: str) -> str:
+    """What is meant by a key that there is not: by its name elsewhere, its place in another section, or its spelling."""
+    layers = [OmegaConf.load(conf_dir() / f"{name}.yaml") for name in dict.fromkeys(("config", primary))]
+    known: Any = OmegaConf.merge(*layers)  # a command that has no use for a section sets it to null
+    sections = {section: known[section] for section in known if known[section] is not None}
+    names = [f"{section}.{name}" for section, keys in sections.items() for name in keys]
+    names += [f"algo.{field.name}" for field in fields(GroupRelativeConfig)]
+    last = key.rpartition(".")[2]
+    elsewhere = [name for name in names if name.rpartition(".")[2] == last and name != key]
+    if len(elsewhere) == 1:
+        return f", did you mean {elsewhere[0]}"
+    meaning = meant(key)
+    if meaning and meaning != key and (meaning.partition(".")[0] == "algo" or meaning.partition(".")[0] in sections):
+        return f", did you mean {meaning}"
+    if elsewhere:
+        return f", did you mean {' or '.join(elsewhere)}"
+    close = difflib.get_close_matches(key, names, n=1)
+    return f", did you mean {close[0]}" if close else ""

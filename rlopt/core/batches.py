@@ -1,0 +1,144 @@
+"""The nouns of rlopt: one frozen type per stage of a step, complete when built.
+
+    Prompt -> Sample -> Group -> Sequences -> Outcomes -> Batch -> Scores -> LossOutput
+
+Recorded answers join at `Sequences`: an `Example` is a prompt and its answers, best first.
+
+Shapes: `B` sequences, `T` tokens of the longest sequence (prompt and response, padded right), `G` samples of a prompt,
+`n` response tokens. Everything `[B, T]` is aligned with the token itself: entry `t` speaks of token `t`, whose
+log-probability the policy gives after reading tokens `0..t-1`. Nothing here knows how any of it is made.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Literal, Self
+
+from torch import Tensor
+
+from rlopt.core.reduce import Metric
+
+Average = Literal["token_mean", "sequence_mean", "sequence_sum", "constant", "constant_sum", "pair_mean"]
+"""How per-token losses become one number. `batching.weights` has the formulas."""
+
+
+class _Rows:
+    """What has a row per sequence: fields `[B]` and `[B, T]`."""
+
+    lengths: Tensor
+
+    def take(self, rows: list[int]) -> Self:
+        """The sequences `rows`, without the padding that they do not need."""
+        width = int(self.lengths[rows].max())
+        cut = {f.name: getattr(self, f.name)[rows] for f in fields(self)}  # type: ignore[arg-type]
+        return type(self)(**{name: value[:, :width] if value.dim() == 2 else value for name, value in cut.items()})
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+
+@dataclass(frozen=True, eq=False)
+class Sequences(_Rows):
+    """What happened, padded, before anybody judged it.
+
+    Attributes:
+        token_ids: `[B, T]` int64, prompt and response, padded right with zeros.
+        lengths: `[B]` int64, tokens of each sequence without padding.
+        mask: `[B, T]` float32, 1 on tokens that the policy spoke (or is to imitate or avoid).
+        behavior: `[B, T]` float32, behavior log-probabilities, 0 where `mask` is 0 and in recorded rows without any.
+        rewards: `[B]` float64, of the samples; in recorded rows 1 for the best answer and 0 for the other.
+        group: `[B]` int64, which sequences are siblings: 0, 0, 1, 1, 1, ...
+        truncated: `[B]` bool, ended by the length limit.
+        lottery: `[B]` float64 in [0, 1), drawn by hashing sequence and step: chance that order cannot change.
+        lag: `[B]` int64, learner steps made between the sampling of a sequence and this step.
+    """
+
+    token_ids: Tensor
+    lengths: Tensor
+    mask: Tensor
+    behavior: Tensor
+    rewards: Tensor
+    group: Tensor
+    truncated: Tensor
+    lottery: Tensor
+    lag: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Outcomes:
+    """What credit is made of: a whole step's samples and how they ended.
+
+    Attributes:
+        rewards: `[B]` float64, after the punishment of overlong answers.
+        penalties: `[B, T]` float64, what KL in the reward takes from each token; 0 elsewhere.
+        group: `[B]` int64, siblings: 0, 0, 1, 1, 1, ...
+        mask: `[B, T]`, 1 on tokens that the policy spoke.
+        lottery: `[B]` float64 in [0, 1), a number drawn by hashing the sequence.
+        behavior, anchor: `[B, T]` log-probabilities as in `Batch`.
+    """
+
+    rewards: Tensor
+    penalties: Tensor
+    group: Tensor
+    mask: Tensor
+    lottery: Tensor
+    behavior: Tensor
+    anchor: Tensor
+
+    @property
+    def returns(self) -> Tensor:
+        """`[B]`: reward less the penalties of all tokens."""
+        return self.rewards - self.penalties.sum(1)
+
+    @property
+    def lengths(self) -> Tensor:
+        """`[B]` float64: tokens spoken."""
+        return self.mask.double().sum(1)
+
+
+@dataclass(frozen=True, eq=False)
+class Batch(_Rows):
+    """What is learned from in one optimizer update, or one micro-batch of it.
+
+    Attributes:
+        token_ids, lengths, mask, behavior, group, lag: as in `Sequences`.
+        anchor: `[B, T]` float32, the log-probabilities that ratios are taken against: the behavior policy's, or with
+            `algo.anchor=proximal` those of the policy at the start of the step.
+        reference: `[B, T]` float32, log-probabilities of the initial model.
+        advantages: `[B, T]` float32, 0 where `mask` is 0.
+        weights: `[B, T]` float32, the average as a matrix over all micro-batches of all ranks.
+    """
+
+    token_ids: Tensor
+    lengths: Tensor
+    mask: Tensor
+    behavior: Tensor
+    anchor: Tensor
+    reference: Tensor
+    advantages: Tensor
+    weights: Tensor
+    group: Tensor
+    lag: Tensor
+
+    def silent(self) -> "Batch":
+        """The same sequences with no voice: zero mask and weights. It keeps ranks in step and changes no gradient."""
+        zero = self.mask.new_zeros(self.mask.shape)
+        return replace(self, mask=zero, behavior=zero, anchor=zero, reference=zero, advantages=zero, weights=zero)
+
+    def to(self, device: object) -> "Batch":
+        return Batch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """What the policy says now, both `[B, T]`: log-probabilities (with gradient) and entropy in nats."""
+
+    logprobs: Tensor
+    entropy: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class LossOutput:
+    """What an objective says: the loss of every token `[B, T]`, before averaging, and metrics that merge exactly."""
+
+    per_token: Tensor
+    metrics: Mapping[str, Metric]

@@ -1,0 +1,39 @@
+"""What packages need of one another's objects, where one may not import the other."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from rlopt.core.batches import Batch, Sequences
+from rlopt.core.samples import Group
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What one synchronisation cost, why engines did not get it (`faults`, by number), and which of these are `dead`."""
+
+    bytes: int
+    seconds: float
+    faults: Mapping[int, str]
+    dead: set[int]
+
+
+class Learners(Protocol):
+    """The learner ranks, as the driver sees them. Documented in `learner.group.Learners`."""
+
+    def update(self, batches: list[Batch], step: int) -> dict[str, float]: ...
+    def measure(self, batch: Batch) -> dict[str, float]: ...
+    def score_policy(self, sequences: Sequences, temperature: float | None = None) -> Tensor: ...
+    def score_reference(self, sequences: Sequences) -> Tensor: ...
+    def connect(self, engines: Mapping[int, Any], ranks_per_engine: int) -> None: ...
+    def sync(self, version: int, only: list[int] | None) -> Sent: ...
+    def release(self) -> None: ...
+
+
+class Journal(Protocol):
+    """Where a run is written down. Documented in `tracking.journal.Journal`."""
+
+    def step(self, metrics: Mapping[str, float], groups: list[Group], policy: Tensor | None) -> None: ...
+    def event(self, kind: str, **facts: object) -> None: ...

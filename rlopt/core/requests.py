@@ -1,0 +1,60 @@
+"""What is asked of an engine: a prompt and how to sample it, or a text to continue."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal
+
+from rlopt.core.samples import Prompt
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How the answers to a prompt are drawn: how many, and from what. Temperature 0 takes the likeliest token every time."""
+
+    count: int
+    temperature: float
+    top_p: float
+
+
+@dataclass(frozen=True)
+class Deal:
+    """A prompt handed to a batch.
+
+    Attributes:
+        manner: how it is answered; None: as samples to learn from are.
+        draw: what tells this draw of the prompt from others: how often the data had been gone through before, or for a spare
+            its place. It is part of every sample's seed.
+        spares: prompts to be taken one after another while the samples show no signal.
+    """
+
+    prompt: Prompt
+    draw: str
+    spares: tuple["Deal", ...] = ()
+    manner: Manner | None = None
+
+
+def sample_seed(run_seed: int, prompt_id: str, draw: str, index: int) -> int:
+    """The seed of one sample: 63 bits of a hash, so that scheduling cannot change what is drawn."""
+    key = f"{run_seed}/{prompt_id}/{draw}/{index}".encode()
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest()) >> 1
+
+
+@dataclass(frozen=True)
+class Opening:
+    """Where answers go on from: the token ids of a prompt, and of the part of an answer that stands already.
+
+    `id` names the seeds of the answers: what is sampled depends on it and on nothing else.
+    """
+
+    id: str
+    prompt: tuple[int, ...]
+    begun: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole answer, what stood already included: token ids (with the end token), their text, and what ended it."""
+
+    token_ids: tuple[int, ...]
+    text: str
+    finish: Literal["stop", "length"]

@@ -1,0 +1,115 @@
+"""Prompts, samples and groups, as they are sampled, stored and drawn."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from rlopt.core.errors import Fault, RloptError
+
+Key = tuple[int, int]
+"""Of a prompt that is being sampled: (batch, place) in lockstep, (version, number) where samplers never stop."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """What is asked.
+
+    Attributes:
+        token_ids: final; nothing downstream tokenises again.
+        text: as its row has it, before template and chat template.
+        answer: what counts of the row's answer.
+        source: the data set.
+        columns: the row's others, for reward functions. Not kept in records and checkpoints: a reward was given before.
+    """
+
+    id: str
+    token_ids: tuple[int, ...]
+    text: str
+    answer: str
+    source: str
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One response of the behavior policy.
+
+    Attributes:
+        prompt_id: of the prompt that it answers.
+        token_ids: `[n]` int32, the ids that the engine returned.
+        spoken: `[n]` bool, False on tokens that the policy did not choose (tool or environment text).
+        logprobs: `[n]` float32, nats, of the distribution each token was really drawn from; 0 where not spoken.
+        versions: `[n]` int32, the weights that spoke each token.
+        text: `token_ids` decoded once, for people and rewards.
+        finish: `stop` when the policy ended it, `length` when the limit did.
+        reward: the total that advantages are made of.
+        parts: what the reward function reported beside the score, by name.
+    """
+
+    prompt_id: str
+    token_ids: np.ndarray
+    spoken: np.ndarray
+    logprobs: np.ndarray
+    versions: np.ndarray
+    text: str
+    finish: Literal["stop", "length"]
+    reward: float
+    parts: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        lengths = {name: len(getattr(self, name)) for name in ("token_ids", "spoken", "logprobs", "versions")}
+        if len(set(lengths.values())) != 1 or not lengths["token_ids"]:
+            raise RloptError(f"a sample's arrays must have one length of at least 1: {lengths}")
+        if not np.isfinite(self.logprobs).all():
+            raise RloptError(f"Sample.logprobs has a value that is not finite: {self.logprobs}; was the engine broken?")
+        if not np.isfinite(self.reward):
+            raise RloptError(f"Sample.reward is {self.reward}: a reward function must return a finite number")
+
+    @property
+    def version(self) -> int:
+        """The oldest weights that spoke a token of this sample."""
+        return int(self.versions.min())
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """A prompt and its samples: the unit that is stored, aged and drawn, because credit is relative to siblings.
+
+    Attributes:
+        refills: groups without signal that were sampled and thrown away before this one.
+        faults: of samples that are not among these because they have no reward.
+    """
+
+    prompt: Prompt
+    samples: tuple[Sample, ...]
+    refills: int = 0
+    faults: tuple[Fault, ...] = ()
+
+    def __post_init__(self) -> None:
+        for number, sample in enumerate(self.samples):
+            if sample.prompt_id != self.prompt.id:
+                raise RloptError(
+                    f"Group.samples: sample {number} answers prompt {sample.prompt_id}, the group's is {self.prompt.id}; "
+                    "credit is relative to siblings, which have one prompt"
+                )
+
+
+@dataclass(frozen=True, eq=False)
+class Stock:
+    """Groups that are kept with a checkpoint, by the shelf they stand on, and plain facts about them."""
+
+    shelves: Mapping[str, list[Group]]
+    facts: Mapping[str, Any]
+
+    def joined(self, other: "Stock") -> "Stock":
+        return Stock({**self.shelves, **other.shelves}, {**self.facts, **other.facts})
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """A recorded row: a prompt and its answers as token ids, the best first. One to imitate, two to tell apart."""
+
+    prompt: Prompt
+    answers: tuple[tuple[int, ...], ...]

@@ -1,0 +1,285 @@
+"""Functions of the user's, run in processes of their own with a deadline, so that they can hang, leak or crash alone."""
+
+import hashlib
+import importlib
+import importlib.util
+import io
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from queue import SimpleQueue
+from types import ModuleType
+from typing import Any, Literal
+
+import psutil
+
+from rlopt.core.errors import RloptError
+
+Function = Callable[..., object]
+
+START_DEADLINE_S = 120.0
+"""Seconds that a process may take to import its function."""
+
+PRINTED, SHOWN = 200, 2000
+"""Characters of what a function printed, and of what it was called with, that an error shows."""
+
+
+MOVED = {"rlopt.grading": "rlopt.rewards", "rlopt.arithmetic": "rlopt.data.arithmetic"}
+"""Modules whose functions users' configs name, by earlier names, and where they are now. These names stay valid."""
+
+
+def current_name(name: str) -> str:
+    """`module:function` with the module's name of today."""
+    module, colon, attribute = name.rpartition(":")
+    return f"{MOVED.get(module, module)}{colon}{attribute}"
+
+
+def load(key: str, name: str, kind: str = "function") -> Function:
+    """The function (or class, as `kind` says) that `name`, the value of the setting `key`, stands for.
+
+    `module:function`, or `path/to/file.py:function`.
+
+    Raises:
+        RloptError: it cannot be imported, or is none.
+    """
+    module, colon, attribute = current_name(name).rpartition(":")
+    try:
+        function = getattr(_import(module), attribute)
+    except Exception as error:  # importing runs the user's module, which may raise anything
+        raise RloptError(f"{key}={name}: cannot be imported ({type(error).__name__}: {error}); want module:{kind}") from error
+    if not colon or not callable(function):
+        raise RloptError(f"{key}={name}: no {kind}; want module:{kind}")
+    return function  # type: ignore[no-any-return]
+
+
+def _import(module: str) -> ModuleType:
+    """A module by its name, or by its file: as a program's own, which can import its neighbours, pickle its functions and start
+    processes. Where its name is another module's it gets one of its own, and hides nothing.
+    """
+    if not module.endswith(".py"):
+        return importlib.import_module(module)
+    file = Path(module).expanduser().resolve()
+    if str(file.parent) not in sys.path:
+        sys.path.append(str(file.parent))
+    name = file.stem if _is_free(file) else f"{file.stem}_{hashlib.blake2b(str(file).encode(), digest_size=4).hexdigest()}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    if not spec or not spec.loader:
+        raise ImportError("no Python file")
+    found = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(found)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return found
+
+
+def _is_free(file: Path) -> bool:
+    """Whether no other module than that in `file` has its name."""
+    there = sys.modules.get(file.stem)
+    if there is not None:
+        return getattr(there, "__file__", None) == str(file)
+    try:
+        spec = importlib.util.find_spec(file.stem)
+    except (ImportError, ValueError):  # a name that is none of a module
+        return False
+    return spec is None or spec.origin == str(file)
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Why a call has no answer: it took too long, its process died, or it raised (or gave what cannot be sent back)."""
+
+    kind: Literal["timeout", "died", "raised"]
+    why: str
+
+
+class Pool:
+    """`workers` processes that make calls; one that takes over `timeout_s` seconds is killed with its process and all children.
+
+    A call is a dataclass: its fields are the function's keyword arguments, and errors show it. All three of the user's
+    functions (reward, split, locate) keep to `reward.timeout_s`. What they print goes into errors alone.
+    """
+
+    def __init__(self, key: str, name: str, workers: int, timeout_s: float, make: Callable[[], Function] | None = None) -> None:
+        """`make` gives the function that `name` stands for, in a child, where that is more than to import it."""
+        make = make or partial(load, key, name)
+        make()  # a wrong name is refused here rather than in a child
+        self._where, self._timeout_s = f"{key}={name}", timeout_s
+        self._closed, self._changing = False, threading.Lock()  # a worker is not started again once all are ended
+        self._workers = [_Worker(make) for _ in range(workers)]
+        self._idle: SimpleQueue[_Worker] = SimpleQueue()
+        for worker in self._workers:
+            self._idle.put(worker)
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix=key)
+
+    def call(self, calls: Sequence[Any]) -> list[object]:
+        """What the function returned for each call, in order; one process makes them all. Blocks.
+
+        Raises:
+            RloptError: the function raised, overran or died.
+        """
+        return [self._answer(call, one) for call, one in zip(calls, self.attempt(calls), strict=True)]
+
+    def call_each(self, calls: Sequence[Any]) -> list[object]:
+        """As `call`, but all processes share in them."""
+        waiting = [self._threads.submit(self._attempt, [one]) for one in calls]
+        return [self._answer(call, done.result()[0]) for call, done in zip(calls, waiting, strict=True)]
+
+    def attempt(self, calls: Sequence[Any]) -> list[object]:
+        """As `call`, but where there is no answer it says why: a `Failed`. The others are made all the same."""
+        return self._threads.submit(self._attempt, calls).result()
+
+    def explain(self, call: object, failed: Failed) -> str:
+        """One line: the setting, what happened, and on what."""
+        return f"{self._where} {failed.why} on {_shown(call)}"
+
+    def close(self) -> None:
+        """End at once; a call under way is not waited for."""
+        with self._changing:
+            self._closed = True
+            for worker in self._workers:
+                worker.end()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.shutdown()  # whoever waited for one of them has seen it end
+        for worker in self._workers:
+            worker.kill()
+
+    def _answer(self, call: object, answer: object) -> object:
+        if isinstance(answer, Failed):
+            raise RloptError(self.explain(call, answer))
+        return answer
+
+    def _attempt(self, calls: Sequence[Any]) -> list[object]:
+        worker = self._idle.get()
+        try:
+            return [self._one(worker, call) for call in calls]
+        finally:
+            self._idle.put(worker)
+
+    def _one(self, worker: "_Worker", call: Any) -> object:
+        if self._closed:
+            return Failed("died", "was closed")
+        try:
+            return worker.ask(call, self._timeout_s)
+        except (TimeoutError, EOFError, OSError) as error:
+            with self._changing:
+                worker.kill()
+                if not self._closed:
+                    worker.start()
+            if isinstance(error, TimeoutError):
+                return Failed("timeout", f"took over reward.timeout_s={self._timeout_s}")
+            return Failed("died", "died")
+
+
+class _Worker:
+    def __init__(self, make: Callable[[], Function]) -> None:
+        self._make = make
+        self.start()
+
+    def start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, child = context.Pipe()
+        self._process = context.Process(target=_serve, args=(self._make, child), daemon=True)
+        self._process.start()
+        self._ready = False
+        child.close()
+
+    def ask(self, call: Any, timeout_s: float) -> object:
+        if not self._ready:  # importing the function is not part of its first call
+            self._receive(START_DEADLINE_S)
+            self._ready = True
+        self._pipe.send(vars(call))  # not the dataclass: a child need not import where it comes from
+        return self._receive(timeout_s)
+
+    def end(self) -> None:
+        """Whoever waits for an answer gets an EOFError."""
+        pid = self._process.pid
+        assert pid is not None
+        with suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(pid).children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    child.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)  # also those whose parent ended before them
+        self._process.kill()
+
+    def kill(self) -> None:
+        self.end()
+        self._process.join()
+        self._pipe.close()
+
+    def _receive(self, timeout_s: float) -> object:
+        if not self._pipe.poll(timeout_s):
+            raise TimeoutError
+        answer: dict[str, Any] = json.loads(self._pipe.recv_bytes())  # never a pickle: other code than ours wrote it
+        return Failed(**answer["failed"]) if "failed" in answer else answer["answer"]
+
+
+def _serve(make: Callable[[], Function], pipe: Connection) -> None:
+    os.setsid()  # a group of its own, to be killed as one; and Ctrl-C, which reaches the whole terminal, is not for us
+    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]  # functions may start processes
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nowhere, stream)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    function, mine = make(), os.getpid()
+    _send(pipe, "ready")
+    while True:
+        try:
+            call: dict[str, Any] = pipe.recv()
+        except EOFError:
+            return
+        printed = _Tail()
+        try:
+            try:
+                with redirect_stdout(printed), redirect_stderr(printed):
+                    answer = function(**call)
+            finally:
+                if os.getpid() != mine:  # the function forked: one of both answers
+                    os._exit(0)
+            _send(pipe, answer)
+        except Exception as error:  # whatever user code raises is reported by name in the parent
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            said = f"; before that it printed {printed.text!r}" if printed.text else ""
+            why = f"raised {type(error).__name__}: {error} ({where.filename}:{where.lineno}){said}"
+            pipe.send_bytes(json.dumps({"failed": {"kind": "raised", "why": why}}).encode())
+
+
+def _send(pipe: Connection, answer: object) -> None:
+    """As JSON; scalars of numpy and torch as the numbers that they are."""
+    pipe.send_bytes(json.dumps({"answer": answer}, default=lambda value: value.item()).encode())
+
+
+class _Tail(io.TextIOBase):
+    """Keeps the end of what is written, however much it is."""
+
+    text = ""
+
+    def write(self, text: str) -> int:
+        self.text = (self.text + text[-PRINTED:])[-PRINTED:]
+        return len(text)
+
+
+def _shown(call: object) -> str:
+    text = repr(call)
+    return text if len(text) <= SHOWN else f"{text[: SHOWN // 2]} ... {text[-SHOWN // 2 :]}"
+
+
+def _end_with_parent() -> None:
+    """A killed parent cannot kill us, and a function that hangs would not see the pipe close."""
+    parent = multiprocessing.parent_process()
+    if parent:
+        parent.join()
+        os.killpg(0, signal.SIGKILL)

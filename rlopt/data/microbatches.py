@@ -1,0 +1,57 @@
+"""Splitting a batch into each rank's micro-batches."""
+
+import torch
+from torch import Tensor
+
+from rlopt.core.batches import Batch
+from rlopt.core.errors import RloptError
+
+
+def plan(lengths: Tensor, units: Tensor, ranks: int, token_budget: int) -> list[list[list[int]]]:
+    """Which sequences make which micro-batch of which rank: `[rank][micro-batch]` rows, the same number for all ranks.
+
+    Sequences of similar length go together, at most `token_budget` tokens with padding in one micro-batch; those of one
+    unit (`units` `[B]`) stay together. Collectives inside a forward pass need ranks in step, so micro-batches are halved
+    until their number divides; when even single units do not, or are fewer than ranks, empty lists of rows fill the gap.
+
+    Raises:
+        RloptError: one unit alone is over the budget.
+    """
+    members: dict[int, list[int]] = {}
+    for row, unit in enumerate(units.tolist()):
+        members.setdefault(unit, []).append(row)
+    longest = {unit: int(lengths[rows].max()) for unit, rows in members.items()}
+    cost = max(longest[unit] * len(rows) for unit, rows in members.items())
+    if cost > token_budget:
+        raise RloptError(
+            f"learner.token_budget={token_budget}: what must stay together has {cost} tokens; raise it to {cost} at least"
+        )
+    pieces: list[list[int]] = [[]]  # of units
+    rows_in_piece = 0
+    for unit in sorted(members, key=lambda unit: longest[unit]):  # ascending, so the new unit is the widest of its piece
+        if (rows_in_piece + len(members[unit])) * longest[unit] > token_budget:
+            pieces.append([])
+            rows_in_piece = 0
+        pieces[-1].append(unit)
+        rows_in_piece += len(members[unit])
+    while len(pieces) % ranks:
+        widest = max(range(len(pieces)), key=lambda i: len(pieces[i]))
+        piece = pieces.pop(widest)
+        if len(piece) == 1:
+            pieces.append(piece)
+            break
+        pieces += [piece[: len(piece) // 2], piece[len(piece) // 2 :]]
+    micro_batches = [[row for unit in piece for row in members[unit]] for piece in pieces]
+    micro_batches += [[]] * (-len(micro_batches) % ranks)
+    return [micro_batches[rank::ranks] for rank in range(ranks)]
+
+
+def split(batch: Batch, together: bool, ranks: int, token_budget: int) -> list[list[Batch]]:
+    """The micro-batches of each rank, as `plan` lays them out; a silent copy of another fills a gap.
+
+    `together` keeps siblings in one micro-batch.
+    """
+    units = batch.group if together else torch.arange(len(batch))
+    layout = plan(batch.lengths, units, ranks, token_budget)
+    spare = next(rows for share in layout for rows in share if rows)
+    return [[batch.take(rows) if rows else batch.take(spare).silent() for rows in share] for share in layout]

@@ -1,0 +1,204 @@
+"""Recorded groups to learn from without samplers: checked once from end to end, then read again as they are dealt.
+
+A file is a record that a run left (`record`), compressed or not, or lines of one's own without a first line that says what
+made them:
+
+    {"prompt": "12+7*3=", "answer": "33", "samples": [{"text": "...", "reward": 1.0}, {"text": "...", "reward": 0.0}]}
+
+whose prompts are worded and tokenised as those of `data.train` are, and whose behavior policy is unknown. Recorded groups stand
+still while the policy moves on, so all of them count as spoken by version 0: their lag is the number of steps made here.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlopt.core.errors import RloptError
+from rlopt.core.samples import Group, Prompt, Sample
+from rlopt.data.prompt_sampler import Unusable, encode, ended, need_characters, one_spaced, refuse_unusable
+from rlopt.data.prompts import Wording, answer_of, make_prompt
+from rlopt.data.rollout_log import NAME, Block, Damaged, blocks, group_from_json, refuse_foreign
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a run asks of recorded groups.
+
+    Attributes:
+        max_tokens: the longest sequence, prompt and response together.
+        siblings: a lone sample gets no credit.
+        logprobs: why behavior log-probabilities are needed, or None.
+        held_out: prompts that are evaluated on, as `data.one_spaced` has them; groups of these are left out.
+    """
+
+    max_tokens: int
+    siblings: bool
+    logprobs: str | None
+    held_out: frozenset[str] = frozenset()
+
+
+@dataclass
+class Experience:
+    """The usable groups of a file, in its order.
+
+    Attributes:
+        path: the file.
+        places: (byte where its block starts, number of the block's first line, line within the block) of every group.
+        dropped: reason to line numbers of the groups that are left out.
+        damage: where and why the file could not be read to its end, or None.
+        has_logprobs: every group has behavior log-probabilities.
+        has_texts: some group's prompt is text that was worded here.
+        longest: sequence, in tokens.
+        largest: group, in samples.
+    """
+
+    path: Path
+    words: Wording
+    places: list[tuple[int, int, int]]
+    dropped: Mapping[str, list[int]]
+    damage: str | None
+    has_logprobs: bool
+    has_texts: bool
+    longest: int
+    largest: int
+    _block: Block | None = None
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def groups(self, first: int, count: int) -> list[Group]:
+        """`count` groups from number `first` (from 0) on, beginning again where the file ends."""
+        return [self._group(*self.places[i % len(self)]) for i in range(first, first + count)]
+
+    def _group(self, start: int, first: int, line: int) -> Group:
+        if self._block is None or self._block.start != start:
+            self._block = next(blocks(self.path, start, first))
+        row = json.loads(self._block.lines[line])
+        return _parse(row, self.words, f"{self.path.name}:{first + line}")[0]
+
+
+def load_experience(name: str, words: Wording, mine: Mapping[str, object], needs: Needs, drop: bool) -> Experience:
+    """The groups of `data.experience=name`.
+
+    Args:
+        mine: the first line that a record of this run would have.
+        drop: leave groups that cannot be used out, and count them.
+
+    Raises:
+        RloptError: no such file, made by another tokenizer or distribution, groups that cannot be used and are not to be
+            dropped, none left, or no log-probabilities where they are needed.
+    """
+    path, where = Path(name), f"data.experience={name}"
+    if not path.is_file():
+        raise RloptError(f"{where}: no such file; give the {NAME} of a run with run.record=true, or JSON lines")
+    found = Experience(path, words, [], {}, None, True, False, 0, 0)
+    dropped, held_out, told = dict[str, list[int]](), list[int](), False
+    try:
+        for block in blocks(path):
+            for line, text in enumerate(block.lines):
+                number = block.first + line
+                if not text.strip():
+                    continue
+                try:
+                    row = json.loads(text)
+                except json.JSONDecodeError as error:
+                    raise Damaged(block.offset(line), f"line {number} is not JSON ({error.msg})") from None
+                if isinstance(row, dict) and row.get("rlopt") == "experience":
+                    refuse_foreign(row, mine, where)
+                    told = True
+                    continue
+                try:
+                    group, known = _checked(row, words, f"{path.name}:{number}", needs)
+                    if not told and not isinstance(row["prompt"], str):
+                        raise Unusable("token ids, and no first line that says what made them")
+                except Unusable as why:
+                    dropped.setdefault(str(why), []).append(number)
+                    continue
+                if one_spaced(group.prompt.text) in needs.held_out:
+                    held_out.append(number)
+                    continue
+                found.has_texts |= isinstance(row["prompt"], str)
+                found.places.append((block.start, block.first, line))
+                found.has_logprobs &= known
+                found.longest = max(found.longest, *(len(group.prompt.token_ids) + len(s.token_ids) for s in group.samples))
+                found.largest = max(found.largest, len(group.samples))
+    except Damaged as damage:
+        left = f"the {len(found)} groups before it are used"
+        found.damage = f"damaged from byte {damage.offset} of {path.stat().st_size} on: {damage}; {left}"
+    if not drop:
+        refuse_unusable(where, dropped, len(found) + len(held_out), "groups", "line")
+    found.dropped = dropped | ({"also in data.eval": held_out} if held_out else {})
+    _refuse(found, where, needs)
+    return found
+
+
+def _refuse(found: Experience, where: str, needs: Needs) -> None:
+    if not len(found):
+        raise RloptError(f"{where}: no group can be used ({found.damage or '; '.join(found.dropped) or 'the file is empty'})")
+    if needs.logprobs and not found.has_logprobs:
+        raise RloptError(
+            f"{where}: has groups without behavior log-probabilities, and {needs.logprobs}; choose an algorithm that needs "
+            "none (reinforce, red_weight, asymre, ...), algo.anchor=proximal where that is all it needs, or record again"
+        )
+
+
+def _checked(row: Any, words: Wording, name: str, needs: Needs) -> tuple[Group, bool]:
+    """The group of a line, if this run can use it, and whether it has log-probabilities."""
+    try:
+        group, known = _parse(row, words, name)
+    except RloptError as refusal:
+        raise Unusable(str(refusal)) from None
+    if not group.samples:
+        raise Unusable("no samples")
+    if needs.siblings and len(group.samples) == 1:
+        raise Unusable("one sample, and credit is relative to siblings")
+    if len(group.prompt.token_ids) + max(len(sample.token_ids) for sample in group.samples) > needs.max_tokens:
+        raise Unusable(f"more than {needs.max_tokens} tokens")
+    return group, known
+
+
+def _parse(row: Any, words: Wording, name: str) -> tuple[Group, bool]:
+    """The group of a line, as version 0 spoke it, and whether it has log-probabilities."""
+    try:
+        if isinstance(row["prompt"], str):
+            return _from_text(row, words, name), False
+        known = all(sample["logprobs"] is not None for sample in row["samples"])
+        samples = [
+            {**sample, "versions": [0] * len(sample["token_ids"])}
+            | ({} if known else {"logprobs": [0.0] * len(sample["token_ids"])})
+            for sample in row["samples"]
+        ]
+        untold = {"refills": 0, "faults": []}  # the run that recorded them told of these
+        return group_from_json({**row, "samples": samples, **untold}), known
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise Unusable(f"no group ({type(error).__name__}: {error})") from None
+
+
+def _from_text(row: Mapping[str, Any], words: Wording, name: str) -> Group:
+    """A group of texts: worded and tokenised as a prompt and its answers are, each with the end token."""
+    need_characters(row)
+    prompt = make_prompt(name, row["prompt"], answer_of(row), "experience", words, {})
+    samples = []
+    for sample in row["samples"]:
+        ids = ended(encode(words.tokenizer, sample["text"], special=False), words.tokenizer)
+        samples.append(_silent(prompt, ids, sample["text"], float(sample["reward"])))
+    return Group(prompt, tuple(samples))
+
+
+def _silent(prompt: Prompt, ids: tuple[int, ...], text: str, reward: float) -> Sample:
+    """A sample of an unknown policy."""
+    return Sample(
+        prompt_id=prompt.id,
+        token_ids=np.array(ids, np.int32),
+        spoken=np.ones(len(ids), bool),
+        logprobs=np.zeros(len(ids), np.float32),
+        versions=np.zeros(len(ids), np.int32),
+        text=text,
+        finish="stop",
+        reward=reward,
+        parts={},
+    )

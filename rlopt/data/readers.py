@@ -1,0 +1,137 @@
+"""Rows of data sets as they lie there: JSON lines, parquet, CSV and JSON files, folders of them, and data sets of the Hub."""
+
+import csv
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rlopt.core.errors import RloptError
+
+Row = tuple[int, dict[str, Any]]
+"""Number, from 1 (of the line in JSON lines), and columns."""
+
+BUILDERS = {".parquet": "parquet", ".csv": "csv", ".json": "json"}
+"""Suffix to the reader that the datasets library has for it."""
+
+
+def read_rows(key: str, name: str, subset: str | None = None, split: str = "train") -> list[Row]:
+    """All rows of what the config key `key` names: a file, a folder, or a data set of the Hub.
+
+    Args:
+        subset, split: of a data set of the Hub, or of a folder. A file has neither.
+
+    Raises:
+        RloptError: there is no such file or data set, it cannot be reached or read, or it has no rows.
+    """
+    path = Path(name).expanduser()
+    if path.suffix == ".jsonl" or (path.is_file() and path.suffix not in BUILDERS):
+        return read_jsonl(key, name)
+    if path.suffix in BUILDERS and not path.is_file():
+        raise RloptError(f"{key}={name}: no such file; give one, a data set of the Hub, or arithmetic for the embedded task")
+    if not path.exists() and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
+        raise RloptError(
+            f"{key}={name}: no such file or folder; give a .jsonl, .parquet, .csv or .json file, a data set of the Hub "
+            "(owner/name), or arithmetic for the embedded task"
+        )
+    if path.suffix == ".csv" and path.is_file():
+        found = _read_csv(f"{key}={name}", path)
+    else:
+        found = _load(f"{key}={name}", path, name, subset, split)
+    if not found:
+        raise RloptError(f"{key}={name}: has no rows")
+    return list(enumerate(found, 1))
+
+
+def read_jsonl(key: str, name: str) -> list[Row]:
+    """All rows of the JSONL file `name`, which the config key `key` names. Ours, because its errors name the row."""
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise RloptError(f"{key}={name}: no such file; give a JSONL file, or arithmetic for the embedded task")
+    rows = []
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # not splitlines, which cuts inside a text at U+2028
+    except UnicodeDecodeError as error:
+        raise RloptError(f"{key}={name}: is no UTF-8 text ({error.reason} at byte {error.start}); want JSON lines") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise RloptError(f"{key}={name}: row {number} is not JSON ({error}); want one object a line") from None
+        if not isinstance(row, dict):
+            raise RloptError(f"{key}={name}: row {number} is no JSON object; want one object a line")
+        rows.append((number, row))
+    if not rows:
+        raise RloptError(f"{key}={name}: the file has no rows; put one JSON object a line")
+    return rows
+
+
+def _read_csv(where: str, path: Path) -> list[dict[str, Any]]:
+    """Every cell as the text that it is, and None where it is empty. The datasets library guesses: of 2, 2.5 it makes 2.0."""
+    csv.field_size_limit(2**31 - 1)
+    rows = []
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            for number, row in enumerate(csv.DictReader(file, strict=True), 1):
+                if None in row:
+                    raise RloptError(f"{where}: row {number} has more cells than the first line names columns")
+                rows.append({column: text or None for column, text in row.items()})
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise RloptError(f"{where}: cannot be read ({type(error).__name__}: {error}); check the file") from error
+    return rows
+
+
+def look_up(row: Mapping[str, Any], key: str) -> Any:
+    """A column, or with dots what stands inside it: `reward_model.ground_truth`. None where there is none."""
+    if key in row:
+        return row[key]
+    value: Any = row
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def _load(where: str, path: Path, name: str, subset: str | None, split: str) -> list[dict[str, Any]]:
+    import datasets  # heavy, and not needed for JSON lines
+
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    try:
+        if path.is_file():
+            loaded = datasets.load_dataset(BUILDERS[path.suffix], data_files=str(path), split="train")
+        else:
+            loaded = datasets.load_dataset(str(path) if path.is_dir() else name, subset, split=split)
+    except Exception as error:  # each of its readers raises errors of its own
+        if path.is_dir() and (mixed := _mixed(path)):
+            raise RloptError(f"{where}: {mixed}; give all its files the same columns") from error
+        reason = " ".join(str(error).split())[:300]
+        out = "check the file" if path.exists() else "check name, data.subset, data.split and the network, or give a file"
+        raise RloptError(f"{where}: cannot be read ({type(error).__name__}: {reason}); {out}") from error
+    rows: list[dict[str, Any]] = loaded.to_list()
+    return rows
+
+
+def _mixed(folder: Path) -> str | None:
+    """Which of a folder's files has other columns than the first, or another type in one; None: they agree."""
+    import datasets
+
+    readers = {**BUILDERS, ".jsonl": "json"}
+    first, columns = "", dict[str, str]()
+    for file in sorted(path for path in folder.rglob("*") if path.suffix in readers):
+        try:
+            features = datasets.load_dataset(readers[file.suffix], data_files=str(file), split="train").features
+        except Exception as error:  # each of its readers raises errors of its own
+            return f"{file.name} cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        here = {name: str(kind.dtype if hasattr(kind, "dtype") else kind) for name, kind in features.items()}
+        if not first:
+            first, columns = file.name, here
+        more, less = sorted(here.keys() - columns.keys()), sorted(columns.keys() - here.keys())
+        other = sorted(name for name in here.keys() & columns.keys() if here[name] != columns[name])
+        told = [f"also has {', '.join(more)}"] * bool(more) + [f"lacks {', '.join(less)}"] * bool(less)
+        told += [f"has {name} as {here[name]} and not {columns[name]}" for name in other]
+        if told:
+            return f"its files have different columns: {file.name} {' and '.join(told)}, unlike {first}"
+    return None

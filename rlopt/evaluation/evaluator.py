@@ -1,0 +1,115 @@
+"""Held-out prompts answered by the engines: for `rlopt.evaluate`, and between learner steps while the samplers go on."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rlopt.core.errors import Interrupted, NoEngine
+from rlopt.core.requests import Deal, Manner
+from rlopt.core.samples import Group, Key, Prompt
+from rlopt.evaluation.pass_at_k import scores
+from rlopt.orchestrator.lockstep import Fleet
+
+AHEAD = 256
+"""Prompts that are asked for at a time."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the engines answered to one data set in one manner: a group per prompt."""
+
+    name: str
+    manner: Manner
+    groups: list[Group]
+
+    @property
+    def unscored(self) -> int:
+        """Answers without a reward: it left them out, took too long, or failed."""
+        return sum(self.manner.count - len(group.samples) for group in self.groups)
+
+    def scores(self, right: float) -> dict[str, list[float]]:
+        """Values per prompt by metric; `right` is the reward at or above which an answer is right."""
+        found = scores(self.groups, self.manner.count, right)
+        if self.manner.temperature:
+            return found
+        return {"greedy": found["avg@1"]} if found else {}
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Asks the engines.
+
+    Attributes:
+        sets: prompts by the data set's name.
+        manners: how each is answered.
+        right: reward at or above which an answer is right.
+        deadline_s: seconds without a single group before it gives up.
+        revive: brings back engines when none is left.
+    """
+
+    sets: Mapping[str, list[Prompt]]
+    manners: list[Manner]
+    right: float
+    fleet: Fleet
+    deadline_s: float
+    revive: Callable[[], None]
+
+    def answers(
+        self, progress: Callable[[int], None] = lambda done: None, asked: Callable[[], None] = lambda: None
+    ) -> list[Answers]:
+        """Everything answered; `progress` hears how many groups are there."""
+        wanted = [(name, manner) for name in self.sets for manner in self.manners]
+        deals = [Deal(prompt, "eval", manner=manner) for name, manner in wanted for prompt in self.sets[name]]
+        groups = iter(self._ask(deals, progress, asked))
+        return [Answers(name, manner, [next(groups) for _ in self.sets[name]]) for name, manner in wanted]
+
+    def measure(self, asked: Callable[[], None]) -> dict[str, float]:
+        """Metrics of all data sets. `asked` is called when all has been asked for, so that more work can follow it."""
+        metrics: dict[str, float] = {}
+        for answers in self.answers(asked=asked):
+            count, name, found = answers.manner.count, f"eval/{answers.name}", answers.scores(self.right)
+            for key in ("greedy", f"avg@{count}", f"pass@{count}"):
+                if key in found:
+                    metrics[f"{name}/{key}"] = float(np.mean(found[key]))
+            metrics[f"{name}/unscored"] = metrics.get(f"{name}/unscored", 0.0) + answers.unscored
+        return metrics
+
+    def _ask(self, deals: list[Deal], progress: Callable[[int], None], all_asked: Callable[[], None]) -> list[Group]:
+        """The group of each, in order."""
+        keys: list[Key] = [(-1, number) for number in range(len(deals))]  # the samplers' own are never negative
+        found, under_way, asked = dict[Key, Group](), set[Key](), 0
+        while len(found) < len(deals):
+            while asked < len(deals) and len(under_way) < AHEAD:
+                self.fleet.ask(keys[asked], deals[asked])
+                under_way.add(keys[asked])
+                asked += 1
+                if asked == len(deals):
+                    all_asked()
+            try:
+                if not under_way & self.fleet.done.keys():
+                    self.fleet.wait(self.deadline_s)
+            except NoEngine:
+                self.revive()
+            except Interrupted:
+                for key in under_way:  # a checkpoint keeps what is under way, and this is nothing to learn from
+                    self.fleet.cancel(key)
+                raise
+            for key in under_way & self.fleet.done.keys():
+                found[key] = self.fleet.hand_over(key)
+                under_way.remove(key)
+            progress(len(found))
+        return [found[key] for key in keys]
+
+
+def manners(samples: int, temperature: float, top_p: float, greedy: bool) -> list[Manner]:
+    """What the keys of `eval` ask for."""
+    return [Manner(samples, temperature, top_p)] * bool(samples) + [Manner(1, 0.0, 1.0)] * greedy
+
+
+def names(sets: str | list[str]) -> dict[str, str]:
+    """Short name, as metrics have it, to data set."""
+    listed = [sets] if isinstance(sets, str) else sets
+    short = [Path(name).stem if "." in Path(name).name else Path(name).name for name in listed]
+    return {label if short.count(label) == 1 else name: name for label, name in zip(short, listed, strict=True)}

@@ -1,0 +1,206 @@
+"""Evaluates a model with real engines: starts them, asks everything, counts, and writes the numbers and every answer."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from rlopt.cluster.actors import Cluster
+from rlopt.config.commands import EvaluateJob
+from rlopt.core.atomic_write import write_whole
+from rlopt.core.errors import RloptError
+from rlopt.core.signals import undisturbed
+from rlopt.data.prompts import Loaded, wording
+from rlopt.evaluation.datasets import first, load_evals
+from rlopt.evaluation.evaluator import Answers, Evaluator, manners
+from rlopt.evaluation.pass_at_k import Estimate, estimate
+from rlopt.models.loading import context_length, find_model, load_tokenizer
+from rlopt.rewards.pool import load as load_reward
+from rlopt.rollout.engine_pool import Fleet
+from rlopt.rollout.worker import EngineConfig, spawner
+from rlopt.tracking.journal import TrainingBar
+
+MOST_REVIVALS = 3
+"""Times that all engines may die before an evaluation ends."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: a metric of a data set, over `prompts` of its prompts."""
+
+    data: str
+    metric: str
+    estimate: Estimate
+    prompts: int
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a finished evaluation can say of itself.
+
+    Attributes:
+        unscored: answers that have no reward, by data set.
+        tokens: of all answers.
+        truncated: share of the answers that the length limit ended.
+        seconds: from the first request to the last answer.
+    """
+
+    rows: list[Row]
+    unscored: Mapping[str, int]
+    numbers: Path
+    answers: Path
+    tokens: int
+    truncated: float
+    seconds: float
+
+
+def judge(job: EvaluateJob, console: Console) -> Verdict:
+    """The whole life of the command.
+
+    Raises:
+        RloptError: the config cannot be run, or a worker failed; nothing is left running.
+    """
+    load_reward(job.reward.fn, job.reward.weights)
+    out = _free(job)
+    folder = find_model(job.model.path, TrainingBar(console, f"training {job.model.path} (once on this machine)"))
+    tokenizer = load_tokenizer(folder)
+    room = context_length(folder) - job.rollout.max_new_tokens
+    sets = first(load_evals(job.data, job.run.seed, wording(job.data, tokenizer), room), job.eval.limit)
+    for name, loaded in sets.items():
+        left_out = sum(map(len, loaded.left_out.values()))
+        line = f"{name}: {len(loaded.prompts)} prompts, {loaded.about}"
+        console.print(line + (f"; {left_out} left out: {', '.join(loaded.left_out)}" if left_out else ""), highlight=False)
+    answers, seconds = _ask(job, folder, sets, console)
+    rows, unscored = _count(job, answers)
+    samples = [sample for one in answers for group in one.groups for sample in group.samples]
+    tokens = sum(len(sample.token_ids) for sample in samples)
+    truncated = sum(sample.finish == "length" for sample in samples) / len(samples)
+    return Verdict(rows, unscored, *_write(job, out, rows, unscored, answers), tokens, truncated, seconds)
+
+
+def _ask(job: EvaluateJob, folder: Path, sets: Mapping[str, Loaded], console: Console) -> tuple[list[Answers], float]:
+    longest = max(len(prompt.token_ids) for loaded in sets.values() for prompt in loaded.prompts) + job.rollout.max_new_tokens
+    engine = EngineConfig(
+        folder=folder,
+        dtype=job.model.resolved_dtype(job.cluster.gpus_per_engine),
+        device="cuda" if job.cluster.gpus_per_engine else "cpu",
+        backend="nccl" if job.cluster.gpus_per_engine else "shm",  # named because vLLM wants one; no weights are sent
+        max_model_len=longest,
+        threads=job.cluster.cpu_threads,
+        seed=job.run.seed,
+        in_flight="wait",
+        learns=False,
+    )
+    cluster, fleet = Cluster(job.cluster), None
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn())
+    progress = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
+    try:
+        with console.status("starting engines"):
+            spawn = spawner(cluster, job.cluster, engine, job.rollout, job.reward, 1)
+            fleet = Fleet(spawn, job.rollout.engines, job.cluster.start_deadline_s)
+            fleet.join(wait=True)
+        ways = manners(job.eval.samples, job.eval.temperature, job.eval.top_p, job.eval.greedy)
+        evaluator = Evaluator(
+            sets={name: loaded.prompts for name, loaded in sets.items()},
+            manners=ways,
+            right=job.eval.right,
+            fleet=fleet,
+            deadline_s=job.cluster.step_deadline_s,
+            revive=partial(_revive, fleet, iter(range(MOST_REVIVALS))),
+        )
+        with progress:
+            task = progress.add_task("prompts", total=sum(len(loaded.prompts) for loaded in sets.values()) * len(ways))
+            began = time.monotonic()
+            return evaluator.answers(lambda done: progress.update(task, completed=done)), time.monotonic() - began
+    finally:
+        with undisturbed():
+            if fleet:
+                fleet.close()
+            cluster.close()
+
+
+def _revive(fleet: Fleet, left: Iterator[int]) -> None:
+    """Take in the engines that replace those that died; they have their weights from the start."""
+    if next(left, None) is None:
+        raise RloptError(f"all engines died {MOST_REVIVALS + 1} times; is a prompt or rollout.kv_cache_gib too large for them?")
+    fleet.join(wait=True)
+    fleet.settle()
+
+
+def _count(job: EvaluateJob, answers: list[Answers]) -> tuple[list[Row], dict[str, int]]:
+    rows, unscored = list[Row](), dict[str, int]()
+    for one in answers:
+        unscored[one.name] = unscored.get(one.name, 0) + one.unscored
+        for metric, values in one.scores(job.eval.right).items():
+            rows.append(Row(one.name, metric, estimate(values, job.evaluate.rounds, job.run.seed), len(values)))
+    if not rows:
+        why = next((fault.why for one in answers for group in one.groups for fault in group.faults), "it left all of them out")
+        raise RloptError(f"reward.fn={job.reward.fn}: gave no prompt a reward for all of its answers ({why})")
+    return rows, unscored
+
+
+def _free(job: EvaluateJob) -> Path:
+    """Where the numbers go: nothing that stands there is written over."""
+    if job.evaluate.out:
+        out = Path(job.evaluate.out)
+        if out.suffix != ".json":
+            raise RloptError(f"evaluate.out={out}: must end with .json; the answers go beside it, to .answers.jsonl")
+        there = [path for path in (out, _answers_of(out)) if path.exists()]
+        if there:
+            raise RloptError(f"evaluate.out={out}: {there[0]} is there already; choose another, or remove it")
+        return out
+    stem = Path("evaluation")
+    if job.evaluate.run:
+        stem = Path(job.evaluate.run) / "evaluations" / Path(job.model.path).parent.name
+    number, out = 1, stem.with_name(f"{stem.name}.json")
+    while out.exists() or _answers_of(out).exists():
+        number += 1
+        out = stem.with_name(f"{stem.name}-{number}.json")
+    return out
+
+
+def _answers_of(out: Path) -> Path:
+    return out.with_name(f"{out.stem}.answers.jsonl")
+
+
+def _write(
+    job: EvaluateJob, out: Path, rows: list[Row], unscored: Mapping[str, int], answers: list[Answers]
+) -> tuple[Path, Path]:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    beside = _answers_of(out)
+    with beside.open("w", encoding="utf-8", errors="backslashreplace") as file:  # half a character stays an escape of JSON
+        for one in answers:
+            for group in one.groups:
+                for sample in group.samples:
+                    line = {
+                        "data": one.name,
+                        "id": group.prompt.id,
+                        "temperature": one.manner.temperature,
+                        "prompt": group.prompt.text,
+                        "answer": group.prompt.answer,
+                        "completion": sample.text,
+                        "reward": sample.reward,
+                        "parts": dict(sample.parts),
+                        "tokens": len(sample.token_ids),
+                        "finish": sample.finish,
+                    }
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    metrics = [
+        {
+            "data": row.data,
+            "metric": row.metric,
+            "value": row.estimate.value,
+            "low": row.estimate.low,
+            "high": row.estimate.high,
+        }
+        | {"prompts": row.prompts}
+        for row in rows
+    ]
+    content = {"metrics": metrics, "unscored": unscored, "config": asdict(job)}
+    write_whole(out, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    return out, beside

@@ -1,0 +1,1 @@
+"""DeepSpeed ranks that score sequences and update the weights. They do not know where batches come from."""

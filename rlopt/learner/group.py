@@ -1,0 +1,94 @@
+"""All learner ranks, as the loop sees them."""
+
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from rlopt.cluster.actors import Workers
+from rlopt.core.atomic_write import write_whole
+from rlopt.core.batches import Batch, Sequences
+from rlopt.core.errors import RloptError
+from rlopt.core.reduce import Sum
+from rlopt.data.microbatches import plan, split
+from rlopt.learner.worker import Sent
+from rlopt.objectives.core import merge
+
+
+class Learners:
+    """All ranks. Every call is made on all of them at once and waited for."""
+
+    def __init__(self, workers: Workers, token_budget: int, together: bool, temperature: float) -> None:
+        """`together` keeps the sequences of a group in one micro-batch (the objective's `traits.unit`)."""
+        self._workers, self._token_budget, self._together = workers, token_budget, together
+        self._temperature = temperature
+
+    def update(self, batches: list[Batch], step: int) -> dict[str, float]:
+        """One optimizer update on each of `batches`, in order; metrics exact over all ranks, sums averaged over updates."""
+        parts = []
+        for batch in batches:
+            shares = split(batch, self._together, len(self._workers), self._token_budget)
+            parts += self._workers.call("update", *((share, step) for share in shares))
+        merged = merge(parts).items()
+        return {name: metric.value / (len(batches) if isinstance(metric, Sum) else 1) for name, metric in merged}
+
+    def measure(self, batch: Batch) -> dict[str, float]:
+        """The metrics of a batch that is not learned from, exact over all ranks."""
+        shares = split(batch, self._together, len(self._workers), self._token_budget)
+        parts = self._workers.call("measure", *((share,) for share in shares))
+        return {name: metric.value for name, metric in merge(parts).items()}
+
+    def score(self, sequences: Sequences, whose: Literal["policy", "reference"], temperature: float | None = None) -> Tensor:
+        """Log-probabilities `[B, T]` under the policy as it is, or under the reference; 0 where the mask is 0.
+
+        `temperature` divides the logits; None: that of sampling.
+        """
+        divisor = self._temperature if temperature is None else temperature
+        layout = plan(sequences.lengths, torch.arange(len(sequences)), len(self._workers), self._token_budget)
+        layout = [[piece or [0] for piece in share] for share in layout]  # ranks must stay in step
+        shares = [[sequences.take(piece) for piece in share] for share in layout]
+        answers: list[list[Tensor]] = self._workers.call("score", *((share, whose, divisor) for share in shares))
+        scores = torch.zeros_like(sequences.mask)
+        for share, answer in zip(layout, answers, strict=True):
+            for piece, values in zip(share, answer, strict=True):
+                scores[piece, : values.shape[1]] = values
+        return scores
+
+    def connect(self, engines: Mapping[int, Any], ranks_per_engine: int) -> None:
+        """Open the way to these engines, actor handles by number, and to no others."""
+        way = [engines, ranks_per_engine, self._workers.call("address")[0]]
+        self._workers.call("connect", *[way] * len(self._workers))
+
+    def sync(self, version: int, only: list[int] | None) -> Sent:
+        """Send the weights as `version` to all engines, or to those numbered in `only`; returns when the last one has them."""
+        sent: Sent = self._workers.call("sync", *([version, only] for _ in range(len(self._workers))))[0]
+        return sent
+
+    def release(self) -> None:
+        """Give all GPU memory back that is not needed until the next update."""
+        self._workers.call("release")
+
+    def save(self, folder: Path) -> dict[str, int]:
+        """Write the learner's part of a checkpoint; all files that any rank's node has of it, with their sizes in bytes."""
+        written: list[dict[str, int]] = self._workers.call("save", *([folder] for _ in range(len(self._workers))))
+        return {name: size for files in written for name, size in files.items()}
+
+    def check_storage(self, run: Path) -> None:
+        """Refuse a run's folder in which not all ranks read what is written here: a checkpoint could not be put together."""
+        probe, word = run / ".storage", uuid.uuid4().hex
+        write_whole(probe, word)
+        try:
+            read = self._workers.call("reads", *([probe] for _ in range(len(self._workers))))
+        finally:
+            probe.unlink()
+        if blind := [rank for rank, said in enumerate(read) if said != word]:
+            raise RloptError(
+                f"run.dir={run}: the node of learner rank {blind[0]} does not have what is written there; give a folder on "
+                "storage that all nodes share"
+            )
+
+    def load(self, folder: Path) -> None:
+        self._workers.call("load", *([folder] for _ in range(len(self._workers))))

@@ -1,0 +1,126 @@
+"""Finding and reading a model: its folder, tokenizer, shape and context length."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from filelock import FileLock
+
+from rlopt.config.schema import LoraConfig
+from rlopt.core.errors import RloptError, first_line
+from rlopt.models import lora, tiny
+
+Progress = Callable[[int, int, float], None]
+
+
+def find_model(path: str, progress: Progress) -> Path:
+    """The folder of the model that `model.path` names; a tiny one is trained first if it never was on this machine.
+
+    Raises:
+        RloptError: no such folder and, for a Hub name, none cached and none to be fetched.
+    """
+    if path in tiny.RECIPES:
+        recipe = tiny.RECIPES[path]
+        key = hashlib.blake2b(json.dumps(asdict(recipe), sort_keys=True).encode(), digest_size=6).hexdigest()
+        folder = cache_dir() / f"{path}-{key}"
+        if not folder.is_dir():  # else nothing is written: the cache may be there to be read alone
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder.with_suffix(".lock")):  # runs that begin together train it once
+                if not folder.is_dir():
+                    tiny.train(recipe, folder, progress)
+        return folder
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise RloptError(f"model.path={path}: the folder has no config.json; give a folder that transformers saved")
+        return folder.resolve()
+    if path.count("/") != 1 or path.startswith((".", "/", "~")):
+        raise RloptError(f"model.path={path}: no such folder; give a folder, a Hub name, or one of {', '.join(tiny.RECIPES)}")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        return Path(snapshot_download(path, ignore_patterns=["*.bin", "*.pth", "*.pt", "original/*"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        reason = first_line(error)
+        raise RloptError(
+            f"model.path={path}: no such folder, and the Hub did not give it ({reason}); check name and network"
+        ) from error
+
+
+def cache_dir() -> Path:
+    """`$RLOPT_CACHE`, else `~/.cache/rlopt`."""
+    return Path(os.environ.get("RLOPT_CACHE") or "~/.cache/rlopt").expanduser()
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer in `folder`. It does not warn of long texts: whoever reads them looks at their length."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
+    return tokenizer
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model's sizes, from its config alone. Tied parameters count once; `trainable` are all, or adapters alone."""
+
+    parameters: int
+    trainable: int
+    layers: int
+    hidden: int
+    intermediate: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+
+
+def shape_of(folder: Path | str, adapters: LoraConfig) -> Shape:
+    """Of the model in `folder`, or of a name of the Hub, without loading a weight.
+
+    Raises:
+        RloptError: there is no such config, or the Hub does not give it; or it has no such layers to adapt.
+    """
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        reason = first_line(error)
+        raise RloptError(f"model.path={folder}: its config cannot be read ({reason}); check name and network") from error
+    text = config.get_text_config()
+    heads = text.num_attention_heads
+    hidden: int = text.hidden_size
+    with torch.device("meta"):
+        lm = transformers.AutoModelForCausalLM.from_config(config)
+    parameters = trainable = sum(p.numel() for p in lm.parameters())
+    if adapters.rank:
+        lora.adapt(lm, adapters)
+        trainable = sum(p.numel() for _, p in lora.split(lm)[1])
+    return Shape(
+        parameters=parameters,
+        trainable=trainable,
+        layers=text.num_hidden_layers,
+        hidden=hidden,
+        intermediate=getattr(text, "intermediate_size", None) or 4 * hidden,
+        kv_heads=getattr(text, "num_key_value_heads", None) or heads,
+        head_dim=getattr(text, "head_dim", None) or hidden // heads,
+        vocabulary=text.vocab_size,
+    )
+
+
+def context_length(folder: Path) -> int:
+    """Positions that the model knows, in tokens.
+
+    Raises:
+        RloptError: its config does not say.
+    """
+    positions = getattr(transformers.AutoConfig.from_pretrained(folder).get_text_config(), "max_position_embeddings", None)
+    if positions is None:
+        raise RloptError(
+            f"model.path={folder}: its config does not say how many positions it knows; add max_position_embeddings to it"
+        )
+    return int(positions)

@@ -1,0 +1,157 @@
+"""Models: where their folder is, and the policy as the learner sees it: token ids in, log-probabilities and entropy out."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from rlopt.core.errors import RloptError, first_line
+from rlopt.models.head import Head, after_body
+
+
+class Policy(torch.nn.Module):
+    """A causal language model that scores sequences. It has no dropout: every ratio is against what the same weights said.
+
+    Logits are made the model's own way, divided by the sampling temperature and reduced `chunk` tokens at a time, and made
+    again in the backward pass, so that `[B, T, vocabulary]` never stands in memory.
+    """
+
+    def __init__(self, folder: Path, dtype: torch.dtype, chunk: int, recompute: bool = False) -> None:
+        super().__init__()
+        config = transformers.AutoConfig.from_pretrained(folder)
+        for part in _parts(config):
+            for name, value in vars(part).items():
+                if _is_noise(name) and isinstance(value, int | float):
+                    setattr(part, name, 0.0)
+        # Scaled dot-product attention has no soft cap and would leave it out without a word.
+        capped = any(getattr(part, "attn_logit_softcapping", None) for part in _parts(config))
+        attention = {"attn_implementation": "eager"} if capped else {}
+        self.lm = transformers.AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype, **attention)
+        for module in self.lm.modules():
+            if isinstance(module, torch.nn.modules.dropout._DropoutNd):
+                module.p = 0.0
+        self.lm.config.use_cache = False
+        if recompute:
+            self.lm.gradient_checkpointing_enable({"use_reentrant": False})
+        self.head = Head(chunk)
+
+    def forward(self, token_ids: Tensor, mask: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """Log-probability and full-softmax entropy in nats of each token where `mask` is 1, both `[B, T]` float32.
+
+        Right padding needs no attention mask: a causal model reads nothing to the right of a token.
+        """
+        hidden = self.lm.base_model(input_ids=token_ids).last_hidden_state[:, :-1]
+        wanted = mask[:, 1:] > 0
+        scored = self.head(hidden[wanted], token_ids[:, 1:][wanted], temperature, after_body(self.lm))
+        filled = scored.new_zeros((*token_ids.shape, 2))
+        filled[:, 1:][wanted] = scored
+        return filled[..., 0], filled[..., 1]
+
+    @property
+    def head_parameters(self) -> list[torch.nn.Parameter]:
+        """What the model's way from hidden states to logits reads, an embedding that it shares with the body among them."""
+        name, lm = self.lm.base_model_prefix, self.lm
+        return [p for child_name, child in lm.named_children() if child_name != name for p in child.parameters()]
+
+
+def refuse_other_logits(policy: Callable[..., tuple[Tensor, Tensor]], lm: Any, device: str) -> None:
+    """Refuse a model of which `Policy` says something else than its own forward pass; a collective under ZeRO-3.
+
+    Args:
+        policy: the `Policy` as it learns, or the engine around it; in training mode, to find what acts there alone.
+        lm: the model in it.
+
+    Raises:
+        RloptError: a log-probability differs.
+    """
+    config = lm.config.get_text_config()
+    ids = torch.arange(1, PROBE_TOKENS + 1, device=device)[None] * max(1, config.vocab_size // (PROBE_TOKENS + 1))
+    mask = torch.ones(ids.shape, device=device)
+    mask[:, 0] = 0
+    name, allowed = type(lm).__name__, TOLERANCE[str(lm.dtype).removeprefix("torch.")]
+    with torch.no_grad():
+        try:
+            said, _ = policy(ids, mask, 1.0)
+        except Exception as error:  # whatever the code of a model raises that has another shape than we know
+            reason = first_line(f"{type(error).__name__}: {error}")
+            raise RloptError(f"model.path: a policy cannot be made of {name} ({reason}); use another model") from error
+        was_training = lm.training
+        lm.eval()
+        own = own_logprobs(lm, ids)
+        lm.train(was_training)
+    gap = (said[:, 1:] - own).abs().max().item()
+    if not gap <= allowed:
+        raise RloptError(
+            f"model.path: {name} gives a token another log-probability in its own forward pass than while it learns, by "
+            f"{gap:.1e} nats ({allowed:.0e} allowed); use another model"
+        )
+
+
+PROBE_TOKENS = 8
+
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5}
+"""Nats that a token's log-probability may differ by: kernels differ, and bfloat16 rounds logits near 16 by 0.06."""
+
+
+def own_logprobs(lm: Any, ids: Tensor) -> Tensor:
+    """Of every token after the first, `[B, T - 1]`, as transformers' own forward pass has it."""
+    logits: Tensor = lm(input_ids=ids, use_cache=False).logits[:, :-1].float()
+    return torch.log_softmax(logits, -1).gather(-1, ids[:, 1:, None])[..., 0]
+
+
+def _parts(config: Any) -> list[Any]:
+    """A config and those of its parts: text, vision, ..."""
+    inner = [value for value in vars(config).values() if isinstance(value, transformers.PretrainedConfig)]
+    return [config, *(part for one in inner for part in _parts(one))]
+
+
+def _is_noise(key: str) -> bool:
+    """Whether a key of a model's config is how much chance acts while it trains: `attention_dropout`, `layerdrop`, ..."""
+    return any(word in key for word in ("drop", "jitter"))
+
+
+def write_model(source: Path, dtype: torch.dtype, weights: Mapping[str, Tensor], folder: Path) -> None:
+    """Write `weights` as a model of the kind of that in `source`, which transformers and vLLM load; whole tensors by name."""
+    config = transformers.AutoConfig.from_pretrained(source)
+    config.dtype = dtype
+    with torch.device("meta"):
+        bare = transformers.AutoModelForCausalLM.from_config(config)
+    save_model(bare, source, folder, state_dict=dict(weights))
+
+
+def save_model(lm: Any, source: Path, folder: Path, **options: Any) -> None:
+    """Write a model, with the generation config of `source` byte for byte.
+
+    Many models come with one that transformers reads and refuses to write, such as a `temperature` beside `do_sample: false`.
+    """
+    lm.generation_config = transformers.GenerationConfig.from_model_config(lm.config)
+    lm.save_pretrained(folder, **options)
+    if (file := source / "generation_config.json").is_file():
+        shutil.copyfile(file, folder / file.name)
+
+
+def try_to_save(source: Path, dtype: torch.dtype, tokenizer: Any) -> None:
+    """Write all of a checkpoint's model but its weights, and forget it: what cannot be saved is refused before it has learned.
+
+    Raises:
+        RloptError: transformers cannot write the config or the tokenizer.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        bars = transformers.logging.is_progress_bar_enabled()
+        transformers.logging.disable_progress_bar()  # of writing nothing, above whatever is refused next
+        try:
+            write_model(source, dtype, {}, Path(folder))
+            tokenizer.save_pretrained(folder)
+        except Exception as error:  # whatever transformers' own checks and the model's tokenizer may raise
+            reason = " ".join(str(error).split())[:300]
+            raise RloptError(
+                f"model.path={source}: cannot be saved again ({type(error).__name__}: {reason}); mend it"
+            ) from error
+        finally:
+            if bars:
+                transformers.logging.enable_progress_bar()

@@ -1,0 +1,111 @@
+"""From sequences and their rewards to batches with advantages and loss weights."""
+
+from dataclasses import replace
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from rlopt.core.batches import Average, Batch, Outcomes, Sequences
+from rlopt.core.errors import RloptError
+from rlopt.objectives.advantages import overlong_penalty
+from rlopt.objectives.core import Objective, Terms
+from rlopt.objectives.divergence import kl
+
+
+def credit(
+    sequences: Sequences, anchor: Tensor, reference: Tensor, objective: Objective, terms: Terms, updates: int = 1
+) -> list[Batch]:
+    """What the optimizer updates of one step learn from: `updates` batches of whole groups, each with weights of its own.
+
+    Credit is given over the whole step, before it is cut. A batch that the overlong filter leaves without a token is left
+    out.
+
+    Args:
+        anchor, reference: `[B, T]` log-probabilities as in `Batch`.
+    """
+    outcomes = judge(sequences, anchor, reference, terms)
+    advantages = objective.advantages(outcomes).to(sequences.mask.dtype)
+    advantages = advantages if advantages.dim() == 2 else advantages[:, None]
+    mask = sequences.mask
+    if terms.overlong_filter:
+        mask = mask * ~sequences.truncated[:, None]
+    whole = Batch(
+        token_ids=sequences.token_ids,
+        lengths=sequences.lengths,
+        mask=mask,
+        behavior=sequences.behavior * mask,
+        anchor=anchor * mask,
+        reference=reference * mask,
+        advantages=advantages * mask,
+        weights=torch.zeros_like(mask),
+        group=sequences.group,
+        lag=sequences.lag,
+    )
+    groups = int(sequences.group.max()) + 1
+    batches = []
+    for part in range(updates):
+        mine = (sequences.group * updates // groups == part).nonzero()[:, 0].tolist()
+        if mine and mask[mine].any():
+            batch = whole.take(mine)
+            batches.append(replace(batch, weights=weights(batch.mask, objective.average, batch.group, terms.limit)))
+    if not batches:
+        raise RloptError(
+            "every sample of the step was truncated and algo.overlong.filter leaves those out; raise rollout.max_new_tokens"
+        )
+    return batches
+
+
+def judge(sequences: Sequences, anchor: Tensor, reference: Tensor, terms: Terms) -> Outcomes:
+    """How the samples of a step ended, with the overlong punishment and the KL that is taken from the reward."""
+    mask = sequences.mask
+    penalties = torch.zeros_like(mask, dtype=torch.float64)
+    if terms.kl_coef and terms.kl_place == "reward":
+        log_ratio = (anchor - sequences.behavior) * mask
+        penalties = terms.kl_coef * kl(terms.kl_estimator, anchor * mask, reference * mask, log_ratio).double()
+    buffer = round(terms.overlong_buffer * terms.limit)
+    return Outcomes(
+        rewards=sequences.rewards + overlong_penalty(mask.sum(1), terms.limit, buffer),
+        penalties=penalties,
+        group=sequences.group,
+        mask=mask,
+        lottery=sequences.lottery,
+        behavior=sequences.behavior,
+        anchor=anchor,
+    )
+
+
+def weights(mask: Tensor, average: Average, group: Tensor, limit: int) -> Tensor:
+    """The averaging matrix `[B, T]` for the `mask` of a whole optimizer update.
+
+    With M masked-in tokens, T_i of them in sequence i, N sequences that have any, P groups and L = `limit`:
+
+    | average | weight of a token | known as |
+    |---|---|---|
+    | token_mean | 1 / M | DAPO's; verl `token-mean` |
+    | sequence_mean | 1 / (N T_i) | GRPO's; verl `seq-mean-token-mean` |
+    | sequence_sum | 1 / N | verl `seq-mean-token-sum` |
+    | constant | 1 / (N L) | TRL `dr_grpo` |
+    | constant_sum | 1 / L | verl `seq-mean-token-sum-norm` |
+    | pair_mean | 1 / P on the first token of a group's first sequence, else 0 | losses of a whole group |
+    """
+    if not mask.any():
+        raise RloptError("a batch whose mask is empty has nothing to learn from")
+    tokens = mask.sum(1, keepdim=True)
+    count = (tokens > 0).sum()
+    if average == "token_mean":
+        return mask / mask.sum()
+    if average == "sequence_mean":
+        return mask / tokens.clamp(min=1) / count
+    if average == "sequence_sum":
+        return mask / count
+    if average == "constant":
+        return mask / (count * limit)
+    if average == "constant_sum":
+        return mask / limit
+    if average != "pair_mean":
+        raise RloptError(f"average={average}: no such average; one of {', '.join(get_args(Average))}")
+    first = torch.ones_like(group, dtype=torch.bool)
+    first[1:] = group[1:] != group[:-1]
+    opening = (mask.cumsum(1) == 1) * mask * first[:, None]
+    return opening / first.sum()

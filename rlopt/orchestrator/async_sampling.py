@@ -1,0 +1,165 @@
+"""Samplers that never stop: weights reach them in flight, and a batch is made of the groups that are finished.
+
+Every group is due: it must be learned from while its lag is at most `max_lag`. A prompt is asked for only while all that is
+under way can still be learned from in time, the oldest first. A group that is late for its turn either holds the learner up
+(`stale=wait`) or is given up and counted (`stale=drop`). No Ray, no engine.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from rlopt.core.errors import NoEngine, RloptError
+from rlopt.core.requests import Deal
+from rlopt.core.samples import Group, Key, Stock
+from rlopt.orchestrator.lockstep import Fleet, Synchroniser, revive
+
+
+@dataclass(frozen=True)
+class StreamPlan:
+    """What a stream needs to know of the config; `ahead` is the most groups that are under way at a time."""
+
+    per_step: int
+    total_steps: int
+    interval: int
+    max_lag: int
+    stale: Literal["wait", "drop"]
+    ahead: int
+    deadline_s: float
+
+
+@dataclass(frozen=True)
+class Under:
+    """Where an earlier run's stream stood: the number of its next prompt, what was finished, and what was under way."""
+
+    next: int
+    done: Mapping[Key, Group]
+    under_way: list[int]
+
+
+def streamed(stock: Stock) -> Under:
+    """What `Stream.stock` gave; an empty stock is a beginning."""
+    facts = stock.facts.get("stream", {"keys": [], "again": [], "next": 0})
+    keys = [(version, number) for version, number in facts["keys"]]
+    return Under(facts["next"], dict(zip(keys, stock.shelves.get("stream", []), strict=True)), facts["again"])
+
+
+@dataclass
+class Stream:
+    """Prompts one after another, each with a number; a key is (version that it was asked with, number).
+
+    `next` is the number of the next prompt. `again` are prompts that were under way when the run was interrupted.
+    """
+
+    plan: StreamPlan
+    deal: Callable[[int], Deal]
+    fleet: Fleet
+    sync: Synchroniser
+    next: int
+    again: list[int]
+    finished: list[int] = field(default_factory=list)
+    dropped: int = 0
+    _counted: set[Key] = field(default_factory=set)
+
+    def open(self, step: int) -> None:
+        self.sync.to(step)
+        self.fleet.idle_frac()
+
+    def take(self, step: int) -> tuple[list[Group], dict[str, float]]:
+        """The oldest finished groups, once there are enough and what is left can be in time."""
+        while True:
+            self.fleet.poll()
+            self._drop_late(step)
+            self.ask(step)
+            ready = sorted(self.fleet.done)
+            self._count(ready)
+            chosen = ready[: self.plan.per_step]
+            rest = sorted({*self.fleet.asked} - {*chosen})
+            if len(chosen) == self.plan.per_step and (self.plan.stale == "drop" or self._in_time(rest, step + 1)):
+                break
+            self._wait(step - 1)
+        groups = [self.fleet.hand_over(key) for key in chosen]
+        self._counted -= {*chosen}
+        self._check(step, groups)
+        self.ask(step + 1)
+        return groups, self._metrics(groups)
+
+    def learned(self, step: int) -> dict[str, float]:
+        metrics: dict[str, float] = {}
+        if step % self.plan.interval == 0:
+            metrics = {"idle/rollout_frac": self.fleet.idle_frac()} | self.sync.to(step)
+        self.ask(step + 1)
+        return metrics
+
+    def stock(self, step: int) -> Stock:
+        """The finished groups, and the numbers of the prompts that are under way: nothing waits for them."""
+        done = sorted(self.fleet.done.items())
+        under_way = [number for version, number in self.fleet.asked if (version, number) not in self.fleet.done]
+        facts = {"keys": [list(key) for key, _ in done], "again": sorted(under_way + self.again), "next": self.next}
+        return Stock({"stream": [group for _, group in done]}, {"stream": facts})
+
+    def ask(self, step: int) -> None:
+        """Ask for prompts while what is asked for now can be learned from in time, at learner step `step` or later."""
+        plan, version = self.plan, self.sync.version
+        left = (plan.total_steps - step + 1) * plan.per_step
+        while True:
+            asked, done = len(self.fleet.asked), len(self.fleet.done)
+            enough = asked - done >= plan.ahead or done >= plan.per_step  # more would only be older when its turn comes
+            if asked >= left or enough or self._due(version) < step + asked // plan.per_step:
+                return
+            number = self.again.pop(0) if self.again else self.next
+            self.next = max(self.next, number + 1)
+            self.fleet.ask((version, number), self.deal(number))
+
+    def _due(self, version: int) -> int:
+        """The last learner step that may learn from a group that was asked for with `version`."""
+        return version + self.plan.max_lag + 1
+
+    def _in_time(self, keys: list[Key], step: int) -> bool:
+        """Whether all of `keys`, oldest first, can be learned from while they may be, from learner step `step` on."""
+        return all(self._due(version) >= step + i // self.plan.per_step for i, (version, _) in enumerate(keys))
+
+    def _drop_late(self, step: int) -> None:
+        """Give up the groups that may not be learned from at `step` any more."""
+        for version, number in self.fleet.asked:
+            if self._due(version) < step:
+                self.fleet.cancel((version, number))
+                self._counted.discard((version, number))
+                self.dropped += 1
+
+    def _wait(self, step: int) -> None:
+        try:
+            self.fleet.wait(self.plan.deadline_s)
+        except NoEngine:
+            revive(self.fleet, self.sync, step)
+
+    def _count(self, ready: list[Key]) -> None:
+        """Note the lengths of all samples that have come back, whether or not they are learned from."""
+        for key in {*ready} - self._counted:
+            self.finished += [len(sample.token_ids) for sample in self.fleet.done[key].samples]
+            self._counted.add(key)
+
+    def _check(self, step: int, groups: list[Group]) -> None:
+        """The bound is a promise: a sample that is older ends the run."""
+        for group in groups:
+            for sample in group.samples:
+                if step - 1 - sample.version > self.plan.max_lag:
+                    raise RloptError(
+                        f"step {step}: a sample of prompt {group.prompt.id} has lag {step - 1 - sample.version}, "
+                        f"sync.max_lag={self.plan.max_lag}"
+                    )
+
+    def _metrics(self, groups: list[Group]) -> dict[str, float]:
+        lengths = [len(sample.token_ids) for group in groups for sample in group.samples]
+        finished, self.finished = self.finished or lengths, []
+        dropped, self.dropped = self.dropped, 0
+        if not lengths:  # no reward came for any of them
+            return {"offpolicy/dropped_groups": float(dropped)}
+        return {
+            "response_length/p90": float(np.quantile(lengths, 0.9)),
+            "response_length/finished_mean": float(np.mean(finished)),
+            "response_length/finished_p90": float(np.quantile(finished, 0.9)),
+            "offpolicy/dropped_groups": float(dropped),
+        }

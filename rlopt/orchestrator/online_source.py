@@ -1,0 +1,132 @@
+"""Groups as a `loop.Source`: new, replayed and recorded ones, in the shares that the config names. No Ray, no engine."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+from rlopt.core.batches import Sequences
+from rlopt.core.samples import Group, Stock
+from rlopt.data.collate import pad
+from rlopt.orchestrator.lockstep import Synchroniser
+from rlopt.orchestrator.loop import Drawn
+from rlopt.orchestrator.replay_buffer import Replay
+from rlopt.tracking.metrics import batch_metrics
+
+
+class Samplers(Protocol):
+    """Where new groups come from: `live.Lockstep` or `stream.Stream`."""
+
+    @property
+    def sync(self) -> Synchroniser:
+        """Of the engines."""
+        ...
+
+    def open(self, step: int) -> None:
+        """Bring the engines to the weights of `step`."""
+        ...
+
+    def ask(self, step: int) -> None:
+        """Have everything sampled that can be now, for `step` and later."""
+        ...
+
+    def take(self, step: int) -> tuple[list[Group], dict[str, float]]:
+        """The new groups of `step`, and metrics of them; waits for them."""
+        ...
+
+    def learned(self, step: int) -> dict[str, float]:
+        """`step` was learned from, and another follows: synchronise where it is time to. Metrics of that."""
+        ...
+
+    def stock(self, step: int) -> Stock:
+        """What was sampled after `step` and not taken."""
+        ...
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """When engines answer held-out prompts: at the synchronisation that ends or follows `every` steps, and after the last step.
+
+    `interval` is that of synchronisations; `measure` does it.
+    """
+
+    every: int
+    interval: int
+    total_steps: int
+    measure: Callable[[Callable[[], None]], dict[str, float]]
+
+
+class Learners(Protocol):
+    """The learner ranks, as far as groups need them. Documented in `learner.Learners`."""
+
+    def score(self, sequences: Sequences, whose: Literal["policy", "reference"]) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Groups of a step by where they come from, and samples of a group."""
+
+    new: int
+    replayed: int
+    recorded: int
+    group_size: int
+
+
+@dataclass(frozen=True)
+class Groups:
+    """What a step learns from. `samplers`, `replay` and `recorded` (groups by number and count) may each be missing."""
+
+    shares: Shares
+    samplers: Samplers | None
+    replay: Replay | None
+    recorded: Callable[[int, int], list[Group]] | None
+    learners: Learners
+    evaluation: Evaluation | None
+
+    def open(self, step: int) -> None:
+        if self.samplers:
+            self.samplers.open(step)
+
+    def take(self, step: int) -> Drawn:
+        shares, metrics = self.shares, dict[str, float]()
+        groups, asked = list[Group](), shares.new * shares.group_size
+        if self.samplers:
+            groups, metrics = self.samplers.take(step)
+        if self.replay:
+            again = self.replay.draw(step, shares.replayed)
+            self.replay.insert(groups)
+            groups = groups + again
+            asked += _samples(again)
+            metrics |= self.replay.metrics()
+        if self.recorded:
+            kept = self.recorded((step - 1) * shares.recorded, shares.recorded)
+            groups = groups + kept
+            asked += _samples(kept)
+        sequences = pad(groups, step)
+        metrics = batch_metrics(groups, step, asked) | metrics
+        return Drawn(sequences, lambda: self.learners.score(sequences, "reference"), metrics, groups)
+
+    def learned(self, step: int) -> dict[str, float]:
+        return self.samplers.learned(step) if self.samplers else {}
+
+    def measure(self, step: int) -> dict[str, float]:
+        """Evaluate where it is time to, and only weights of this very step; the samplers go on meanwhile."""
+        if not (self.evaluation and self.samplers):
+            return {}
+        plan, samplers, sync, metrics = self.evaluation, self.samplers, self.samplers.sync, dict[str, float]()
+        if step == plan.total_steps:
+            metrics = sync.to(step)
+        elif sync.version != step or step // plan.every == (step - plan.interval) // plan.every:
+            return {}
+        began = time.monotonic()
+        return metrics | plan.measure(lambda: samplers.ask(step + 1)) | {"timing_s/eval": time.monotonic() - began}
+
+    def stock(self, step: int) -> Stock:
+        stock = self.samplers.stock(step) if self.samplers else Stock({}, {})
+        return stock.joined(self.replay.stock()) if self.replay else stock
+
+
+def _samples(groups: list[Group]) -> int:
+    return sum(len(group.samples) for group in groups)

@@ -1,0 +1,108 @@
+"""Recorded rows as a `loop.Source`: dealt by a pure function of seed and step, scored by the reference once and never again."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from rlopt.core.batches import Batch, Sequences
+from rlopt.core.samples import Example, Stock
+from rlopt.data.collate import pad_examples
+from rlopt.data.prompt_sampler import Dealer
+from rlopt.objectives.core import Objective, Terms
+from rlopt.objectives.credit import credit
+from rlopt.orchestrator.loop import Drawn
+
+CHUNK = 512
+"""Rows that the reference scores in one call."""
+
+MEASURED = ("preference/", "actor/pg_loss")
+"""What is reported of held-out rows, as `eval/...`."""
+
+
+class Learners(Protocol):
+    """The learner ranks, as far as recorded rows need them. Documented in `learner.Learners`."""
+
+    def score(self, sequences: Sequences, whose: Literal["policy", "reference"]) -> Tensor: ...
+    def measure(self, batch: Batch) -> dict[str, float]: ...
+
+
+class References:
+    """The reference's log-probabilities of recorded rows, `[n]` for the tokens of each answer.
+
+    They are made for all rows at once, in the order of the files: a row's numbers then do not depend on the batch it first
+    came in, and a resumed run has the same.
+    """
+
+    def __init__(self, learners: Learners, progress: Callable[[int, int], None]) -> None:
+        """`progress(rows, of rows)` is called as they are scored."""
+        self._learners, self._progress = learners, progress
+        self._kept: dict[str, list[Tensor]] = {}
+
+    def score(self, examples: list[Example]) -> None:
+        """Score every row of `examples`."""
+        once = list({example.prompt.id: example for example in examples}.values())  # a file may be held out against itself
+        for start in range(0, len(once), CHUNK):
+            chunk = once[start : start + CHUNK]
+            sequences = pad_examples(chunk)
+            scores = self._learners.score(sequences, "reference")
+            for row, (group, mask) in enumerate(zip(sequences.group.tolist(), sequences.mask, strict=True)):
+                self._kept.setdefault(chunk[group].prompt.id, []).append(scores[row][mask > 0])
+            self._progress(start + len(chunk), len(once))
+
+    def of(self, examples: list[Example], sequences: Sequences) -> Tensor:
+        """`[B, T]` for the padded answers of `examples`."""
+        filled = torch.zeros_like(sequences.mask)
+        filled[sequences.mask > 0] = torch.cat([values for e in examples for values in self._kept[e.prompt.id]])
+        return filled
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """Rows of a file, every epoch in a new order; `held_out` rows are measured every `eval_every` steps and at the last."""
+
+    examples: list[Example]
+    held_out: list[Example]
+    dealer: Dealer
+    references: References
+    learners: Learners
+    objective: Objective
+    terms: Terms
+    eval_every: int
+    total_steps: int
+
+    def open(self, step: int) -> None:
+        self.references.score(self.examples + self.held_out)
+
+    def take(self, step: int) -> Drawn:
+        places = self.dealer.rows(step)
+        examples = [self.examples[row] for row, _ in places]
+        sequences = pad_examples(examples)
+        return Drawn(sequences, lambda: self.references.of(examples, sequences), _metrics(sequences, places[-1][1]), [])
+
+    def learned(self, step: int) -> dict[str, float]:
+        return {}
+
+    def measure(self, step: int) -> dict[str, float]:
+        if not self.held_out or (step % self.eval_every and step < self.total_steps):
+            return {}
+        sequences = pad_examples(self.held_out)
+        reference = self.references.of(self.held_out, sequences)
+        (batch,) = credit(sequences, sequences.behavior, reference, self.objective, self.terms)
+        measured = self.learners.measure(batch)
+        return {f"eval/{name}": value for name, value in measured.items() if name.startswith(MEASURED)}
+
+    def stock(self, step: int) -> Stock:
+        return Stock({}, {})
+
+
+def _metrics(sequences: Sequences, epoch: int) -> Mapping[str, float]:
+    lengths = sequences.mask.sum(1)
+    return {
+        "data/epoch": float(epoch),
+        "response_length/mean": lengths.mean().item(),
+        "response_length/min": lengths.min().item(),
+        "response_length/max": lengths.max().item(),
+    }

@@ -1,0 +1,278 @@
+"""All engines as the samplers' side of the loop sees them: prompts go out, groups come back, engines come and go.
+
+An engine that dies is replaced. Its prompts go to the others, which draw the same tokens for them (a sample's seed does not
+depend on who draws it); its replacement joins when the weights are next synchronised.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from rlopt.cluster.actors import Lost, Pending, Stalled, Workers, close_all, finished, wait_any
+from rlopt.core.errors import Interrupted, NoEngine, RloptError, first_line
+from rlopt.core.requests import Deal
+from rlopt.core.samples import Group, Key
+from rlopt.rollout.worker import Heard
+
+Report = Callable[..., None]
+"""`tracking.Journal.event`: what kind of thing happened, and facts by name."""
+
+MOST_LOSSES = 3
+"""Engines that may die beyond all that there are, with no group coming back: then replacing them does not cure the cause."""
+
+
+@dataclass
+class Engine:
+    """One engine: what it was asked for, and how busy it had been when that was last asked."""
+
+    number: int
+    workers: Workers
+    calls: dict[Key, tuple[Deal, Pending]] = field(default_factory=dict)
+    busy_s: float = 0.0
+    asked_at: float = 0.0
+    asleep: bool = False
+
+    @property
+    def deals(self) -> dict[Key, Deal]:
+        """What it was asked for and has not answered."""
+        return {key: deal for key, (deal, _) in self.calls.items()}
+
+
+class Fleet:
+    """The engines. Numbers are never given twice, so a number in `events.jsonl` is one engine."""
+
+    def __init__(self, spawn: Callable[[str, int], Workers], count: int, start_deadline_s: float) -> None:
+        """`spawn(name, 1)` makes an actor. All begin to load at once; `join` waits for them."""
+        self._spawn, self._start_deadline_s = spawn, start_deadline_s
+        self.report: Report = lambda kind, **facts: None
+        self.asked_to_stop: Callable[[], bool] = lambda: False
+        self._made, self._count = 0, count
+        self._starting: list[tuple[Engine, Pending]] = []
+        self._up: list[Engine] = []
+        self._homeless: dict[Key, Deal] = {}
+        self._done: dict[Key, Group] = {}
+        self._losses = 0
+        for _ in range(count):
+            self._make()
+
+    def ask(self, key: Key, deal: Deal) -> None:
+        """Have the least busy engine sample the group of `deal`; returns at once."""
+        if not self._up:
+            self._homeless[key] = deal
+            return
+        engine = min(self._up, key=lambda engine: len(engine.calls))
+        engine.calls[key] = (deal, engine.workers.start("sample", (deal,)))
+
+    @property
+    def asked(self) -> list[Key]:
+        """Everything that was asked for and not handed over, in order."""
+        return sorted([*self._done, *self._homeless, *(key for engine in self._up for key in engine.calls)])
+
+    @property
+    def done(self) -> Mapping[Key, Group]:
+        """Groups that had come back when this was last looked for (`poll`, `wait`), and were not handed over."""
+        return self._done
+
+    def poll(self) -> None:
+        """Take in what has come back."""
+        calls = [(engine, key, call) for engine in self._up for key, (_, call) in engine.calls.items()]
+        answered, lost = finished([call for _, _, call in calls]), dict[int, str]()
+        for engine, key, call in calls:
+            if call not in answered:
+                continue
+            try:
+                (group,) = call.result(f"sampling group {key}")
+            except Lost as error:
+                lost.setdefault(engine.number, str(error))
+                continue
+            del engine.calls[key]
+            self._done[key] = group
+            self._losses = 0
+        for number, why in lost.items():  # only now: what an engine had sampled before it died is asked of no other
+            self.lose(number, why)
+
+    def wait(self, deadline_s: float) -> None:
+        """Wait until at least one more group has come back than `done` shows.
+
+        Raises:
+            Stalled: none came in `deadline_s` seconds.
+            NoEngine: nobody is left to sample.
+            Interrupted: the run was asked to end.
+        """
+        before, ends = len(self._done), time.monotonic() + deadline_s
+        self.poll()
+        while len(self._done) == before:
+            calls = [pending for engine in self._up for _, pending in engine.calls.values()]
+            if not calls:
+                raise NoEngine
+            left = ends - time.monotonic()
+            if left <= 0:
+                waiting = {f"engine {e.number}": sorted(e.calls)[0] for e in self._up if e.calls}
+                raise Stalled(f"the driver waited {deadline_s:.0f} s for groups of {waiting} (cluster.step_deadline_s)")
+            if self.asked_to_stop():
+                raise Interrupted
+            wait_any(calls, min(left, 1.0))
+            self.poll()
+
+    def linger(self, seconds: float) -> None:
+        """Wait until all that engines are at has come back, or `seconds` have passed; also where the run is to end."""
+        ends = time.monotonic() + seconds
+        while (calls := [call for engine in self._up for _, call in engine.calls.values()]) and time.monotonic() < ends:
+            wait_any(calls, ends - time.monotonic())
+            self.poll()
+
+    def hand_over(self, key: Key) -> Group:
+        """A group that came back; it is the caller's now."""
+        return self._done.pop(key)
+
+    def cancel(self, key: Key) -> None:
+        """Forget a group that was asked for; an engine that samples it stops."""
+        self._done.pop(key, None)
+        self._homeless.pop(key, None)
+        for engine in self._up:
+            if key in engine.calls:
+                engine.calls.pop(key)[1].cancel()
+
+    def put_back(self, groups: Mapping[Key, Group]) -> None:
+        """Groups that an earlier run had sampled and not learned from."""
+        self._done |= groups
+
+    def join(self, wait: bool) -> bool:
+        """Take in the engines that have loaded, or with `wait` all that are loading; whether there were any.
+
+        They have no weights to sample with yet. One that cannot load is reported and given up, while there are others.
+
+        Raises:
+            Exception: what the first of them raised, when none could load and no other is there.
+        """
+        loaded = finished([pending for _, pending in self._starting])
+        ready = [(engine, pending) for engine, pending in self._starting if wait or pending in loaded]
+        failed: list[Exception] = []
+        for engine, pending in ready:
+            self._starting.remove((engine, pending))
+            try:
+                pending.result("starting up")
+            except Exception as error:  # whatever loading a model may raise
+                engine.workers.close()
+                self.report("engine_failed", engine=engine.number, why=first_line(error))
+                failed.append(error)
+                continue
+            self._up.append(engine)
+        if failed and not self._up and not self._starting:
+            raise failed[0]
+        return bool(ready)
+
+    def resize(self, count: int) -> None:
+        """Have `count` engines: start more, or close the newest and hand their prompts to others."""
+        self._count = count
+        while len(self._up) + len(self._starting) < count:
+            self._make()
+            self.report("engine_added", engine=self._starting[-1][0].number)
+        while len(self._up) + len(self._starting) > max(1, count):
+            engine = self._starting.pop()[0] if self._starting else self._up.pop()
+            engine.workers.close()
+            self.report("engine_removed", engine=engine.number, asked_again=len(engine.calls))
+            self._hand_on(engine.deals)
+
+    def settle(self) -> None:
+        """Hand what nobody samples to the engines that are there; called when these have weights."""
+        homeless, self._homeless = self._homeless, {}
+        self._hand_on(homeless)
+
+    @property
+    def handles(self) -> dict[int, Any]:
+        """Actor handles of the engines that are there, by number."""
+        return {engine.number: engine.workers.handles[0] for engine in self._up}
+
+    @property
+    def nodes(self) -> dict[int, str]:
+        """The Ray nodes of the engines that are there, by number."""
+        return {engine.number: engine.workers.nodes()[0] for engine in self._up}
+
+    def canary(self, texts: list[tuple[int, ...]], numbers: list[int]) -> Callable[[], dict[int, list[Heard]]]:
+        """Ask the engines `numbers` what they say of the same texts; the function returned waits for it, by number."""
+        pending = [(e, e.workers.start("canary", (texts,))) for e in self._up if e.number in numbers]
+
+        def collect() -> dict[int, list[Heard]]:
+            answers = {}
+            for engine, one in pending:
+                try:
+                    answers[engine.number] = one.result("answering the canary prompts")[0]
+                except Lost as lost:
+                    self.lose(engine.number, str(lost))
+            return answers
+
+        return collect
+
+    def idle_frac(self) -> float:
+        """Share of the time since this was last asked in which engines had no request; mean over engines."""
+        shares = []
+        for engine in list(self._up):
+            try:
+                busy_s, now = engine.workers.call("busy_s")[0], time.monotonic()
+            except Lost as lost:
+                self.lose(engine.number, str(lost))
+                continue
+            if engine.asked_at:
+                shares.append(1 - (busy_s - engine.busy_s) / (now - engine.asked_at))
+            engine.busy_s, engine.asked_at = busy_s, now
+        return sum(shares) / len(shares) if shares else 0.0
+
+    @property
+    def asleep(self) -> bool:
+        """Whether there are engines that sleep."""
+        return any(engine.asleep for engine in self._up)
+
+    def sleep(self) -> None:
+        """Have all engines give their GPU's memory back; nothing may be under way, and nothing be asked until `wake`."""
+        self._tell("sleep")
+
+    def wake(self) -> None:
+        """Wake the engines that sleep."""
+        self._tell("wake")
+
+    def _tell(self, verb: Literal["sleep", "wake"]) -> None:
+        told = [engine for engine in self._up if engine.asleep != (verb == "sleep")]
+        for engine, pending in [(engine, engine.workers.start(verb)) for engine in told]:
+            try:
+                pending.result("sleeping" if verb == "sleep" else "waking up")
+            except Lost as lost:
+                self.lose(engine.number, str(lost))
+            except Exception as error:  # CUDA's own, when the learner left too little of the card
+                why = str(error).strip().splitlines()[-1]
+                raise RloptError(f"engine {engine.number} could not {verb} ({why}); lower rollout.gpu_memory_share") from error
+            engine.asleep = verb == "sleep"
+
+    def lose(self, number: int, why: str) -> None:
+        """Give an engine up: end it, hand its prompts to others, and start another in its place.
+
+        Raises:
+            Stalled: engines die, and nothing comes back.
+        """
+        engine = next(engine for engine in self._up if engine.number == number)
+        self._up.remove(engine)
+        engine.workers.close()
+        self._losses += 1
+        self.report("engine_lost", engine=number, why=why, asked_again=len(engine.calls))
+        if self._losses > MOST_LOSSES + self._count:
+            raise Stalled(f"{self._losses} engines were lost since a group came back, the last one, engine {number}: {why}")
+        self._make()
+        self._hand_on(engine.deals)
+
+    @property
+    def workers(self) -> list[Workers]:
+        """Of all engines, those that are loading among them."""
+        return [engine.workers for engine in [*self._up, *(engine for engine, _ in self._starting)]]
+
+    def close(self) -> None:
+        close_all(self.workers)
+
+    def _hand_on(self, deals: Mapping[Key, Deal]) -> None:
+        for key, deal in deals.items():
+            self.ask(key, deal)
+
+    def _make(self) -> None:
+        engine = Engine(self._made, self._spawn(f"engine {self._made}", 1))
+        self._made += 1
+        self._starting.append((engine, engine.workers.start("start", deadline_s=self._start_deadline_s)))

@@ -1,0 +1,160 @@
+"""Checkpoints: `checkpoints/step_N/{learner/, hf/, buffer/, state.json, manifest.json}`.
+
+Written to a folder aside, brought to disk, renamed, and only then given its manifest: a folder without one is no checkpoint.
+The manifest names every file with its size, those that each learner rank says it wrote among them. The buffer holds groups
+that were sampled and not done with, so that a resumed run repeats and skips nothing.
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rlopt.core.atomic_write import all_to_disk, to_disk, write_whole
+from rlopt.core.errors import RloptError
+from rlopt.core.samples import Stock
+from rlopt.data.rollout_log import group_from_json, group_to_json
+
+
+def save(
+    run: Path,
+    step: int,
+    state: dict[str, Any],
+    stock: Stock,
+    write_model: Callable[[Path], Mapping[str, int]],
+    keep: int,
+    best: "Best",
+) -> Path:
+    """Write a checkpoint and remove all but the `keep` newest and the best.
+
+    Args:
+        run: the run's folder.
+        state: what `load_state` returns later; plain JSON.
+        stock: what was sampled and not done with; a file per shelf.
+        write_model: puts `learner/` and `hf/` into the folder it is given, and returns the files that the learner ranks have
+            written there, each on its own node, with their sizes in bytes.
+
+    Raises:
+        RloptError: a file that a rank has written is not there: the run's folder is not the same on all nodes.
+    """
+    target = run / "checkpoints" / f"step_{step}"
+    aside = target.with_name(f".{target.name}.partial")
+    for stale in (aside, target):  # a `target` here has no manifest, or belongs to steps that are being made again
+        shutil.rmtree(stale, ignore_errors=True)
+    (aside / "buffer").mkdir(parents=True)
+    written = write_model(aside)
+    for shelf, groups in stock.shelves.items():
+        lines = (json.dumps(group_to_json(group)) for group in groups)
+        (aside / "buffer" / f"{shelf}.jsonl").write_text("".join(line + "\n" for line in lines))
+    (aside / "state.json").write_text(json.dumps({**state, "stock": stock.facts}, indent=2))
+    files = all_to_disk(aside)
+    if lost := [name for name, size in written.items() if files.get(name) != size]:
+        raise RloptError(
+            f"run.dir={run}: {lost[0]}, which a learner rank wrote with {written[lost[0]]} bytes, is not there for all nodes; "
+            "give a folder on storage that they share"
+        )
+    aside.rename(target)
+    to_disk(target.parent)
+    write_whole(target / "manifest.json", json.dumps({"step": step, "files": files}, indent=2))
+    best.write()
+    for old in find_all(run)[:-keep]:
+        if old.name != f"step_{best.step}":
+            _remove(old)
+    return target
+
+
+def forget(run: Path, step: int) -> None:
+    """Remove the checkpoints of steps after `step`, which are made again: `latest` would be one of them."""
+    for later in find_all(run):
+        if _step(later) > step:
+            _remove(later)
+
+
+def _remove(folder: Path) -> None:
+    (folder / "manifest.json").unlink()
+    shutil.rmtree(folder)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step_"))
+
+
+class Best:
+    """Which checkpoint of a run had the largest value of a metric, kept in `checkpoints/best.json`."""
+
+    def __init__(self, run: Path, metric: str | None, step: int) -> None:
+        """`step` is the step that the run goes on from: what comes after it is made again."""
+        self._file, self._metric = run / "checkpoints" / "best.json", metric
+        self.step, self.value = -1, -math.inf
+        if metric and self._file.exists():
+            kept = json.loads(self._file.read_text())
+            if kept["metric"] == metric and kept["step"] <= step:
+                self.step, self.value = kept["step"], kept["value"]
+
+    def improved(self, metrics: Mapping[str, float]) -> bool:
+        """Whether this step, whose metrics these are, is the best so far; then it must be saved."""
+        value = metrics.get(self._metric or "", -math.inf)
+        if value <= self.value:
+            return False
+        self.step, self.value = int(metrics["step"]), value
+        return True
+
+    def write(self) -> None:
+        if self.step >= 0:
+            write_whole(self._file, json.dumps({"step": self.step, "metric": self._metric, "value": self.value}))
+
+
+def find_all(run: Path) -> list[Path]:
+    """Complete checkpoints of a run, oldest first."""
+    found = [path.parent for path in run.glob("checkpoints/step_*/manifest.json")]
+    return sorted(found, key=_step)
+
+
+def choose(run: Path, which: str) -> Path:
+    """A complete checkpoint of a run: `latest`, `best`, or a step.
+
+    Raises:
+        RloptError: there is no such run or checkpoint.
+    """
+    found = {path.name.removeprefix("step_"): path for path in find_all(run)}
+    if not found:
+        raise RloptError(f"{run}: holds no complete checkpoint; give the folder of a run that has saved one")
+    step, best = which, run / "checkpoints" / "best.json"
+    if which == "latest":
+        step = next(reversed(found))
+    elif which == "best" and best.exists():
+        step = str(json.loads(best.read_text())["step"])
+    if step not in found:
+        there = ", ".join(found)
+        raise RloptError(f"{run}: has no checkpoint {which}; one of {there}, latest, or of a run with trainer.best, best")
+    return found[step]
+
+
+def verify(folder: Path) -> None:
+    """Refuse a checkpoint that lacks its manifest or a file of the right size."""
+    manifest = folder / "manifest.json"
+    if not manifest.is_file():
+        raise RloptError(f"run.resume={folder}: no manifest.json, so it is no complete checkpoint; give another or use auto")
+    for name, size in json.loads(manifest.read_text())["files"].items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != size:
+            raise RloptError(f"run.resume={folder}: {name} is missing or has not its {size} bytes; use an older checkpoint")
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    state: dict[str, Any] = json.loads((folder / "state.json").read_text())
+    return state
+
+
+def shelves(folder: Path) -> list[str]:
+    """The names of the shelves of what `load_stock` gives."""
+    return [path.stem for path in sorted((folder / "buffer").glob("*.jsonl"))]
+
+
+def load_stock(folder: Path) -> Stock:
+    """What the run had sampled and not done with."""
+    texts = {name: (folder / "buffer" / f"{name}.jsonl").read_text() for name in shelves(folder)}
+    groups = {name: [group_from_json(json.loads(line)) for line in text.split("\n")[:-1]] for name, text in texts.items()}
+    return Stock(groups, load_state(folder)["stock"])

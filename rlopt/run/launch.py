@@ -1,0 +1,279 @@
+"""Starts what `prepare` found good, runs the loop, and takes everything down again."""
+
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from rlopt.config.schema import Config
+from rlopt.core.samples import Prompt, Stock
+from rlopt.core.signals import told_to_end, undisturbed
+from rlopt.data.prompt_sampler import Dealer
+from rlopt.data.rollout_log import Recorder
+from rlopt.evaluation.evaluator import Evaluator, manners
+from rlopt.orchestrator.async_sampling import Stream, StreamPlan, streamed
+from rlopt.orchestrator.lockstep import Lockstep, revive, shelved
+from rlopt.orchestrator.lockstep import Synchroniser as LiveSync
+from rlopt.orchestrator.loop import Loop, Plan, Position, Source
+from rlopt.orchestrator.online_source import Evaluation, Groups, Samplers, Shares
+from rlopt.orchestrator.recorded_source import Recorded, References
+from rlopt.orchestrator.replay_buffer import Replay, ReplayPlan
+from rlopt.rollout.engine_pool import Fleet
+from rlopt.rollout.worker import CANARY_PLACES
+from rlopt.run import checkpoint
+from rlopt.run.engine_count import wanted_engines
+from rlopt.run.summary import describe
+from rlopt.run.validate import Prepared, dtype, prepare
+from rlopt.run.workers import Crew
+from rlopt.tracking.journal import Journal, read_column
+from rlopt.tracking.loggers import Board, Wandb, start_boards
+from rlopt.weight_sync.synchronizer import Synchroniser, canary_texts, listen
+
+HEADLINES = {"reward/mean": "training reward", "preference/margin": "preference margin", "actor/pg_loss": "loss"}
+"""The one number that a finished run is told by: the first of these that it has."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished run can say of itself: the mean of its headline over its first and last `span` steps, and its files."""
+
+    folder: Path
+    checkpoint: Path
+    headline: str
+    before: float
+    after: float
+    span: int
+    wandb: str | None
+
+
+def train(config: Config, console: Console) -> Outcome:
+    """The whole life of a run.
+
+    Raises:
+        RloptError: the config cannot be run, or a worker failed; nothing is left running.
+    """
+    prepared = prepare(config, console)
+    # The driver's tensors are small. With a thread for each core the others would spin between two operations, and on a
+    # machine of many cores burn more than all else that the driver does.
+    torch.set_num_threads(1)
+    console.print(describe(prepared), highlight=False, soft_wrap=True)
+    started, finished = time.monotonic(), False
+    crew = Crew(prepared)
+    journal = None
+    try:
+        with console.status("starting engines and learners"):
+            crew.start()
+            position, about = Position(**prepared.state["position"]), (config.run.name, config.algo.name, asdict(config))
+            boards = start_boards(config.tracking, prepared.run, position.step, prepared.state["wandb_id"], *about)
+            crew.join()
+        console.print(f"started in {time.monotonic() - started:.0f} s", highlight=False)
+        checkpoint.forget(prepared.run, position.step)
+        recorder = _recorder(prepared, position.step)
+        steps, log_samples = config.trainer.total_steps, config.trainer.log_samples
+        journal = Journal(prepared.run, position.step, steps, log_samples, boards, console, recorder)
+        journal.event("start", step=position.step, resumed_from=str(prepared.resume) if prepared.resume else None)
+        if prepared.left_behind:
+            journal.event("samples_left_behind", why=prepared.left_behind)
+        journal.event("workers", **crew.nodes())
+        if prepared.recordings:
+            journal.event("rows_left_out", **prepared.recordings.dropped)
+        if left_out := prepared.left_out:
+            journal.event("rows_left_out", **left_out)
+        if prepared.notes:
+            journal.event("rows_noted", **prepared.notes)
+        if prepared.experience:
+            journal.event("experience", damage=prepared.experience.damage, left_out=prepared.experience.dropped)
+        if crew.fleet:
+            crew.fleet.report = journal.event
+            crew.fleet.asked_to_stop = crew.stop.is_set
+        with told_to_end(crew.stop.set):
+            _loop(prepared, crew, journal).run(position)
+        if position.step < steps:
+            raise KeyboardInterrupt
+        finished = True
+        return _outcome(prepared, boards)
+    finally:
+        with undisturbed():
+            try:
+                crew.close()  # first: the end of an upload may take long
+            finally:
+                if journal:
+                    journal.close(exit_code=0 if finished else 1)
+
+
+def _recorder(prepared: Prepared, step: int) -> Recorder | None:
+    if not prepared.config.run.record:
+        return None
+    return Recorder(prepared.run, step, prepared.about, known=prepared.terms.off_policy)
+
+
+def _loop(prepared: Prepared, crew: Crew, journal: Journal) -> Loop:
+    config, run, state = prepared.config, prepared.run, prepared.state
+    shared = config.algo.group_relative
+    canaries = canary_texts(_some_prompts(prepared), CANARY_PLACES)
+    best = checkpoint.Best(run, config.trainer.best, state["position"]["step"])
+
+    def write_model(folder: Path) -> dict[str, int]:
+        written = crew.learners.save(folder)
+        prepared.tokenizer.save_pretrained(folder / "hf")
+        return written
+
+    def save(position: Position, stock: Stock) -> None:
+        began = time.monotonic()
+        said = [logprobs.tolist() for logprobs in listen(crew.learners, canaries)]
+        canary = {"texts": canaries, "logprobs": said}  # by which `rlopt.export` proves itself
+        kept = {"position": asdict(position), "wandb_id": state["wandb_id"], "canary": canary}
+        path = checkpoint.save(run, position.step, kept, stock, write_model, config.trainer.keep_checkpoints, best)
+        facts = {"path": str(path), "seconds": time.monotonic() - began, "sampled_again": len(stock.facts.get("again", []))}
+        journal.event("checkpoint", step=position.step, **facts)
+
+    return Loop(
+        plan=Plan(
+            total_steps=config.trainer.total_steps,
+            save_every=config.trainer.save_every,
+            record=config.run.record,
+            anchor=shared.anchor if shared else "behavior",
+            minibatches=shared.minibatches if shared else 1,
+        ),
+        objective=prepared.objective,
+        terms=prepared.terms,
+        source=_source(prepared, crew, journal),
+        learners=crew.learners,
+        journal=journal,
+        save=save,
+        is_best=best.improved,
+        asked_to_stop=crew.stop.is_set,
+    )
+
+
+def _some_prompts(prepared: Prepared) -> list[Prompt]:
+    """The first that a run has, wherever from."""
+    if prepared.recordings:
+        return [example.prompt for example in prepared.recordings.train[:CANARY_PLACES]]
+    if not prepared.prompts and prepared.experience:
+        return [group.prompt for group in prepared.experience.groups(0, min(CANARY_PLACES, len(prepared.experience)))]
+    return prepared.prompts
+
+
+def _source(prepared: Prepared, crew: Crew, journal: Journal) -> Source:
+    config, stock = prepared.config, crew.stock
+    if recordings := prepared.recordings:
+        return Recorded(
+            examples=recordings.train,
+            held_out=recordings.held_out,
+            dealer=Dealer(len(recordings.train), config.data.prompts_per_step, config.run.seed),
+            references=References(crew.learners, lambda n, of: journal.say(f"initial model scores row {n} of {of}")),
+            learners=crew.learners,
+            objective=prepared.objective,
+            terms=prepared.terms,
+            eval_every=config.trainer.eval_every,
+            total_steps=config.trainer.total_steps,
+        )
+    replay = None
+    if config.replay.capacity:
+        kept = config.replay
+        replay = Replay(ReplayPlan(kept.capacity, kept.reuse, kept.decay, config.sync.max_lag))
+        if "replay" in stock.facts:
+            replay.restore(stock)
+    samplers = _samplers(prepared, crew, crew.fleet, journal) if crew.fleet and prepared.prompts else None
+    evaluation = None
+    if crew.fleet and samplers and prepared.evals:
+        every, interval, steps = config.trainer.eval_every, config.sync.interval, config.trainer.total_steps
+        evaluation = Evaluation(every, interval, steps, _evaluator(prepared, crew.fleet, samplers.sync).measure)
+    return Groups(
+        shares=Shares(*config.shares, config.group_size),
+        samplers=samplers,
+        replay=replay,
+        recorded=prepared.experience.groups if prepared.experience else None,
+        learners=crew.learners,
+        evaluation=evaluation,
+    )
+
+
+def _evaluator(prepared: Prepared, fleet: Fleet, sync: LiveSync) -> Evaluator:
+    plan = prepared.config.eval
+    return Evaluator(
+        sets={name: loaded.prompts for name, loaded in prepared.evals.items()},
+        manners=manners(plan.samples, plan.temperature, plan.top_p, plan.greedy),
+        right=plan.right,
+        fleet=fleet,
+        deadline_s=prepared.config.cluster.step_deadline_s,
+        revive=lambda: revive(fleet, sync, sync.version),
+    )
+
+
+def _samplers(prepared: Prepared, crew: Crew, fleet: Fleet, journal: Journal) -> Samplers:
+    config, stock, sync, prompts = prepared.config, crew.stock, prepared.config.sync, prepared.prompts
+    new, deadline_s = config.shares[0], config.cluster.step_deadline_s
+    refills = config.algo.group_relative.refills if config.algo.group_relative else 0
+    dealer = Dealer(len(prompts), new, config.run.seed)
+    synchroniser = Synchroniser(
+        learners=crew.learners,
+        engines=fleet,
+        canaries=canary_texts(prompts, CANARY_PLACES),
+        verify=sync.verify,
+        tolerance=sync.tolerance * _slack(config),
+        ranks_per_engine=config.rollout.tensor_parallel,
+        journal=journal,
+        wanted=lambda: wanted_engines(prepared.run, config.rollout.engines),
+    )
+    if sync.mode == "lockstep":
+        again = [(batch, place) for batch, place in stock.facts.get("again", [])]
+        batches = shelved(stock.shelves, again)
+        fleet.put_back(batches)
+        return Lockstep(
+            schedule=prepared.schedule,
+            deal=lambda batch: dealer.deals(batch, prompts, refills),
+            fleet=fleet,
+            sync=synchroniser,
+            total_steps=config.trainer.total_steps,
+            deadline_s=deadline_s,
+            sleep=config.rollout.sleep,
+            requested=max([prepared.state["position"]["step"], *(batch for batch, _ in [*batches, *again])]),
+            revived=set(stock.facts.get("revived", [])),
+            again=again,
+        )
+    under = streamed(stock)
+    fleet.put_back(under.done)
+    assert sync.max_lag is not None
+    return Stream(
+        plan=StreamPlan(
+            per_step=new,
+            total_steps=config.trainer.total_steps,
+            interval=sync.interval,
+            max_lag=sync.max_lag,
+            stale=sync.stale,
+            ahead=2 * max(1, config.rollout.engines * config.rollout.max_num_seqs // config.group_size),
+            deadline_s=deadline_s,
+        ),
+        deal=lambda number: dealer.deals(number // new + 1, prompts, refills)[number % new],
+        fleet=fleet,
+        sync=synchroniser,
+        next=under.next,
+        again=under.under_way,
+    )
+
+
+def _slack(config: Config) -> int:
+    """What rounding adds to `sync.tolerance`. A weight that did not arrive shows as 1e-2 nats and more."""
+    if dtype(config) == torch.float32:
+        return 10 if config.cluster.gpus_per_engine else 1  # kernels of GPUs round some products to TF32
+    return 500  # a logit near 16 is rounded by 0.06, each side its own way
+
+
+def _outcome(prepared: Prepared, boards: list[Board]) -> Outcome:
+    columns = ((name, read_column(prepared.run, name)) for name in HEADLINES)
+    name, values = next((name, values) for name, values in columns if not math.isnan(values[0]))
+    span = min(20, len(values))
+    return Outcome(
+        folder=prepared.run,
+        checkpoint=checkpoint.find_all(prepared.run)[-1],
+        headline=HEADLINES[name],
+        before=sum(values[:span]) / span,
+        after=sum(values[-span:]) / span,
+        span=span,
+        wandb=next((str(board.folder) for board in boards if isinstance(board, Wandb)), None),
+    )

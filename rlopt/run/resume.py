@@ -1,0 +1,166 @@
+"""What stands in a run's folder, and how a run goes on from it: with the same numbers, as a fork, or not at all."""
+
+import json
+import re
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlopt.config.compose import normalised
+from rlopt.config.schema import Config, DataConfig, ModelConfig
+from rlopt.core.atomic_write import write_whole
+from rlopt.core.errors import RloptError
+from rlopt.orchestrator.lockstep import batches_of
+from rlopt.orchestrator.loop import Position
+from rlopt.orchestrator.schedule import Schedule
+from rlopt.run import checkpoint
+from rlopt.run.engine_count import forget_wish
+
+MAY_CHANGE = ("run", "trainer", "tracking", "cluster", "rollout.engines", "rollout.sleep")
+"""Sections and keys that a resumed run may set anew; the others decide its numbers."""
+
+
+def find_resume(config: Config, run: Path) -> Path | None:
+    """The checkpoint to go on from, or None to begin.
+
+    Raises:
+        RloptError: another run stands there, or this one cannot go on from where it is.
+    """
+    resume, kept, found = config.run.resume, _kept_config(run), checkpoint.find_all(run)
+    if resume == "never":
+        if kept is not None:
+            raise RloptError(f"run.resume=never: {run} holds a run already; choose another run.dir, or run.resume=auto")
+        return None
+    if kept is not None and (differs := _differences(config, kept)):
+        raise RloptError(f"run.dir={run}: holds another run, {'; '.join(differs[:3])}; choose another run.dir, or its values")
+    origin = _origin(kept, run)
+    folder = found[-1] if found else origin  # a fork that was interrupted before its first checkpoint begins again
+    if resume != "auto":
+        named = Path(resume).resolve()
+        if not _of_another_run(named, run) or kept is None:
+            folder = named
+        elif named != origin:
+            raise RloptError(f"run.resume={resume}: is no checkpoint of {run}, which holds a run; choose another run.dir")
+    if folder:
+        checkpoint.verify(folder)
+        _check_extension(config, run, folder)
+    return folder
+
+
+def _origin(kept: Mapping[str, Any] | None, run: Path) -> Path | None:
+    """The checkpoint of another run that the run in this folder began with."""
+    resume = (kept or {}).get("run", {}).get("resume", "auto")
+    return Path(resume) if resume not in ("auto", "never") and _of_another_run(Path(resume), run) else None
+
+
+def _check_extension(config: Config, run: Path, folder: Path) -> None:
+    """Refuse to go on where nothing is left to do, or where the weights to sample with are gone."""
+    state, total = checkpoint.load_state(folder), config.trainer.total_steps
+    step = state["position"]["step"]
+    if step >= total:
+        raise RloptError(
+            f"trainer.total_steps={total}: {folder} has made {step} steps already; raise it, or choose another run.dir"
+        )
+    asked = [batch for batch, _ in state["stock"].get("again", [])]
+    batch = max([step, *batches_of(checkpoint.shelves(folder)), *asked]) + 1
+    version = Schedule(config.sync.interval, config.sync.offset).version(batch)
+    in_turn = config.samples and config.sync.mode == "lockstep" and step not in state["stock"].get("revived", [])
+    if in_turn and batch <= total and version < step and not why_left_behind(config, run, folder):
+        raise RloptError(
+            f"trainer.total_steps={total}: {folder} ended a run, and the weights of step {version}, which are to sample batch "
+            f"{batch}, are gone; begin another run with model.path={folder / 'hf'}"
+        )
+
+
+def _kept_config(run: Path) -> dict[str, Any] | None:
+    """The config of the run that stands in a folder."""
+    file = run / "config.yaml"
+    if not file.exists():
+        return None
+    try:
+        kept = yaml.safe_load(file.read_text())
+    except yaml.YAMLError:
+        kept = None
+    if not isinstance(kept, dict):
+        raise RloptError(f"run.dir={run}: its config.yaml cannot be read as one; choose another run.dir")
+    return normalised(kept)  # type: ignore[no-any-return]
+
+
+def _of_another_run(folder: Path, run: Path) -> bool:
+    return folder.resolve().parent.parent != run.resolve()
+
+
+def settle(config: Config, run: Path, resume: Path | None) -> dict[str, Any]:
+    """Make the run's folder and note the config in it, where `find_resume` had nothing to say; the state to begin with."""
+    mine, theirs = _plain(config), _kept_config(run)
+    if theirs is not None and mine["rollout"]["engines"] != theirs["rollout"]["engines"]:
+        forget_wish(run)
+    forked = resume if resume and _of_another_run(resume, run) else _origin(theirs, run)
+    mine["run"]["resume"] = str(forked) if forked else "auto"
+    run.mkdir(parents=True, exist_ok=True)
+    write_whole(run / "config.yaml", yaml.safe_dump(mine, sort_keys=False))
+    state: dict[str, Any] = checkpoint.load_state(resume) if resume else {"position": asdict(Position())}
+    if not resume or _of_another_run(resume, run):  # what goes on elsewhere is another run to W&B too
+        state["wandb_id"] = f"{re.sub(r'[^A-Za-z0-9_-]', '-', config.run.name)}-{uuid.uuid4().hex[:8]}"
+    return state
+
+
+def _plain(config: Config) -> dict[str, Any]:
+    """As it comes back from a file."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    return plain
+
+
+def _differences(config: Config, theirs: Mapping[str, Any]) -> list[str]:
+    """The keys that decide a run's numbers and have another value there."""
+    mine = _plain(config)
+    keys = [
+        (section, key, "")
+        for section in mine
+        for key in sorted({*mine[section], *theirs.get(section, {})})
+        if not {section, f"{section}.{key}"} & set(MAY_CHANGE)
+    ]
+    if config.learner.lr_schedule != "constant":
+        keys.append(("trainer", "total_steps", ", on which learner.lr_schedule depends"))
+    found = []
+    for section, key, note in [*keys, ("run", "seed", "")]:
+        here, there = mine[section].get(key), theirs.get(section, {}).get(key)
+        if here != there:
+            found.append(f"{section}.{key}={here} (there: {there}){note}")
+    model, cluster = ({} | theirs.get(section, {}) for section in ("model", "cluster"))
+    type_there = ModelConfig("", model.get("dtype", "auto")).resolved_dtype(cluster.get("gpus_per_learner", 0.0))
+    type_here = config.model.resolved_dtype(config.cluster.gpus_per_learner)
+    if type_here != type_there:
+        found.append(f"model.dtype={type_here} (there: {type_there}) where cluster.gpus_per_learner decides")
+    return found
+
+
+SAMPLED_BY = {
+    "run": ["seed"],
+    "data": [field.name for field in fields(DataConfig)],
+    "reward": ["fn", "weights"],
+    "rollout": ["temperature", "top_p", "max_new_tokens"],
+    "sync": ["mode", "interval", "offset", "max_lag", "in_flight", "stale"],
+}
+"""Section and keys that decide what is sampled next, and by which weights; beside them two of `algo`."""
+
+
+def why_left_behind(config: Config, run: Path, resume: Path | None) -> str | None:
+    """What makes the samples that another run had not learned from none of this one's, or None: they are, or there are none."""
+    if not resume or not _of_another_run(resume, run) or not config.samples:
+        return None
+    mine, theirs = _plain(config), _kept_config(resume.parent.parent)
+    if theirs is None:
+        return "no config.yaml beside them says how they were sampled"
+    pairs = [
+        (f"{section}.{key}", mine[section][key], theirs.get(section, {}).get(key))
+        for section in SAMPLED_BY
+        for key in SAMPLED_BY[section]
+    ]
+    groups = [raw.get("algo", {}).get("group_relative") or {} for raw in (mine, theirs)]
+    pairs += [(f"algo.{key}", groups[0].get(key), groups[1].get(key)) for key in ("group_size", "refills")]
+    return next((f"{name}={here} (there: {there})" for name, here, there in pairs if here != there), None)

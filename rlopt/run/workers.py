@@ -1,0 +1,109 @@
+"""Starting the engines and the learner ranks of a run."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from rlopt.cluster.actors import Cluster, Workers, close_all, environment
+from rlopt.core.samples import Stock
+from rlopt.learner.group import Learners
+from rlopt.learner.worker import LearnerSetup, LearnerWorker
+from rlopt.rollout.engine_pool import Fleet
+from rlopt.rollout.worker import EngineConfig, spawner
+from rlopt.run import checkpoint
+from rlopt.run.validate import Prepared, dtype
+
+
+class Crew:
+    """The cluster and all workers of a run: learner ranks, and engines where there is something to sample."""
+
+    def __init__(self, prepared: Prepared) -> None:
+        self._prepared = prepared
+        self._ranks: Workers | None = None
+        self.fleet: Fleet | None = None
+        self._cluster = Cluster(prepared.config.cluster)
+        self.stock = Stock({}, {})
+        self.stop = threading.Event()
+
+    def start(self) -> None:
+        """Begin to load engines and learners, side by side; `join` waits for them."""
+        config, deadline = self._prepared.config, self._prepared.config.cluster.start_deadline_s
+        if self._prepared.prompts:
+            self.fleet = Fleet(_spawner(self._prepared, self._cluster), config.rollout.engines, deadline)
+        self._ranks = _start_learners(self._prepared, self._cluster)
+        meeting = self._ranks.call("address")[0]
+        self._starting = self._ranks.start("start", *[[meeting]] * config.learner.workers, deadline_s=deadline)
+
+    def join(self) -> None:
+        """Wait until all are there, and bring back a checkpoint."""
+        config = self._prepared.config
+        assert self._ranks
+        if self.fleet:
+            self.fleet.join(wait=True)
+        self._starting.result("starting up")
+        together = self._prepared.objective.traits.unit == "group"
+        self.learners = Learners(self._ranks, config.learner.token_budget, together, config.rollout.temperature)
+        self.learners.check_storage(self._prepared.run)
+        self.bring_back(self._prepared)
+
+    def bring_back(self, prepared: Prepared) -> None:
+        """What the checkpoint holds that `prepared` goes on from, if it does."""
+        self.stock = Stock({}, {})
+        if not prepared.resume:
+            return
+        self.learners.load(prepared.resume)
+        self.stock = checkpoint.load_stock(prepared.resume)
+        if prepared.left_behind:  # go on from the same place in the data, with the weights that are there
+            step = prepared.state["position"]["step"]
+            stream = {"keys": [], "again": [], "next": step * prepared.config.shares[0]}
+            self.stock = Stock({}, {"revived": [step], "stream": stream})
+
+    def nodes(self) -> dict[str, Any]:
+        """Which Ray node everybody is on."""
+        assert self._ranks
+        return {"learners": self._ranks.nodes(), "engines": self.fleet.nodes if self.fleet else {}}
+
+    def close(self) -> None:
+        close_all([*(self.fleet.workers if self.fleet else []), *([self._ranks] if self._ranks else [])])
+        self._cluster.close()
+
+
+def _spawner(prepared: Prepared, cluster: Cluster) -> Callable[[str, int], Workers]:
+    config = prepared.config
+    engine = EngineConfig(
+        folder=prepared.folder,
+        dtype=str(dtype(config)).removeprefix("torch."),
+        device="cuda" if config.cluster.gpus_per_engine else "cpu",
+        backend=config.sync_backend,
+        max_model_len=prepared.longest,
+        threads=config.cluster.cpu_threads,
+        seed=config.run.seed,
+        in_flight=config.sync.in_flight if config.sync.mode == "async" else "wait",
+        learns=True,
+    )
+    return spawner(cluster, config.cluster, engine, config.rollout, config.reward, config.group_size)
+
+
+def _start_learners(prepared: Prepared, cluster: Cluster) -> Workers:
+    config = prepared.config
+    setup = LearnerSetup(
+        folder=prepared.folder,
+        dtype=dtype(config),
+        device="cuda" if config.cluster.gpus_per_learner else "cpu",
+        threads=config.cluster.cpu_threads,
+        temperature=config.rollout.temperature,
+        total_steps=config.trainer.total_steps,
+        objective=prepared.objective,
+        terms=prepared.terms,
+        sync_backend=config.sync_backend,
+        bucket_bytes=config.sync.bucket_mib * 2**20,
+        verify=config.sync.verify,
+        deadline_s=config.cluster.step_deadline_s,
+        seed=config.run.seed,
+    )
+    world = config.learner.workers
+    arguments = [[setup, config.learner, rank, world] for rank in range(world)]
+    env = environment(config.cluster)
+    if not config.cluster.gpus_per_learner:
+        env["DS_ACCELERATOR"] = "cpu"
+    return cluster.workers("learner", LearnerWorker, config.cluster.gpus_per_learner, env, *arguments)

@@ -1,0 +1,205 @@
+"""Where a run is written down: `metrics.jsonl`, `samples.jsonl`, `events.jsonl`, W&B, and the progress bar."""
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from torch import Tensor
+
+from rlopt.core.atomic_write import write_whole
+from rlopt.core.errors import RloptError, first_line
+from rlopt.core.samples import Group
+from rlopt.data.rollout_log import Recorder
+from rlopt.tracking.loggers import Board
+from rlopt.tracking.metrics import DEFINITIONS
+
+OWN = ("objective/", "reward/part/", "eval/")
+"""Beginnings of metrics that the user's code and data name."""
+
+LINE = {
+    "reward/mean": ("reward", ".3f"),
+    "preference/margin": ("margin", ".3f"),
+    "preference/accuracy": ("accuracy", ".2f"),
+    "actor/pg_loss": ("loss", ".3f"),
+    "actor/kl_k2": ("KL", ".4f"),
+    "actor/entropy": ("entropy", ".3f"),
+    "response_length/mean": ("length", ".1f"),
+    "offpolicy/lag_max": ("lag", ".0f"),
+}
+"""What the progress bar shows of a step, as far as it has it."""
+
+
+class Journal:
+    """The files of a run, its W&B run and its progress bar. A resumed run's journal forgets what is done again."""
+
+    def __init__(
+        self,
+        run: Path,
+        step: int,
+        total: int,
+        log_samples: int,
+        boards: Sequence[Board],
+        console: Console,
+        recorder: Recorder | None,
+    ) -> None:
+        """`step` is the step that the run goes on from; later lines of an interrupted attempt are cut off."""
+        self._recorder = recorder
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            _keep_until(run / name, step)
+        self._files: dict[str, IO[str]] = {
+            name: (run / f"{name}.jsonl").open("a", buffering=1) for name in ("metrics", "samples", "events")
+        }
+        self._log_samples, self._boards = log_samples, list(boards)
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            refresh_per_second=4,
+            disable=not console.is_terminal,
+        )
+        self._console = console
+        self._task = self._progress.add_task("training", total=total, completed=step)
+        self._progress.start()
+
+    def step(self, metrics: Mapping[str, float], groups: list[Group], policy: Tensor | None) -> None:
+        """Write one learner step; with a recorder also its groups, with what the policy says of them, `[B, T]`."""
+        own = {name for name in metrics if name.startswith(OWN)}
+        unknown = metrics.keys() - DEFINITIONS.keys() - own
+        if unknown:
+            raise RloptError(f"metrics without a definition: {sorted(unknown)}; an objective's own begin with objective/")
+        step = int(metrics["step"])
+        ordered = {name: _plain(metrics[name]) for name in [*DEFINITIONS, *sorted(own)] if name in metrics}
+        self._write("metrics", ordered)
+        for group in groups:
+            for fault in group.faults:
+                self.event("reward_fault", step=step, fault=fault.kind, why=fault.why)
+        shown = [_shown(step, group) for group in groups[: self._log_samples] if group.samples]
+        for row in shown:
+            self._write("samples", row)
+        if self._recorder and policy is not None:
+            self._recorder.step(step, groups, policy)
+        for board in list(self._boards):
+            self._show(board, metrics, shown)
+        line = "  ".join(f"{label} {metrics[name]:{form}}" for name, (label, form) in LINE.items() if name in metrics)
+        self._progress.update(self._task, completed=step, description=line)
+        if not self._console.is_terminal and (step % 20 == 0 or step == 1):
+            self._console.print(f"step {step}  {line}", highlight=False, soft_wrap=True)
+
+    def say(self, line: str) -> None:
+        """Show what goes on before the first step, where the bar is."""
+        self._progress.update(self._task, description=line)
+
+    def event(self, kind: str, **facts: object) -> None:
+        """Write down something that happened: a sync, a checkpoint, a fault."""
+        self._write("events", {"time": round(time.time(), 3), "event": kind, **{k: _plain(v) for k, v in facts.items()}})
+
+    def close(self, exit_code: int) -> None:
+        self._progress.stop()
+        for file in self._files.values():
+            file.close()
+        if self._recorder:
+            self._recorder.close()
+        for board in self._boards:
+            try:
+                board.close(exit_code)
+            except Exception as error:  # as in _show; the events are closed by now
+                self._warn(f"{board.name} did not close ({first_line(error)})")
+
+    def _show(self, board: Board, metrics: Mapping[str, float], samples: list[dict[str, object]]) -> None:
+        """Show a step. A board that fails is opened again once; one that fails again is left out, for a run is worth more."""
+        step = int(metrics["step"])
+        try:
+            board.step(metrics, samples)
+            return
+        except Exception as error:  # whatever the service behind it raises
+            why = first_line(error)
+        try:
+            board.reopen()
+            board.step(metrics, samples)
+            self.event("board_reopened", board=board.name, step=step, why=why)
+        except Exception as error:  # whatever it raises now
+            self._boards.remove(board)
+            why = first_line(error)
+            self.event("board_lost", board=board.name, step=step, why=why)
+            self._warn(f"{board.name} shows nothing from step {step} on ({why}); metrics.jsonl has everything")
+
+    def _warn(self, line: str) -> None:
+        self._console.print(f"warning: {line}", highlight=False, markup=False, soft_wrap=True)
+
+    def _write(self, name: str, row: Mapping[str, object]) -> None:
+        self._files[name].write(json.dumps(row) + "\n")
+
+
+def _shown(step: int, group: Group) -> dict[str, object]:
+    """The first sample of a group, for people."""
+    sample = group.samples[0]
+    return {
+        "step": step,
+        "prompt": group.prompt.text,
+        "completion": sample.text,
+        "answer": group.prompt.answer,
+        "reward": sample.reward,
+        "parts": dict(sample.parts),
+        "version": sample.version,
+        "finish": sample.finish,
+    }
+
+
+class TrainingBar:
+    """A progress bar for the training of a base model; shown only when there is any."""
+
+    def __init__(self, console: Console, title: str) -> None:
+        self._progress = Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=console)
+        self._title = title
+        self._task: TaskID | None = None
+
+    def __call__(self, step: int, steps: int, loss: float) -> None:
+        if self._task is None:
+            self._progress.start()
+            self._task = self._progress.add_task(self._title, total=steps)
+        self._progress.update(self._task, completed=step, description=f"{self._title}, loss {loss:.3f}")
+        if step == steps:
+            self._progress.stop()
+
+
+def read_column(run: Path, name: str) -> list[float]:
+    """One metric of a run, step by step, from its `metrics.jsonl`; NaN where a step did not log it."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [float("nan") if row.get(name) is None else float(row[name]) for row in rows]
+
+
+def _keep_until(path: Path, step: int) -> None:
+    """Drop the lines of later steps, and a last line that an interruption cut short."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except json.JSONDecodeError:
+            break
+    write_whole(path, "".join(kept))
+
+
+def _plain(value: object) -> object:
+    """JSON has no NaN; a metric without a value is null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

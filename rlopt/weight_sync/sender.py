@@ -1,0 +1,220 @@
+"""Weights on their way from learner to engines, over vLLM's weight-transfer API.
+
+A sender lives in every learner rank; only rank 0 talks to the engines, through a `Client`. On GPUs the senders are
+vLLM's own (NCCL broadcast, CUDA IPC). Without a GPU, and for adapters, it is `ShmSender`, with `shm_engine` as its other half
+in the engine: weights are gathered in bounded buckets, written to shared memory, and read there; between nodes the bytes of a
+bucket travel through Ray's object store and are written again on the other side (`rollout`).
+
+The sender keeps a manifest, the digest of every tensor as it was sent; what every engine received is hashed there and compared
+before the new version is declared (`Client.verify`).
+"""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+import xxhash
+from torch import Tensor
+
+T = TypeVar("T")
+
+SHM_BACKEND = "rlopt_shm"
+"""Name of our back end in vLLM's registry."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, type and full shape of a tensor; the fields that vLLM's `ParamMeta` has."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return self.dtype.itemsize * int(torch.Size(self.shape).numel())
+
+
+class Source(Protocol):
+    """The learner's weights under their Hugging Face names, in one order on every rank. vLLM's `WeightSource`.
+
+    Iterating is a collective: ranks that share a parameter must go through it together.
+    """
+
+    def metadata(self) -> list[TensorSpec]: ...
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]: ...
+
+
+class Client(Protocol):
+    """All engines at once, as the sender sees them; every call returns when all are done.
+
+    vLLM's `VLLMWeightSyncClient`, and `verify`: compare what the engines received with the manifest, tensor name to digest.
+    """
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None: ...
+
+    def start_weight_update(self) -> None: ...
+
+    def update_weights(self, update_info: dict[str, Any]) -> None: ...
+
+    def verify(self, manifest: Mapping[str, str]) -> None: ...
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None: ...
+
+
+class Sender(Protocol):
+    """Carries a whole model to the engines. Called on every learner rank."""
+
+    def send_weights(self) -> None: ...
+
+
+def make_sender(
+    backend: str,
+    source: Source,
+    client: Client,
+    rank: int,
+    bucket_bytes: int,
+    address: tuple[str, int],
+    receivers: int,
+    verify: bool,
+) -> Sender:
+    """The sender of `backend`, connected.
+
+    Args:
+        backend: `shm`, `nccl` or `ipc`.
+        rank: of this learner; rank 0 sends.
+        bucket_bytes: memory for weights that are gathered and not yet sent; the largest tensor if that needs more.
+        address: host and port where an NCCL rendezvous may meet.
+        receivers: engine processes in all.
+        verify: compare what was received with what was sent (`shm`).
+    """
+    bucket_bytes = max([bucket_bytes, *(spec.nbytes for spec in source.metadata())])
+    if backend == "shm":
+        return ShmSender(source, client, rank == 0, bucket_bytes, verify)
+    from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
+
+    info = gpu_init_info(backend, rank, bucket_bytes, address, receivers)
+    sender: Sender = WeightTransferTrainerFactory.trainer_init(info, client=client, source=source)  # type: ignore[arg-type]
+    return sender
+
+
+def gpu_init_info(backend: str, rank: int, bucket_bytes: int, address: tuple[str, int], receivers: int) -> Any:
+    """What vLLM's own sender of `backend` wants to know; the arguments are those of `make_sender`."""
+    if backend == "ipc":
+        from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
+
+        return IPCTrainerInitInfo(packed=True, packed_buffer_size_bytes=bucket_bytes, rank=rank)
+    from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+
+    host, port = address
+    return NCCLTrainerInitInfo(host, port, 1 + receivers, packed_buffer_size_bytes=bucket_bytes, rank=rank)
+
+
+class ShmSender:
+    """Sends through files in shared memory, one bucket at a time; the file is gone when the engines have read it.
+
+    `manifest` is that of the last sending.
+    """
+
+    def __init__(self, source: Source, client: Client, is_sender: bool, bucket_bytes: int, verify: bool) -> None:
+        self._source, self._client, self._is_sender, self._bucket_bytes = source, client, is_sender, bucket_bytes
+        self._verify = verify
+        self.manifest: dict[str, str] = {}
+        if is_sender:
+            client.init_weight_transfer_engine({})
+
+    def send_weights(self) -> None:
+        if not self._is_sender:
+            for _ in self._source:  # the gathering is a collective
+                pass
+            return
+        self._client.start_weight_update()
+        self.manifest = {}
+        copies = ((name, tensor.detach().to("cpu", copy=True).contiguous()) for name, tensor in self._source)
+        for bucket in in_buckets(copies, self._bucket_bytes, lambda copy: copy[1].nbytes):
+            info = write_bucket(bucket)
+            self.manifest |= {name: digest(tensor) for name, tensor in bucket}
+            try:
+                self._client.update_weights(info)
+            finally:
+                Path(info["path"]).unlink()
+        if self._verify:
+            self._client.verify(self.manifest)
+        self._client.finish_weight_update()
+
+
+def in_buckets(items: Iterable[T], limit: int, nbytes: Callable[[T], int]) -> Iterator[list[T]]:
+    """`items` in order, in lists of at most `limit` bytes, or of one item where that alone is larger."""
+    bucket: list[T] = []
+    size = 0
+    for item in items:
+        if bucket and size + nbytes(item) > limit:
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(item)
+        size += nbytes(item)
+    yield bucket
+
+
+def write_bucket(tensors: list[tuple[str, Tensor]]) -> dict[str, Any]:
+    """Write `tensors` to a new file in shared memory; what the receiver needs to read it, as plain types."""
+    return {
+        "path": write_shared(b"".join(_raw(tensor) for _, tensor in tensors)),
+        "names": [name for name, _ in tensors],
+        "dtypes": [str(tensor.dtype).removeprefix("torch.") for _, tensor in tensors],
+        "shapes": [list(tensor.shape) for _, tensor in tensors],
+    }
+
+
+def write_shared(data: bytes) -> str:
+    """Write to a new file in shared memory (`/dev/shm`, else the temporary folder) and return its path."""
+    shared = Path("/dev/shm")
+    folder = shared if os.access(shared, os.W_OK) else None
+    with tempfile.NamedTemporaryFile(dir=folder, prefix="rlopt-", delete=False) as file:
+        file.write(data)
+    return file.name
+
+
+def read_bucket(path: str, names: list[str], dtypes: list[str], shapes: list[list[int]]) -> list[tuple[str, Tensor]]:
+    """What `write_bucket` wrote, in memory of its own."""
+    flat = torch.frombuffer(bytearray(Path(path).read_bytes()), dtype=torch.uint8)
+    tensors, start = [], 0
+    for name, dtype_name, shape in zip(names, dtypes, shapes, strict=True):
+        spec = TensorSpec(name, getattr(torch, dtype_name), tuple(shape))
+        tensors.append((name, flat[start : start + spec.nbytes].view(spec.dtype).reshape(shape)))
+        start += spec.nbytes
+    return tensors
+
+
+def digest(tensor: Tensor) -> str:
+    """Of a tensor on CPU, by its bytes."""
+    return xxhash.xxh3_128_hexdigest(_raw(tensor))
+
+
+def _raw(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor on CPU, not copied where it is contiguous."""
+    return tensor.flatten().view(torch.uint8).numpy().data
+
+
+def difference(sent: Mapping[str, str], received: Mapping[str, str]) -> str | None:
+    """What tells the tensors that arrived from those that were sent, or None; both are name to digest."""
+    missing = [name for name in sent if name not in received]
+    changed = [name for name in sent if name in received and received[name] != sent[name]]
+    unknown = [name for name in received if name not in sent]
+    for names, what in ((missing, "did not arrive"), (changed, "arrived changed"), (unknown, "arrived and was not sent")):
+        if names:
+            return f"{names[0]} {what}" + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")
+    return None
+
+
+def register() -> None:
+    """Make `SHM_BACKEND` known to vLLM. Named in the entry points, so that each of vLLM's processes calls it."""
+    from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+
+    if SHM_BACKEND not in WeightTransferEngineFactory._registry:
+        WeightTransferEngineFactory.register_engine(SHM_BACKEND, "rlopt.weight_sync.shm_receiver", "ShmWeightTransferEngine")

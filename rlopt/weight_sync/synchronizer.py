@@ -1,0 +1,189 @@
+"""Bringing the engines to the learner's weights, and proving it: what was received, and what it does.
+
+A version is declared to an engine only when the digests of all tensors that it received are those that were sent. Then engine
+and learner score the same canary prompts. An engine that fails either is left paused, is sent everything again, and ends the
+run when that does not cure it.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from rlopt.core.batches import Sequences
+from rlopt.core.errors import RloptError
+from rlopt.core.protocols import Journal
+from rlopt.core.samples import Example, Prompt
+from rlopt.data.collate import pad_examples
+
+ATTEMPTS = 3
+"""Sendings to an engine before the run ends."""
+
+CANARY_TOKENS = 6
+"""Of a canary at most: each touches every weight of a dense model, and what it costs stops the samplers."""
+
+
+class HeardLike(Protocol):
+    """What an engine says of a text: `rollout.Heard`."""
+
+    @property
+    def logprobs(self) -> np.ndarray: ...
+    @property
+    def version(self) -> int: ...
+
+
+class SentLike(Protocol):
+    """What a sending cost, why engines did not get it, and which of them are dead: `learner.Sent`."""
+
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def seconds(self) -> float: ...
+    @property
+    def faults(self) -> Mapping[int, str]: ...
+    @property
+    def dead(self) -> set[int]: ...
+
+
+class Learners(Protocol):
+    """The learner ranks, as far as samplers need them. Documented in `learner.Learners`."""
+
+    def score(self, sequences: Sequences, whose: Literal["policy", "reference"], temperature: float) -> Tensor: ...
+    def connect(self, engines: Mapping[int, Any], ranks_per_engine: int) -> None: ...
+    def sync(self, version: int, only: list[int] | None) -> SentLike: ...
+    def release(self) -> None: ...
+
+
+class Engines(Protocol):
+    """The engines. Documented in `fleet.Fleet`."""
+
+    @property
+    def handles(self) -> Mapping[int, Any]: ...
+    @property
+    def asleep(self) -> bool: ...
+    def join(self, wait: bool) -> bool: ...
+    def wake(self) -> None: ...
+    def resize(self, count: int) -> None: ...
+    def settle(self) -> None: ...
+    def canary(self, texts: list[tuple[int, ...]], numbers: list[int]) -> Callable[[], Mapping[int, Sequence[HeardLike]]]: ...
+    def lose(self, number: int, why: str) -> None: ...
+
+
+def canary_texts(prompts: list[Prompt], count: int) -> list[tuple[int, ...]]:
+    """The middles of the first prompts, for templates begin and end them alike; two tokens at least."""
+    texts = [prompt.token_ids if len(prompt.token_ids) > 1 else prompt.token_ids * 2 for prompt in prompts[:count]]
+    starts = [max(0, (len(text) - CANARY_TOKENS) // 2) for text in texts]
+    return [text[start : start + CANARY_TOKENS] for text, start in zip(texts, starts, strict=True)]
+
+
+@dataclass
+class Synchroniser:
+    """Carries weights to the engines.
+
+    Attributes:
+        canaries: texts, as `canary_texts` makes them.
+        tolerance: nats.
+        wanted: how many engines there shall be, asked at every synchronisation.
+        version: what the engines hold, -1 before the first sync.
+    """
+
+    learners: Learners
+    engines: Engines
+    canaries: list[tuple[int, ...]]
+    verify: bool
+    tolerance: float
+    ranks_per_engine: int
+    journal: Journal
+    wanted: Callable[[], int]
+    version: int = -1
+    _connected: frozenset[int] = frozenset()
+    _scores: list[Tensor] | None = None  # of the canaries, by the learner, at this sync
+
+    def to(self, version: int) -> dict[str, float]:
+        """Bring all engines to `version`, those that have just been started too; metrics of that.
+
+        Raises:
+            RloptError: an engine did not get the weights, or differs from the learner, at every attempt.
+        """
+        started = time.monotonic()
+        self._scores = None
+        self.engines.resize(self.wanted())
+        if self.engines.asleep:
+            self.learners.release()
+            self.engines.wake()
+        self.engines.join(wait=not self.engines.handles)
+        if frozenset(self.engines.handles) != self._connected:
+            self.learners.connect(self.engines.handles, self.ranks_per_engine)
+            self._connected = frozenset(self.engines.handles)
+        seconds, gaps, only = 0.0, dict[int, float](), None
+        for attempt in range(1, ATTEMPTS + 1):
+            sent = self.learners.sync(version, only)
+            verdict = self._judge(version, only, sent)
+            seconds, gaps, only = seconds + sent.seconds, gaps | verdict.gaps, sorted(verdict.faults)
+            if not only:
+                break
+            for number, why in verdict.faults.items():
+                self.journal.event("sync_fault", version=version, engine=number, attempt=attempt, why=why)
+        else:
+            number, why = next(iter(verdict.faults.items()))
+            raise RloptError(f"sync of version {version}: engine {number}: {why}; sent {ATTEMPTS} times, each in vain")
+        self.version = version
+        self.engines.settle()
+        metrics: dict[str, float] = {"sync/seconds": seconds, "sync/bytes": sent.bytes, "sync/faults": attempt - 1}
+        if self.verify:
+            metrics |= {"sync/canary_abs_diff": max(gaps.values(), default=0.0), "sync/verified": 1.0}
+        metrics["timing_s/sync"] = time.monotonic() - started
+        self.journal.event("sync", version=version, engines=sorted(self.engines.handles), **metrics)
+        return metrics
+
+    def _judge(self, version: int, only: list[int] | None, sent: SentLike) -> "_Verdict":
+        """What is wrong with the engines `only` (all: None) after a sending, and how far each is from the learner."""
+        faults = {number: why for number, why in sent.faults.items() if number not in sent.dead}
+        for number in sorted(sent.dead):
+            self.engines.lose(number, sent.faults[number])
+        meant = [n for n in self.engines.handles if n in self._connected and (only is None or n in only) and n not in faults]
+        gaps: dict[int, float] = {}
+        if self.verify and meant:
+            collect = self.engines.canary(self.canaries, meant)
+            scores = self._score()  # while the engines are at it
+            for number, answers in collect().items():
+                stale = [heard.version for heard in answers if heard.version != version]
+                if stale:
+                    faults[number] = f"still answers with version {stale[0]}"
+                    continue
+                gaps[number] = gap = _gap(scores, [heard.logprobs for heard in answers])
+                if not gap <= self.tolerance:
+                    faults[number] = (
+                        f"differs from the learner by {gap:.2e} nats on a canary token, sync.tolerance allows "
+                        f"{self.tolerance:.0e}; the weights do not act as they were sent"
+                    )
+        return _Verdict(faults, gaps)
+
+    def _score(self) -> list[Tensor]:
+        """What the learner says of the canaries, asked once a synchronisation."""
+        if self._scores is None:
+            self._scores = listen(self.learners, self.canaries)
+        return self._scores
+
+
+def listen(learners: Learners, texts: list[tuple[int, ...]]) -> list[Tensor]:
+    """What the learner says of every token of each text after its first, at temperature 1, in nats."""
+    padded = pad_examples([Example(Prompt("canary", text[:1], "", "", ""), (text[1:],)) for text in texts])
+    scores = learners.score(padded, "policy", 1.0)
+    return [row[mask > 0] for row, mask in zip(scores, padded.mask, strict=True)]
+
+
+def _gap(scores: list[Tensor], heard: list[np.ndarray]) -> float:
+    """The largest difference of a canary token's log-probability between learner and engine, in nats."""
+    return max(float(np.abs(mine.numpy() - theirs).max()) for mine, theirs in zip(scores, heard, strict=True))
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    """By engine number: why it has not the weights, and how far it is from the learner."""
+
+    faults: Mapping[int, str]
+    gaps: dict[int, float]
