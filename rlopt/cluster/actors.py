@@ -197,7 +197,7 @@ def environment(config: ClusterConfig) -> dict[str, str]:
 
 
 def node_id(_: object) -> str:
-    return str(ray.get_runtime_context().getnode_id())
+    return str(ray.get_runtime_context().get_node_id())
 
 
 def free_port() -> int:
