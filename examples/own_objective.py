@@ -25,7 +25,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rlopt.core.batches import Average, Batch, LossOutput, Outcomes, Scores
+from rlopt.core.batches import AdvantageInputs, Average, Batch, LossOutput, PolicyOutputs
 from rlopt.data import arithmetic
 from rlopt.objectives.advantages import centered, group_mean
 from rlopt.objectives.core import Traits, clip_fraction
@@ -41,20 +41,20 @@ class Capped:
 
     cap: float
 
-    def advantages(self, outcomes: Outcomes) -> Tensor:
-        return centered(outcomes)
+    def advantages(self, inputs: AdvantageInputs) -> Tensor:
+        return centered(inputs)
 
-    def loss(self, batch: Batch, scores: Scores) -> LossOutput:
+    def loss(self, batch: Batch, scores: PolicyOutputs) -> LossOutput:
         ratio = log_ratio(batch, scores).detach().exp()
         per_token = -batch.advantages * ratio.clamp(max=self.cap) * scores.logprobs * batch.mask
         return LossOutput(per_token, clip_fraction(ratio <= self.cap, batch))
 
 
-def rank(outcomes: Outcomes) -> Tensor:
+def rank(inputs: AdvantageInputs) -> Tensor:
     """`[B]`: each sample's rank in its group, from -1 to 1; ties share the mean of their places."""
-    returns, same = outcomes.returns, outcomes.group[:, None] == outcomes.group
+    returns, same = inputs.returns, inputs.group[:, None] == inputs.group
     above = ((returns[:, None] > returns) & same).double().sum(1) - ((returns[:, None] < returns) & same).double().sum(1)
-    return above / group_mean(same.double().sum(1) - 1, outcomes.group).clamp(min=1)
+    return above / group_mean(same.double().sum(1) - 1, inputs.group).clamp(min=1)
 
 
 def short_and_right(prompt: str, completion: str, answer: str, **extra: object) -> dict[str, float]:

@@ -50,7 +50,7 @@ def evaluate(job: EvaluateJob) -> None:
     from rlopt.evaluation import runner  # heavy: only once the config is known to be good
 
     console = Console()
-    verdict = runner.judge(job, console)
+    verdict = runner.evaluate(job, console)
     table = Table(box=None, padding=(0, 1))
     for name in ("data", "metric", "value", "95% of resamplings", "prompts"):
         table.add_column(name, justify="left" if name in ("data", "metric") else "right")

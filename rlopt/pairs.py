@@ -28,7 +28,7 @@ def make(job: PairsJob) -> None:
     from rlopt.step_pairs import runner  # heavy: only once the config and its functions are known to be good
 
     console = Console()
-    outcome = runner.harvest(job, console)
+    outcome = runner.make_pairs(job, console)
     table = Table(box=None, show_header=False, padding=(0, 1))
     table.add_column(justify="right")
     table.add_column()

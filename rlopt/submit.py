@@ -42,7 +42,7 @@ def main() -> None:
 def _do(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """What was asked for; the exit status."""
     if not arguments.verb:
-        cluster, job = ray_jobs.hand_in(arguments.address, arguments.include, overrides)
+        cluster, job = ray_jobs.submit_run(arguments.address, arguments.include, overrides)
         print(job, flush=True)
         return _follow(cluster, job) if arguments.wait else 0
     if not arguments.job:

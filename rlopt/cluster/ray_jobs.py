@@ -160,7 +160,7 @@ class Jobs:
             ) from error
 
 
-def hand_in(address: str, include: Sequence[Path], overrides: Sequence[str]) -> tuple[Jobs, str]:
+def submit_run(address: str, include: Sequence[Path], overrides: Sequence[str]) -> tuple[Jobs, str]:
     """Pack and submit a run; the cluster, and the job's id."""
     refuse_secrets(overrides)
     if not any(override.startswith("+algo=") for override in overrides):

@@ -55,16 +55,16 @@ class Sequences(_Rows):
     token_ids: Tensor
     lengths: Tensor
     mask: Tensor
-    behavior: Tensor
+    rollout_logprobs: Tensor
     rewards: Tensor
     group: Tensor
     truncated: Tensor
-    lottery: Tensor
+    random_key: Tensor
     lag: Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class Outcomes:
+class AdvantageInputs:
     """What credit is made of: a whole step's samples and how they ended.
 
     Attributes:
@@ -80,9 +80,9 @@ class Outcomes:
     penalties: Tensor
     group: Tensor
     mask: Tensor
-    lottery: Tensor
-    behavior: Tensor
-    anchor: Tensor
+    random_key: Tensor
+    rollout_logprobs: Tensor
+    old_logprobs: Tensor
 
     @property
     def returns(self) -> Tensor:
@@ -111,25 +111,25 @@ class Batch(_Rows):
     token_ids: Tensor
     lengths: Tensor
     mask: Tensor
-    behavior: Tensor
-    anchor: Tensor
+    rollout_logprobs: Tensor
+    old_logprobs: Tensor
     reference: Tensor
     advantages: Tensor
     weights: Tensor
     group: Tensor
     lag: Tensor
 
-    def silent(self) -> "Batch":
+    def dummy(self) -> "Batch":
         """The same sequences with no voice: zero mask and weights. It keeps ranks in step and changes no gradient."""
         zero = self.mask.new_zeros(self.mask.shape)
-        return replace(self, mask=zero, behavior=zero, anchor=zero, reference=zero, advantages=zero, weights=zero)
+        return replace(self, mask=zero, rollout_logprobs=zero, old_logprobs=zero, reference=zero, advantages=zero, weights=zero)
 
     def to(self, device: object) -> "Batch":
         return Batch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
 
 @dataclass(frozen=True, eq=False)
-class Scores:
+class PolicyOutputs:
     """What the policy says now, both `[B, T]`: log-probabilities (with gradient) and entropy in nats."""
 
     logprobs: Tensor

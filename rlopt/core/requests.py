@@ -4,11 +4,13 @@ import hashlib
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from rlopt.core.samples import Prompt
 
 
 @dataclass(frozen=True)
-class Manner:
+class SamplingSpec:
     """How the answers to a prompt are drawn: how many, and from what. Temperature 0 takes the likeliest token every time."""
 
     count: int
@@ -17,7 +19,7 @@ class Manner:
 
 
 @dataclass(frozen=True)
-class Deal:
+class SampleRequest:
     """A prompt handed to a batch.
 
     Attributes:
@@ -29,8 +31,8 @@ class Deal:
 
     prompt: Prompt
     draw: str
-    spares: tuple["Deal", ...] = ()
-    manner: Manner | None = None
+    spares: tuple["SampleRequest", ...] = ()
+    sampling: SamplingSpec | None = None
 
 
 def sample_seed(run_seed: int, prompt_id: str, draw: str, index: int) -> int:
@@ -40,7 +42,7 @@ def sample_seed(run_seed: int, prompt_id: str, draw: str, index: int) -> int:
 
 
 @dataclass(frozen=True)
-class Opening:
+class Continuation:
     """Where answers go on from: the token ids of a prompt, and of the part of an answer that stands already.
 
     `id` names the seeds of the answers: what is sampled depends on it and on nothing else.
@@ -58,3 +60,11 @@ class Answer:
     token_ids: tuple[int, ...]
     text: str
     finish: Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class EngineLogprobs:
+    """What an engine says of a text: log-probabilities `[n - 1]` of its tokens after the first, and its version."""
+
+    logprobs: np.ndarray
+    version: int

@@ -39,9 +39,9 @@ class Sample:
     Attributes:
         prompt_id: of the prompt that it answers.
         token_ids: `[n]` int32, the ids that the engine returned.
-        spoken: `[n]` bool, False on tokens that the policy did not choose (tool or environment text).
-        logprobs: `[n]` float32, nats, of the distribution each token was really drawn from; 0 where not spoken.
-        versions: `[n]` int32, the weights that spoke each token.
+        action_mask: `[n]` bool, False on tokens that the policy did not choose (tool or environment text).
+        logprobs: `[n]` float32, nats, of the distribution each token was drawn from; 0 where `action_mask` is False.
+        versions: `[n]` int32, the version of the weights that sampled each token.
         text: `token_ids` decoded once, for people and rewards.
         finish: `stop` when the policy ended it, `length` when the limit did.
         reward: the total that advantages are made of.
@@ -50,7 +50,7 @@ class Sample:
 
     prompt_id: str
     token_ids: np.ndarray
-    spoken: np.ndarray
+    action_mask: np.ndarray
     logprobs: np.ndarray
     versions: np.ndarray
     text: str
@@ -59,7 +59,7 @@ class Sample:
     parts: Mapping[str, float]
 
     def __post_init__(self) -> None:
-        lengths = {name: len(getattr(self, name)) for name in ("token_ids", "spoken", "logprobs", "versions")}
+        lengths = {name: len(getattr(self, name)) for name in ("token_ids", "action_mask", "logprobs", "versions")}
         if len(set(lengths.values())) != 1 or not lengths["token_ids"]:
             raise RloptError(f"a sample's arrays must have one length of at least 1: {lengths}")
         if not np.isfinite(self.logprobs).all():
@@ -97,14 +97,14 @@ class Group:
 
 
 @dataclass(frozen=True, eq=False)
-class Stock:
+class PendingRollouts:
     """Groups that are kept with a checkpoint, by the shelf they stand on, and plain facts about them."""
 
-    shelves: Mapping[str, list[Group]]
+    sections: Mapping[str, list[Group]]
     facts: Mapping[str, Any]
 
-    def joined(self, other: "Stock") -> "Stock":
-        return Stock({**self.shelves, **other.shelves}, {**self.facts, **other.facts})
+    def joined(self, other: "PendingRollouts") -> "PendingRollouts":
+        return PendingRollouts({**self.sections, **other.sections}, {**self.facts, **other.facts})
 
 
 @dataclass(frozen=True, eq=False)

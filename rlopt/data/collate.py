@@ -32,11 +32,11 @@ def pad(groups: list[Group], step: int) -> Sequences:
         why = next((fault.why for group in groups for fault in group.faults), "the reward returned None for all of them")
         raise RloptError(f"step {step}: no sample is left to learn from; {why}")
     sequences = _pad(((number, prompt.token_ids, sample.token_ids) for number, prompt, sample in rows), step)
-    mask, behavior = sequences.mask, sequences.behavior
+    mask, rollout_logprobs = sequences.mask, sequences.rollout_logprobs
     for row, (_, prompt, sample) in enumerate(rows):
         start, end = len(prompt.token_ids), int(sequences.lengths[row])
-        mask[row, start:end] = torch.tensor(sample.spoken)
-        behavior[row, start:end] = torch.tensor(sample.logprobs) * mask[row, start:end]
+        mask[row, start:end] = torch.tensor(sample.action_mask)
+        rollout_logprobs[row, start:end] = torch.tensor(sample.logprobs) * mask[row, start:end]
     lag = torch.tensor([step - 1 - sample.version for _, _, sample in rows])
     if lag.min() < 0:
         raise RloptError(f"step {step}: a sample of version {step - 1 - int(lag.min())} is newer than the learner")
@@ -73,16 +73,16 @@ def _pad(rows: Iterable[tuple[int, Iterable[int], Iterable[int]]], step: int = 0
         token_ids=token_ids,
         lengths=lengths,
         mask=mask,
-        behavior=torch.zeros(shape),
+        rollout_logprobs=torch.zeros(shape),
         rewards=torch.zeros(len(both), dtype=torch.float64),
         group=torch.tensor([group for group, _, _ in both]),
         truncated=torch.zeros(len(both), dtype=torch.bool),
-        lottery=_lottery(both, step),
+        random_key=_random_keys(both, step),
         lag=torch.zeros_like(lengths),
     )
 
 
-def _lottery(rows: list[tuple[int, list[int], list[int]]], step: int) -> Tensor:
+def _random_keys(rows: list[tuple[int, list[int], list[int]]], step: int) -> Tensor:
     """`[B]` in [0, 1): a hash of each sequence and the step; copies within a group are told apart by counting them."""
     seen: dict[tuple[int, bytes], int] = {}
     drawn = []

@@ -7,7 +7,7 @@ from rlopt.core.batches import Batch
 from rlopt.core.errors import RloptError
 
 
-def plan(lengths: Tensor, units: Tensor, ranks: int, token_budget: int) -> list[list[list[int]]]:
+def partition(lengths: Tensor, units: Tensor, ranks: int, token_budget: int) -> list[list[list[int]]]:
     """Which sequences make which micro-batch of which rank: `[rank][micro-batch]` rows, the same number for all ranks.
 
     Sequences of similar length go together, at most `token_budget` tokens with padding in one micro-batch; those of one
@@ -46,12 +46,12 @@ def plan(lengths: Tensor, units: Tensor, ranks: int, token_budget: int) -> list[
     return [micro_batches[rank::ranks] for rank in range(ranks)]
 
 
-def split(batch: Batch, together: bool, ranks: int, token_budget: int) -> list[list[Batch]]:
+def microbatches(batch: Batch, groups_whole: bool, ranks: int, token_budget: int) -> list[list[Batch]]:
     """The micro-batches of each rank, as `plan` lays them out; a silent copy of another fills a gap.
 
     `together` keeps siblings in one micro-batch.
     """
-    units = batch.group if together else torch.arange(len(batch))
-    layout = plan(batch.lengths, units, ranks, token_budget)
+    units = batch.group if groups_whole else torch.arange(len(batch))
+    layout = partition(batch.lengths, units, ranks, token_budget)
     spare = next(rows for share in layout for rows in share if rows)
-    return [[batch.take(rows) if rows else batch.take(spare).silent() for rows in share] for share in layout]
+    return [[batch.take(rows) if rows else batch.take(spare).dummy() for rows in share] for share in layout]

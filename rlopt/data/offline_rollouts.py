@@ -19,7 +19,7 @@ import numpy as np
 
 from rlopt.core.errors import RloptError
 from rlopt.core.samples import Group, Prompt, Sample
-from rlopt.data.prompt_sampler import Unusable, encode, ended, need_characters, one_spaced, refuse_unusable
+from rlopt.data.prompt_sampler import UnusableRow, append_eos, encode, need_characters, one_spaced, refuse_unusable
 from rlopt.data.prompts import Wording, answer_of, make_prompt
 from rlopt.data.rollout_log import NAME, Block, Damaged, blocks, group_from_json, refuse_foreign
 
@@ -114,8 +114,8 @@ def load_experience(name: str, words: Wording, mine: Mapping[str, object], needs
                 try:
                     group, known = _checked(row, words, f"{path.name}:{number}", needs)
                     if not told and not isinstance(row["prompt"], str):
-                        raise Unusable("token ids, and no first line that says what made them")
-                except Unusable as why:
+                        raise UnusableRow("token ids, and no first line that says what made them")
+                except UnusableRow as why:
                     dropped.setdefault(str(why), []).append(number)
                     continue
                 if one_spaced(group.prompt.text) in needs.held_out:
@@ -151,13 +151,13 @@ def _checked(row: Any, words: Wording, name: str, needs: Needs) -> tuple[Group, 
     try:
         group, known = _parse(row, words, name)
     except RloptError as refusal:
-        raise Unusable(str(refusal)) from None
+        raise UnusableRow(str(refusal)) from None
     if not group.samples:
-        raise Unusable("no samples")
+        raise UnusableRow("no samples")
     if needs.siblings and len(group.samples) == 1:
-        raise Unusable("one sample, and credit is relative to siblings")
+        raise UnusableRow("one sample, and credit is relative to siblings")
     if len(group.prompt.token_ids) + max(len(sample.token_ids) for sample in group.samples) > needs.max_tokens:
-        raise Unusable(f"more than {needs.max_tokens} tokens")
+        raise UnusableRow(f"more than {needs.max_tokens} tokens")
     return group, known
 
 
@@ -175,7 +175,7 @@ def _parse(row: Any, words: Wording, name: str) -> tuple[Group, bool]:
         untold = {"refills": 0, "faults": []}  # the run that recorded them told of these
         return group_from_json({**row, "samples": samples, **untold}), known
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise Unusable(f"no group ({type(error).__name__}: {error})") from None
+        raise UnusableRow(f"no group ({type(error).__name__}: {error})") from None
 
 
 def _from_text(row: Mapping[str, Any], words: Wording, name: str) -> Group:
@@ -184,7 +184,7 @@ def _from_text(row: Mapping[str, Any], words: Wording, name: str) -> Group:
     prompt = make_prompt(name, row["prompt"], answer_of(row), "experience", words, {})
     samples = []
     for sample in row["samples"]:
-        ids = ended(encode(words.tokenizer, sample["text"], special=False), words.tokenizer)
+        ids = append_eos(encode(words.tokenizer, sample["text"], special=False), words.tokenizer)
         samples.append(_silent(prompt, ids, sample["text"], float(sample["reward"])))
     return Group(prompt, tuple(samples))
 
@@ -194,7 +194,7 @@ def _silent(prompt: Prompt, ids: tuple[int, ...], text: str, reward: float) -> S
     return Sample(
         prompt_id=prompt.id,
         token_ids=np.array(ids, np.int32),
-        spoken=np.ones(len(ids), bool),
+        action_mask=np.ones(len(ids), bool),
         logprobs=np.zeros(len(ids), np.float32),
         versions=np.zeros(len(ids), np.int32),
         text=text,

@@ -12,7 +12,7 @@ from rlopt.config.schema import DataConfig
 from rlopt.core.errors import RloptError
 from rlopt.core.samples import Example, Prompt
 from rlopt.data import arithmetic
-from rlopt.data.prompt_sampler import Tokenizer, Unusable, encode, ended, need_characters, one_spaced, refuse_unusable
+from rlopt.data.prompt_sampler import Tokenizer, UnusableRow, append_eos, encode, need_characters, one_spaced, refuse_unusable
 from rlopt.data.prompts import Wording, answer_of, asked, make_prompt
 from rlopt.data.readers import Row, read_rows
 
@@ -59,9 +59,9 @@ def load_examples(
             example = parse(row, words, f"{key}:{name}:{number}")
             longest = len(example.prompt.token_ids) + max(map(len, example.answers))
             if longest > max_tokens:
-                raise Unusable(f"more than {max_tokens} tokens")
+                raise UnusableRow(f"more than {max_tokens} tokens")
             examples.append(example)
-        except Unusable as why:
+        except UnusableRow as why:
             dropped.setdefault(str(why), []).append(number)
     if config.invalid_rows == "refuse":
         refuse_unusable(f"{key}={name}", dropped, len(examples), "rows", "row")
@@ -90,7 +90,7 @@ def _pair(row: Mapping[str, Any], words: Wording, name: str) -> Example:
     chosen, rejected = _sides(row, *keys)
     sides = _ended(before + chosen, words.tokenizer), _ended(before + rejected, words.tokenizer)
     if sides[0] == sides[1]:
-        raise Unusable("chosen and rejected are the same tokens")
+        raise UnusableRow("chosen and rejected are the same tokens")
     return Example(_prompt(row, words, name), sides)
 
 
@@ -101,16 +101,18 @@ def _step_pair(row: Mapping[str, Any], words: Wording, name: str) -> Example:
     for side, step in (("chosen", chosen), ("rejected", rejected)):
         full = row.get(f"full_{side}")
         if isinstance(full, str) and not full.startswith(step):
-            raise Unusable(f"initial_reason_steps does not end where the step begins: full_{side} does not begin with {side}")
+            raise UnusableRow(
+                f"initial_reason_steps does not end where the step begins: full_{side} does not begin with {side}"
+            )
     before = encode(tokenizer, prefix, special=False)
     sides = []
     for side, step in (("chosen", chosen), ("rejected", rejected)):
         whole = encode(tokenizer, prefix + step, special=False)
         if whole[: len(before)] != before or len(whole) == len(before):
-            raise Unusable(f"a token reaches from initial_reason_steps into {side}")
+            raise UnusableRow(f"a token reaches from initial_reason_steps into {side}")
         sides.append(tuple(whole[len(before) :]))
     if sides[0] == sides[1]:
-        raise Unusable("chosen and rejected are the same tokens")
+        raise UnusableRow("chosen and rejected are the same tokens")
     start = _prompt(row, words, name)
     begun = replace(start, token_ids=(*start.token_ids, *before), text=start.text + prefix)
     return Example(begun, (sides[0], sides[1]))
@@ -120,7 +122,7 @@ def _answer(row: Mapping[str, Any], words: Wording, name: str) -> Example:
     key = next((key for key in ("completion", "response", "answer") if key in row), "completion")
     text = _text(row, key, None)
     if not text:
-        raise Unusable(f"{key} is empty")
+        raise UnusableRow(f"{key} is empty")
     return Example(_prompt(row, words, name), (_ended(text, words.tokenizer),))
 
 
@@ -134,9 +136,9 @@ def _sides(row: Mapping[str, Any], chosen_key: str, rejected_key: str) -> tuple[
     chosen, rejected = _text(row, chosen_key, None), _text(row, rejected_key, None)
     for key, text in ((chosen_key, chosen), (rejected_key, rejected)):
         if not text.strip():
-            raise Unusable(f"{key} is empty")
+            raise UnusableRow(f"{key} is empty")
     if chosen == rejected:
-        raise Unusable(f"{chosen_key} and {rejected_key} are equal")
+        raise UnusableRow(f"{chosen_key} and {rejected_key} are equal")
     return chosen, rejected
 
 
@@ -145,10 +147,10 @@ def _text(row: Mapping[str, Any], key: str, default: str | None) -> str:
     match value:
         case [{"role": "assistant", "content": str(said), **more}]:  # as TRL has it where the prompt is a conversation
             if lost := sorted(str(name) for name, value in more.items() if value is not None):
-                raise Unusable(f"{key} has a message with {lost[0]}, which would be lost")
+                raise UnusableRow(f"{key} has a message with {lost[0]}, which would be lost")
             return said
     if not isinstance(value, str):
-        raise Unusable(f"no text under {key!r}, only {sorted(row)}" if key not in row else f"{key} is no text")
+        raise UnusableRow(f"no text under {key!r}, only {sorted(row)}" if key not in row else f"{key} is no text")
     return value
 
 
@@ -156,5 +158,5 @@ def _ended(text: str, tokenizer: Tokenizer) -> tuple[int, ...]:
     """An answer's ids with the end token, once."""
     ids = encode(tokenizer, text, special=False)
     if not ids:
-        raise Unusable("an answer has no token that the tokenizer knows")
-    return ended(ids, tokenizer)
+        raise UnusableRow("an answer has no token that the tokenizer knows")
+    return append_eos(ids, tokenizer)

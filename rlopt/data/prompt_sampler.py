@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, Protocol
 
 from rlopt.core.errors import RloptError
-from rlopt.core.requests import Deal
+from rlopt.core.requests import SampleRequest
 from rlopt.core.samples import Prompt
 
 
@@ -26,7 +26,7 @@ class Tokenizer(Protocol):
     ) -> str: ...
 
 
-class Dealer:
+class PromptSampler:
     """Deals rows: every epoch is a new seeded shuffle of all of them, and batches follow one another through it."""
 
     def __init__(self, count: int, per_step: int, seed: int) -> None:
@@ -39,16 +39,16 @@ class Dealer:
         places = [divmod(position, self._count) for position in range(first, first + self._per_step)]
         return [(self._shuffled(epoch)[place], epoch) for epoch, place in places]
 
-    def deals(self, batch: int, prompts: list[Prompt], refills: int) -> list[Deal]:
+    def requests(self, batch: int, prompts: list[Prompt], refills: int) -> list[SampleRequest]:
         """The prompts of batch `batch`, each with `refills` spares."""
         return [
-            Deal(prompts[row], str(epoch), tuple(self._spare(batch, place, i, prompts) for i in range(refills)))
+            SampleRequest(prompts[row], str(epoch), tuple(self._spare(batch, place, i, prompts) for i in range(refills)))
             for place, (row, epoch) in enumerate(self.rows(batch))
         ]
 
-    def _spare(self, batch: int, place: int, number: int, prompts: list[Prompt]) -> Deal:
+    def _spare(self, batch: int, place: int, number: int, prompts: list[Prompt]) -> SampleRequest:
         draw = f"spare {batch}.{place}.{number}"
-        return Deal(prompts[random.Random(f"{self._seed}/{draw}").randrange(self._count)], draw)
+        return SampleRequest(prompts[random.Random(f"{self._seed}/{draw}").randrange(self._count)], draw)
 
     def _shuffled(self, epoch: int) -> list[int]:
         if self._order[0] != epoch:
@@ -58,7 +58,7 @@ class Dealer:
         return self._order[1]
 
 
-class Unusable(Exception):
+class UnusableRow(Exception):
     """Why a recorded row cannot be used. Never leaves its reader."""
 
 
@@ -92,7 +92,7 @@ def need_characters(what: Any) -> None:
     try:
         (what if isinstance(what, str) else json.dumps(what, ensure_ascii=False, default=str)).encode()
     except UnicodeEncodeError:
-        raise Unusable("has half a character (a surrogate without its other half)") from None
+        raise UnusableRow("has half a character (a surrogate without its other half)") from None
 
 
 def one_spaced(text: str) -> str:
@@ -110,7 +110,7 @@ def encode(tokenizer: Tokenizer, text: str, special: bool = True) -> list[int]:
     return tokenizer.encode(text, add_special_tokens=special)
 
 
-def ended(ids: list[int], tokenizer: Tokenizer) -> tuple[int, ...]:
+def append_eos(ids: list[int], tokenizer: Tokenizer) -> tuple[int, ...]:
     """An answer's ids with the end token, once."""
     return tuple(ids) if ids[-1:] == [tokenizer.eos_token_id] else (*ids, tokenizer.eos_token_id)
 

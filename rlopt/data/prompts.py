@@ -12,7 +12,7 @@ from rlopt.config.schema import DataConfig
 from rlopt.core.errors import RloptError
 from rlopt.core.samples import Prompt
 from rlopt.data import arithmetic
-from rlopt.data.prompt_sampler import Tokenizer, Unusable, encode, need_characters, one_spaced, refuse_unusable
+from rlopt.data.prompt_sampler import Tokenizer, UnusableRow, encode, need_characters, one_spaced, refuse_unusable
 from rlopt.data.readers import Row, look_up, read_rows
 from rlopt.rewards import latex
 
@@ -83,9 +83,9 @@ class Wording:
         try:
             text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=not begun, **options)
         except Exception as error:  # templates are programs, and may raise anything
-            raise Unusable(f"the tokenizer's chat template refuses it ({error or type(error).__name__})") from None
+            raise UnusableRow(f"the tokenizer's chat template refuses it ({error or type(error).__name__})") from None
         if begun and not (messages[-1].get("content") and text.endswith(messages[-1]["content"])):
-            raise Unusable("the chat template does not end with what the assistant has begun, so it cannot go on from there")
+            raise UnusableRow("the chat template does not end with what the assistant has begun, so it cannot go on from there")
         return tuple(encode(self.tokenizer, text, special=False))  # the chat template has written them
 
     def _within(self, text: str) -> str:
@@ -95,7 +95,7 @@ class Wording:
         """A conversation without a chat template: what was said, one after another."""
         more = ["tools"] * bool(tools) + sorted({name for message in messages for name in message} - {"role", "content"})
         if more:
-            raise Unusable(f"{more[0]} would be lost: prompts are no conversations here (data.chat)")
+            raise UnusableRow(f"{more[0]} would be lost: prompts are no conversations here (data.chat)")
         return "\n\n".join(said(message) for message in self._put(messages))
 
     def _put(self, messages: Messages) -> Messages:
@@ -104,7 +104,7 @@ class Wording:
         if self.template:
             place = max((i for i, message in enumerate(put) if message["role"] == "user"), default=None)
             if place is None:
-                raise Unusable("has no user message for data.template to stand around")
+                raise UnusableRow("has no user message for data.template to stand around")
             put[place] = {**put[place], "content": self._within(said(put[place]))}
         if self.system and put[0]["role"] not in ("system", "developer"):
             put.insert(0, {"role": "system", "content": self.system})
@@ -116,7 +116,7 @@ class Wording:
         more = ["tools"] * bool(tools) + sorted({name for message in messages for name in message} - {"role", "content"})
         for name in more:
             if name not in template:
-                raise Unusable(f"{name} would be lost: the tokenizer's chat template does not read it")
+                raise UnusableRow(f"{name} would be lost: the tokenizer's chat template does not read it")
 
 
 def wording(config: DataConfig, tokenizer: Tokenizer) -> Wording:
@@ -177,7 +177,7 @@ def load_prompts(
         try:
             need_characters(row)
             kept.append((number, asked(row, prompt_key), _text(row, answer_key), row))
-        except Unusable as why:
+        except UnusableRow as why:
             dropped.setdefault(str(why), []).append(number)
     kind = config.answer_format if config.answer_format != "auto" else _guess([answer for *_, answer, _ in kept])
     prompts, numbers = [], []
@@ -187,7 +187,7 @@ def load_prompts(
             columns = {column: value for column, value in row.items() if column != prompt_key}
             prompts.append(make_prompt(f"{Path(name).name}:{number}", question, answer, name, words, columns))
             numbers.append(number)
-        except Unusable as why:
+        except UnusableRow as why:
             dropped.setdefault(str(why), []).append(number)
     if config.invalid_rows == "refuse":
         refuse_unusable(f"{key}={name}", dropped, len(prompts), "rows", "row")
@@ -243,7 +243,7 @@ def final_answer(text: str, kind: AnswerFormat) -> str:
         text = next(reversed(latex.boxes(text)), "")
     text = text.strip()
     if not text:
-        raise Unusable("the answer is empty" if kind == "text" else f"the answer has nothing{MEANING[kind]}")
+        raise UnusableRow("the answer is empty" if kind == "text" else f"the answer has nothing{MEANING[kind]}")
     return text
 
 
@@ -263,29 +263,29 @@ def asked(row: Mapping[str, Any], key: str) -> str | Messages:
 def _message(key: str, message: Any) -> dict[str, Any]:
     """A message with all that it has; raises Unusable."""
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-        raise Unusable(f"{key} is a list, but not of messages with role and content")
+        raise UnusableRow(f"{key} is a list, but not of messages with role and content")
     kept = {name: value for name, value in message.items() if value is not None}  # a table has all columns in every row
     content = kept.get("content")
     if isinstance(content, list):
         parts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in content]
         if any(part is None for part in parts):
-            raise Unusable(f"{key} has a message with content that is no text")
+            raise UnusableRow(f"{key} has a message with content that is no text")
         kept["content"] = "".join(map(str, parts))
     elif not isinstance(content, str) and not (content is None and "tool_calls" in kept):
-        raise Unusable(f"{key} is a list, but not of messages with role and content")
+        raise UnusableRow(f"{key} is a list, but not of messages with role and content")
     return kept
 
 
 def _text(row: Mapping[str, Any], key: str) -> str:
     value = look_up(row, key)
     if value is None:
-        raise Unusable(f"no {key}, only {', '.join(sorted(row))}")
+        raise UnusableRow(f"no {key}, only {', '.join(sorted(row))}")
     if not isinstance(value, str | int | float):
-        raise Unusable(f"{key} is no text but a {type(value).__name__}")
+        raise UnusableRow(f"{key} is no text but a {type(value).__name__}")
     if isinstance(value, float) and not math.isfinite(value):
-        raise Unusable(f"{key} is {value}")
+        raise UnusableRow(f"{key} is {value}")
     if not str(value).strip():
-        raise Unusable(f"{key} is empty")
+        raise UnusableRow(f"{key} is empty")
     return str(value)
 
 
@@ -299,7 +299,7 @@ def make_prompt(name: str, asked: str | Messages, answer: str, source: str, word
     """The prompt of a row, worded; raises Unusable."""
     ids = words.ids(asked, _tools(columns.get("tools")))
     if not ids:
-        raise Unusable("prompt has no token that the tokenizer knows")
+        raise UnusableRow("prompt has no token that the tokenizer knows")
     if isinstance(asked, str):
         return Prompt(name, ids, asked, answer, source, columns)
     return Prompt(name, ids, "\n\n".join(map(said, asked)), answer, source, {**columns, "messages": asked})
@@ -311,11 +311,11 @@ def _tools(value: Any) -> Any:
         try:
             value = json.loads(value)
         except json.JSONDecodeError:
-            raise Unusable("tools is a text that is no JSON") from None
+            raise UnusableRow("tools is a text that is no JSON") from None
     return value or None
 
 
-def apart(train: Loaded, held_out: Sequence[Prompt]) -> Loaded:
+def drop_eval_overlap(train: Loaded, held_out: Sequence[Prompt]) -> Loaded:
     """`train` without the prompts that are evaluated on, whatever their white space."""
     there = {one_spaced(prompt.text) for prompt in held_out}
     kept = _without(train, "also in data.eval", lambda prompt: one_spaced(prompt.text) in there)

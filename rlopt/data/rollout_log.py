@@ -177,7 +177,7 @@ def group_to_json(group: Group) -> dict[str, Any]:
     samples = [
         {
             "token_ids": s.token_ids.tolist(),
-            "spoken": s.spoken.astype(int).tolist(),
+            "spoken": s.action_mask.astype(int).tolist(),
             "logprobs": short(s.logprobs),
             "versions": s.versions.tolist(),
             "text": s.text,
@@ -202,7 +202,7 @@ def group_from_json(row: Mapping[str, Any]) -> Group:
         Sample(
             prompt_id=prompt.id,
             token_ids=np.array(sample["token_ids"], np.int32),
-            spoken=np.array(sample["spoken"], bool),
+            action_mask=np.array(sample["spoken"], bool),
             logprobs=np.array(sample["logprobs"], np.float32),
             versions=np.array(sample["versions"], np.int32),
             text=sample["text"],

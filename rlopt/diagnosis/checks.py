@@ -36,7 +36,7 @@ TOP_P = -1.2
 
 
 @dataclass(frozen=True)
-class Said:
+class CheckResult:
     """A verdict in plain words, the numbers it rests on, and what to do, by config key."""
 
     level: Level
@@ -60,36 +60,36 @@ def diagnose(evidence: Evidence) -> list[Finding]:
     """All findings, the gravest first."""
     findings = []
     for name, (check, kinds) in CHECKS.items():
-        one = check(evidence) if evidence.kind in kinds else Said("unknown", "this run samples nothing")
+        one = check(evidence) if evidence.kind in kinds else CheckResult("unknown", "this run samples nothing")
         findings.append(Finding(name, one.level, one.verdict, one.evidence, one.remedy))
     order: list[Level] = ["fault", "warning", "unknown", "fine"]
     return sorted(findings, key=lambda finding: order.index(finding.level))
 
 
-def sync_delivers(evidence: Evidence) -> Said:
+def sync_delivers(evidence: Evidence) -> CheckResult:
     if evidence.kind == "mixed":
-        return Said("unknown", "recorded groups count as version 0, so metrics cannot tell what the samplers have")
+        return CheckResult("unknown", "recorded groups count as version 0, so metrics cannot tell what the samplers have")
     if evidence.top_p < 1:
-        return Said("unknown", "within a nucleus (rollout.top_p) metrics cannot tell what the samplers have")
+        return CheckResult("unknown", "within a nucleus (rollout.top_p) metrics cannot tell what the samplers have")
     rows = [row for row in evidence.rows if row.get("version", 0) > 0 and row.get("offpolicy/behavior_kl") is not None]
     apart = np.array([row["actor/kl_k1"] for row in rows])
     gap = np.array([-row["offpolicy/behavior_kl"] for row in rows])
     if len(rows) < 3:
-        return Said("unknown", "too few steps after a synchronisation to tell", f"{len(rows)} steps")
+        return CheckResult("unknown", "too few steps after a synchronisation to tell", f"{len(rows)} steps")
     far = np.abs(apart) > 1e-4
     # Samplers that stood still are off by rounding alone; where the policy ran far, a share of the way would allow for more.
     same = np.abs(gap - apart) <= np.minimum(0.02 * np.abs(apart), _rounding(evidence))
     share = float((same & far).sum() / max(1, far.sum()))
     numbers = f"the gap is the distance from the initial model at {share:.0%} of {int(far.sum())} steps with version above 0"
     if far.sum() >= 3 and share > 0.8:
-        return Said(
+        return CheckResult(
             "fault", "the samplers still have the initial model: synchronisation delivers nothing", numbers,
             "sync.verify=true tells it at the first sync; look at sync_fault in events.jsonl",
         )  # fmt: skip
-    return Said("fine", "the samplers' weights follow the learner's", numbers)
+    return CheckResult("fine", "the samplers' weights follow the learner's", numbers)
 
 
-def sampler_agrees(evidence: Evidence) -> Said:
+def sampler_agrees(evidence: Evidence) -> CheckResult:
     tokens = evidence.tokens
     fresh = tokens.where((tokens.lag == 0) & tokens.pure & (tokens.step >= evidence.comparable_from)) if tokens else None
     if fresh is None or len(fresh) < 200:
@@ -97,11 +97,11 @@ def sampler_agrees(evidence: Evidence) -> Said:
     size = np.abs(fresh.gap)
     mean, numbers = float(size.mean()), f"{len(fresh)} tokens of lag 0: mean |gap| {size.mean():.1e}, largest {size.max():.1e}"
     if mean <= NEAR:
-        return Said("fine", "engine and learner say the same of the same tokens", numbers)
+        return CheckResult("fine", "engine and learner say the same of the same tokens", numbers)
     first_model = size[fresh.step == 1]
     if len(first_model) >= 100 and first_model.mean() <= NEAR and mean > 5 * first_model.mean():
         numbers += f"; {first_model.mean():.1e} at version 0"
-        return Said(
+        return CheckResult(
             "fault", "synchronisation delivers other weights than those of the version that engines claim", numbers,
             "sync.verify=true tells it at the first sync; look at sync_fault in events.jsonl",
         )  # fmt: skip
@@ -118,20 +118,20 @@ def sampler_agrees(evidence: Evidence) -> Said:
     bounded = below > 0.97 and fresh.gap.min() > TOP_P
     if bounded or abs(together) > 0.35:
         what = "top-p" if bounded else "temperature"
-        return Said(
+        return CheckResult(
             "fault", f"engine and learner do not mean the same distribution: another {what}", numbers,
             "rollout.temperature and rollout.top_p must be those sampled with, log-probabilities those sampled from",
         )  # fmt: skip
     if jumps or (skew < -3 and fresh.gap.mean() < -0.3 * mean):
         if jumps:
             numbers += f"; the first token of a turn {first / later:.0f} times as far off as those from the ninth on"
-        return Said(
+        return CheckResult(
             "fault", "the learner reads other tokens than the engine did: text was tokenised again", numbers,
             "train on the token ids that the engine was given and returned, never on decoded text",
         )  # fmt: skip
     if evidence.coarse and mean <= COARSE and abs(fresh.gap.mean()) < 0.3 * mean:
-        return Said("fine", "engine and learner say the same of the same tokens, but for bfloat16's rounding", numbers)
-    return Said(
+        return CheckResult("fine", "engine and learner say the same of the same tokens, but for bfloat16's rounding", numbers)
+    return CheckResult(
         "fault", "engine and learner compute different log-probabilities with the same weights", numbers,
         "model.dtype=float32 to see whether it is rounding; else compare versions and kernels of both",
     )  # fmt: skip
@@ -146,13 +146,13 @@ def _by_doubt(tokens: Tokens) -> float:
     return float(np.abs(tokens.gap).sum()) / doubt if len(tokens) > 20 and doubt > 0 else 0.0
 
 
-def _agreement_of_metrics(evidence: Evidence) -> Said:
+def _agreement_of_metrics(evidence: Evidence) -> CheckResult:
     fresh = [row for row in evidence.rows if row.get("offpolicy/lag_max") == 0 and row.get("offpolicy/ess") is not None]
     fresh = [row for row in fresh if row.get("actor/updates", 1) == 1]  # later updates of a step have moved from it
     fresh = [row for row in fresh if row["step"] >= evidence.comparable_from]
     if not fresh:
         remedy = "run.record=true keeps what is needed" if evidence.tokens is None else ""
-        return Said("unknown", "no batch of lag 0 to compare on", "", remedy)
+        return CheckResult("unknown", "no batch of lag 0 to compare on", "", remedy)
     gaps = np.array([row["offpolicy/behavior_kl"] for row in fresh])
     spread = np.array([1 - row["offpolicy/ess"] for row in fresh])
     drift, room = float(np.abs(gaps).max()), NEAR
@@ -161,10 +161,10 @@ def _agreement_of_metrics(evidence: Evidence) -> Said:
         drift, room = abs(float(gaps.mean())), NEAR + 3 * float(gaps.std(ddof=1)) / len(gaps) ** 0.5 if several else COARSE
     numbers = f"{len(fresh)} batches of lag 0: gap {drift:.1e} nats, 1 - ESS up to {spread.max():.1e}"
     if drift <= room and spread.max() <= COARSE:
-        return Said("fine", "engine and learner say the same of the same tokens", numbers)
+        return CheckResult("fine", "engine and learner say the same of the same tokens", numbers)
     if _nucleus_explains(evidence, -gaps):
         return _within_nucleus(evidence, numbers)
-    return Said(
+    return CheckResult(
         "fault", "engine and learner differ on samples of lag 0", numbers,
         "run.record=true, and ask again: the record tells temperature, top-p, tokens and rounding apart",
     )  # fmt: skip
@@ -185,136 +185,138 @@ def _rounding(evidence: Evidence) -> float:
     return COARSE if evidence.coarse else NEAR
 
 
-def _within_nucleus(evidence: Evidence, numbers: str) -> Said:
-    return Said(
+def _within_nucleus(evidence: Evidence, numbers: str) -> CheckResult:
+    return CheckResult(
         "warning", "samplers speak within a nucleus, the learner of all tokens: every ratio is smaller by what it leaves out",
         numbers, f"rollout.top_p=1.0 (here: {evidence.top_p}), if ratios are to start at 1",
     )  # fmt: skip
 
 
-def staleness(evidence: Evidence) -> Said:
+def staleness(evidence: Evidence) -> CheckResult:
     ess, lag = evidence.column("offpolicy/ess"), evidence.column("offpolicy/lag_max")
     if not len(ess):
-        return Said("unknown", "nothing is known of the policy that sampled")
+        return CheckResult("unknown", "nothing is known of the policy that sampled")
     numbers = f"largest lag {lag.max():.0f}; effective sample size {np.median(ess):.0%} (median), {ess.min():.0%} (least)"
     if evidence.tokens is not None and evidence.tokens.lag.min() < evidence.tokens.lag.max():
         slope, intercept = np.polyfit(evidence.tokens.lag, np.abs(evidence.tokens.gap), 1)
         numbers += f"; |gap| {intercept:.1e} + {slope:.1e} nats per step of lag"
     if np.median(ess) < 0.6:
         fresher = "fewer trainer.total_steps" if evidence.kind == "offline" else "a lower sync.interval or sync.max_lag"
-        return Said(
+        return CheckResult(
             "warning", "samples are so stale that little more than half of them count", numbers,
             f"{fresher}, a lower learner.lr, or {BOUND}",
         )  # fmt: skip
-    return Said("fine", "samples are near enough to the policy that learns from them", numbers)
+    return CheckResult("fine", "samples are near enough to the policy that learns from them", numbers)
 
 
-def ratios(evidence: Evidence) -> Said:
+def ratios(evidence: Evidence) -> CheckResult:
     largest, ess = evidence.column("offpolicy/ratio_max", 0.5), evidence.column("offpolicy/ess", 0.5)
     if not len(largest):
-        return Said("unknown", "nothing is known of the policy that sampled")
+        return CheckResult("unknown", "nothing is known of the policy that sampled")
     numbers = (
         f"second half: largest ratio {largest.max():.3g} (median over steps {np.median(largest):.3g}), ESS from {ess.min():.0%}"
     )
     if np.median(ess) < 0.3 or np.median(largest) > 1e4:
-        return Said(
+        return CheckResult(
             "fault", "ratios explode: a few tokens outweigh all others", numbers,
             f"{BOUND}; or a lower learner.lr",
         )  # fmt: skip
-    return Said("fine", "ratios are bounded", numbers)
+    return CheckResult("fine", "ratios are bounded", numbers)
 
 
-def reward_varies(evidence: Evidence) -> Said:
+def reward_varies(evidence: Evidence) -> CheckResult:
     spread, flat = evidence.column("reward/std"), evidence.column("reward/zero_std_frac", 0.5)
     if not len(spread):
-        return Said("unknown", "the run has no rewards")
+        return CheckResult("unknown", "the run has no rewards")
     numbers = (
         f"standard deviation {spread.min():.3g} to {spread.max():.3g}; {flat.mean():.0%} of groups all alike (second half)"
     )
     if spread.max() == 0:
-        return Said(
+        return CheckResult(
             "fault", "the reward never varies: there is nothing to learn", numbers,
             "look at the rewards in data.experience" if evidence.kind == "offline"
             else "try reward.fn on a few completions of samples.jsonl by hand",
         )  # fmt: skip
     if flat.mean() > 0.85:
-        return Said(
+        return CheckResult(
             "warning", "most groups have no signal: all their samples earn the same", numbers,
             "a record of other problems" if evidence.kind == "offline"
             else "algo.refills, a larger algo.group_size, or problems of another difficulty",
         )  # fmt: skip
-    return Said("fine", "the reward tells samples apart", numbers)
+    return CheckResult("fine", "the reward tells samples apart", numbers)
 
 
-def progress(evidence: Evidence) -> Said:
+def progress(evidence: Evidence) -> CheckResult:
     if evidence.kind in ("mixed", "offline"):
-        return Said("unknown", "rewards of recorded groups are not the policy's", "", "rlopt.evaluate run=... asks the policy")
+        return CheckResult(
+            "unknown", "rewards of recorded groups are not the policy's", "", "rlopt.evaluate run=... asks the policy"
+        )
     reward, spread = evidence.column("reward/mean"), evidence.column("reward/std")
     span = len(reward) // 8
     if span < 5:
-        return Said("unknown", "too few steps to tell", f"{len(reward)} steps")
+        return CheckResult("unknown", "too few steps to tell", f"{len(reward)} steps")
     parts = np.array([part.mean() for part in np.array_split(reward, 8)])
     ends = [evidence.rows[place].get("samples_seen", 0.0) for place in (0, -1)]  # a fork begins with those of another run
     samples = (ends[1] - ends[0]) / (len(reward) - 1) * span
     noise = spread.mean() / max(1.0, samples) ** 0.5 * 2  # siblings are alike, so a sample is worth less than one
     numbers = f"reward {parts[0]:.3f} at first, {parts.max():.3f} at best, {parts[-1]:.3f} at last (eighths of the run)"
     if parts[-1] < 0.75 * parts.max() and parts.max() - parts[-1] > 4 * noise:
-        return Said(
+        return CheckResult(
             "warning", "the policy had learned more than it has kept", numbers,
             f"a lower learner.lr or sync.interval, algo.kl.coef=0.01, or {BOUND}",
         )  # fmt: skip
-    return Said("fine", "what was learned was kept", numbers)
+    return CheckResult("fine", "what was learned was kept", numbers)
 
 
-def truncation(evidence: Evidence) -> Said:
+def truncation(evidence: Evidence) -> CheckResult:
     cut, length = evidence.column("response_length/truncated_frac", 0.25), evidence.column("response_length/mean", 0.25)
     if not len(cut):
-        return Said("unknown", "the run sampled nothing")
+        return CheckResult("unknown", "the run sampled nothing")
     numbers = f"last quarter: {cut.mean():.1%} of samples cut, mean length {length.mean():.1f} tokens"
     if cut.mean() > 0.25:
         longer = "a record of longer samples" if evidence.kind == "offline" else "a larger rollout.max_new_tokens"
-        return Said(
+        return CheckResult(
             "fault" if cut.mean() > 0.5 else "warning", "many samples end at the limit, not where they would", numbers,
             f"{longer}, or algo.overlong.buffer=0.2, which makes long ones pay",
         )  # fmt: skip
-    return Said("fine", "samples end by themselves", numbers)
+    return CheckResult("fine", "samples end by themselves", numbers)
 
 
-def entropy(evidence: Evidence) -> Said:
+def entropy(evidence: Evidence) -> CheckResult:
     values = evidence.column("actor/entropy")
     if len(values) < 10:
-        return Said("unknown", "too few steps to tell", f"{len(values)} steps")
+        return CheckResult("unknown", "too few steps to tell", f"{len(values)} steps")
     tenth = max(1, len(values) // 10)
     first, last = values[:tenth].mean(), values[-tenth:].mean()
     numbers = f"{first:.4f} nats per token at first, {last:.4f} at last"
     if last < 0.05 * first:
-        return Said(
+        return CheckResult(
             "fault", "entropy has collapsed: the policy says one thing only", numbers,
             "a lower learner.lr" if evidence.kind == "rows"
             else "algo.entropy_coef=0.001, algo.kl.coef=0.01, a wider upper clip, or a lower learner.lr",
         )  # fmt: skip
-    return Said("fine", "the policy still explores", numbers)
+    return CheckResult("fine", "the policy still explores", numbers)
 
 
-def idleness(evidence: Evidence) -> Said:
+def idleness(evidence: Evidence) -> CheckResult:
     learner, samplers = evidence.column("idle/learner_frac", 0.8), evidence.column("idle/rollout_frac", 0.8)
     numbers = f"learner idle {_share(learner)}, samplers idle {_share(samplers)} of the time"
     if len(learner) and learner.mean() > 0.9:
-        return Said(
+        return CheckResult(
             "warning", "the learner mostly waits for samples", numbers,
             "more rollout.engines, a larger sync.interval or sync.offset, or sync.mode=async",
         )  # fmt: skip
     if len(samplers) and samplers.mean() > 0.8:
-        return Said(
+        return CheckResult(
             "warning", "the samplers mostly wait for the learner", numbers,
             "fewer rollout.engines, more learner.workers, or a larger learner.token_budget",
         )  # fmt: skip
-    return Said("fine", "both sides have work", numbers)
+    return CheckResult("fine", "both sides have work", numbers)
 
 
 SAMPLING: tuple[Kind, ...] = ("sampled", "mixed")
 GROUPS: tuple[Kind, ...] = (*SAMPLING, "offline")
-CHECKS: Mapping[str, tuple[Callable[[Evidence], Said], tuple[Kind, ...]]] = {
+CHECKS: Mapping[str, tuple[Callable[[Evidence], CheckResult], tuple[Kind, ...]]] = {
     "synchronisation": (sync_delivers, SAMPLING),
     "engine and learner": (sampler_agrees, SAMPLING),
     "staleness": (staleness, GROUPS),

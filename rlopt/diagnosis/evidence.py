@@ -152,15 +152,15 @@ def read_tokens(record: Path | None) -> tuple[Tokens | None, str | None]:
 
 
 def _add(columns: list[list[np.ndarray]], step: int, sample: Mapping[str, list[float]]) -> None:
-    spoken = np.array(sample["spoken"], bool)
+    action_mask = np.array(sample["spoken"], bool)
     behavior, policy = np.array(sample["logprobs"]), np.array(sample["policy"])
-    place = np.arange(len(spoken))
-    fresh = spoken & ~np.concatenate([[False], spoken[:-1]])
+    place = np.arange(len(action_mask))
+    fresh = action_mask & ~np.concatenate([[False], action_mask[:-1]])
     since = place - np.maximum.accumulate(np.where(fresh, place, 0))
     lag = step - 1 - np.array(sample["versions"])
-    about = np.full(len(spoken), step), lag, np.full(len(spoken), lag.min() == lag.max())
+    about = np.full(len(action_mask), step), lag, np.full(len(action_mask), lag.min() == lag.max())
     for column, values in zip(columns, (*about, place, since, behavior, policy - behavior), strict=True):
-        column.append(values[spoken])
+        column.append(values[action_mask])
 
 
 def bins(tokens: Tokens, by: Literal["lag", "position"], count: int = 8) -> list[tuple[str, int, float, float]]:

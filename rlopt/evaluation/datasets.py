@@ -14,7 +14,7 @@ def load_evals(data: DataConfig, seed: int, words: Wording, room: int) -> dict[s
     return {short: load_prompts(data, "data.eval", name, seed, words, room) for short, name in sets.items()}
 
 
-def first(evals: Mapping[str, Loaded], limit: int | None) -> dict[str, Loaded]:
+def limited(evals: Mapping[str, Loaded], limit: int | None) -> dict[str, Loaded]:
     """The first `limit` prompts of each data set."""
     return {
         name: replace(loaded, prompts=loaded.prompts[:limit], numbers=loaded.numbers[:limit]) for name, loaded in evals.items()

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from rlopt.core.errors import Interrupted, NoEngine
-from rlopt.core.requests import Deal, Manner
+from rlopt.core.requests import SampleRequest, SamplingSpec
 from rlopt.core.samples import Group, Key, Prompt
 from rlopt.evaluation.pass_at_k import scores
 from rlopt.orchestrator.lockstep import Fleet
@@ -21,18 +21,18 @@ class Answers:
     """What the engines answered to one data set in one manner: a group per prompt."""
 
     name: str
-    manner: Manner
+    sampling: SamplingSpec
     groups: list[Group]
 
     @property
     def unscored(self) -> int:
         """Answers without a reward: it left them out, took too long, or failed."""
-        return sum(self.manner.count - len(group.samples) for group in self.groups)
+        return sum(self.sampling.count - len(group.samples) for group in self.groups)
 
     def scores(self, right: float) -> dict[str, list[float]]:
         """Values per prompt by metric; `right` is the reward at or above which an answer is right."""
-        found = scores(self.groups, self.manner.count, right)
-        if self.manner.temperature:
+        found = scores(self.groups, self.sampling.count, right)
+        if self.sampling.temperature:
             return found
         return {"greedy": found["avg@1"]} if found else {}
 
@@ -43,69 +43,71 @@ class Evaluator:
 
     Attributes:
         sets: prompts by the data set's name.
-        manners: how each is answered.
+        sampling_specs: how each is answered.
         right: reward at or above which an answer is right.
         deadline_s: seconds without a single group before it gives up.
-        revive: brings back engines when none is left.
+        restore_engines: brings back engines when none is left.
     """
 
     sets: Mapping[str, list[Prompt]]
-    manners: list[Manner]
+    sampling_specs: list[SamplingSpec]
     right: float
-    fleet: Fleet
+    engines: Fleet
     deadline_s: float
-    revive: Callable[[], None]
+    restore_engines: Callable[[], None]
 
     def answers(
         self, progress: Callable[[int], None] = lambda done: None, asked: Callable[[], None] = lambda: None
     ) -> list[Answers]:
         """Everything answered; `progress` hears how many groups are there."""
-        wanted = [(name, manner) for name in self.sets for manner in self.manners]
-        deals = [Deal(prompt, "eval", manner=manner) for name, manner in wanted for prompt in self.sets[name]]
-        groups = iter(self._ask(deals, progress, asked))
-        return [Answers(name, manner, [next(groups) for _ in self.sets[name]]) for name, manner in wanted]
+        wanted = [(name, sampling) for name in self.sets for sampling in self.sampling_specs]
+        requests = [SampleRequest(prompt, "eval", sampling=sampling) for name, sampling in wanted for prompt in self.sets[name]]
+        groups = iter(self._ask(requests, progress, asked))
+        return [Answers(name, sampling, [next(groups) for _ in self.sets[name]]) for name, sampling in wanted]
 
     def measure(self, asked: Callable[[], None]) -> dict[str, float]:
         """Metrics of all data sets. `asked` is called when all has been asked for, so that more work can follow it."""
         metrics: dict[str, float] = {}
         for answers in self.answers(asked=asked):
-            count, name, found = answers.manner.count, f"eval/{answers.name}", answers.scores(self.right)
+            count, name, found = answers.sampling.count, f"eval/{answers.name}", answers.scores(self.right)
             for key in ("greedy", f"avg@{count}", f"pass@{count}"):
                 if key in found:
                     metrics[f"{name}/{key}"] = float(np.mean(found[key]))
             metrics[f"{name}/unscored"] = metrics.get(f"{name}/unscored", 0.0) + answers.unscored
         return metrics
 
-    def _ask(self, deals: list[Deal], progress: Callable[[int], None], all_asked: Callable[[], None]) -> list[Group]:
+    def _ask(
+        self, requests: list[SampleRequest], progress: Callable[[int], None], all_asked: Callable[[], None]
+    ) -> list[Group]:
         """The group of each, in order."""
-        keys: list[Key] = [(-1, number) for number in range(len(deals))]  # the samplers' own are never negative
+        keys: list[Key] = [(-1, number) for number in range(len(requests))]  # the samplers' own are never negative
         found, under_way, asked = dict[Key, Group](), set[Key](), 0
-        while len(found) < len(deals):
-            while asked < len(deals) and len(under_way) < AHEAD:
-                self.fleet.ask(keys[asked], deals[asked])
+        while len(found) < len(requests):
+            while asked < len(requests) and len(under_way) < AHEAD:
+                self.engines.ask(keys[asked], requests[asked])
                 under_way.add(keys[asked])
                 asked += 1
-                if asked == len(deals):
+                if asked == len(requests):
                     all_asked()
             try:
-                if not under_way & self.fleet.done.keys():
-                    self.fleet.wait(self.deadline_s)
+                if not under_way & self.engines.done.keys():
+                    self.engines.wait(self.deadline_s)
             except NoEngine:
-                self.revive()
+                self.restore_engines()
             except Interrupted:
                 for key in under_way:  # a checkpoint keeps what is under way, and this is nothing to learn from
-                    self.fleet.cancel(key)
+                    self.engines.cancel(key)
                 raise
-            for key in under_way & self.fleet.done.keys():
-                found[key] = self.fleet.hand_over(key)
+            for key in under_way & self.engines.done.keys():
+                found[key] = self.engines.take(key)
                 under_way.remove(key)
             progress(len(found))
         return [found[key] for key in keys]
 
 
-def manners(samples: int, temperature: float, top_p: float, greedy: bool) -> list[Manner]:
+def sampling_specs(samples: int, temperature: float, top_p: float, greedy: bool) -> list[SamplingSpec]:
     """What the keys of `eval` ask for."""
-    return [Manner(samples, temperature, top_p)] * bool(samples) + [Manner(1, 0.0, 1.0)] * greedy
+    return [SamplingSpec(samples, temperature, top_p)] * bool(samples) + [SamplingSpec(1, 0.0, 1.0)] * greedy
 
 
 def names(sets: str | list[str]) -> dict[str, str]:

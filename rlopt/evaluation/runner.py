@@ -16,12 +16,12 @@ from rlopt.core.atomic_write import write_whole
 from rlopt.core.errors import RloptError
 from rlopt.core.signals import undisturbed
 from rlopt.data.prompts import Loaded, wording
-from rlopt.evaluation.datasets import first, load_evals
-from rlopt.evaluation.evaluator import Answers, Evaluator, manners
+from rlopt.evaluation.datasets import limited, load_evals
+from rlopt.evaluation.evaluator import Answers, Evaluator, sampling_specs
 from rlopt.evaluation.pass_at_k import Estimate, estimate
 from rlopt.models.loading import context_length, find_model, load_tokenizer
 from rlopt.rewards.pool import load as load_reward
-from rlopt.rollout.engine_pool import Fleet
+from rlopt.rollout.engine_pool import EnginePool
 from rlopt.rollout.worker import EngineConfig, spawner
 from rlopt.tracking.journal import TrainingBar
 
@@ -59,7 +59,7 @@ class Verdict:
     seconds: float
 
 
-def judge(job: EvaluateJob, console: Console) -> Verdict:
+def evaluate(job: EvaluateJob, console: Console) -> Verdict:
     """The whole life of the command.
 
     Raises:
@@ -70,7 +70,7 @@ def judge(job: EvaluateJob, console: Console) -> Verdict:
     folder = find_model(job.model.path, TrainingBar(console, f"training {job.model.path} (once on this machine)"))
     tokenizer = load_tokenizer(folder)
     room = context_length(folder) - job.rollout.max_new_tokens
-    sets = first(load_evals(job.data, job.run.seed, wording(job.data, tokenizer), room), job.eval.limit)
+    sets = limited(load_evals(job.data, job.run.seed, wording(job.data, tokenizer), room), job.eval.limit)
     for name, loaded in sets.items():
         left_out = sum(map(len, loaded.left_out.values()))
         line = f"{name}: {len(loaded.prompts)} prompts, {loaded.about}"
@@ -96,22 +96,22 @@ def _ask(job: EvaluateJob, folder: Path, sets: Mapping[str, Loaded], console: Co
         in_flight="wait",
         learns=False,
     )
-    cluster, fleet = Cluster(job.cluster), None
+    cluster, engines = Cluster(job.cluster), None
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn())
     progress = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
     try:
         with console.status("starting engines"):
             spawn = spawner(cluster, job.cluster, engine, job.rollout, job.reward, 1)
-            fleet = Fleet(spawn, job.rollout.engines, job.cluster.start_deadline_s)
-            fleet.join(wait=True)
-        ways = manners(job.eval.samples, job.eval.temperature, job.eval.top_p, job.eval.greedy)
+            engines = EnginePool(spawn, job.rollout.engines, job.cluster.start_deadline_s)
+            engines.join(wait=True)
+        ways = sampling_specs(job.eval.samples, job.eval.temperature, job.eval.top_p, job.eval.greedy)
         evaluator = Evaluator(
             sets={name: loaded.prompts for name, loaded in sets.items()},
-            manners=ways,
+            sampling_specs=ways,
             right=job.eval.right,
-            fleet=fleet,
+            engines=engines,
             deadline_s=job.cluster.step_deadline_s,
-            revive=partial(_revive, fleet, iter(range(MOST_REVIVALS))),
+            restore_engines=partial(_restore_engines, engines, iter(range(MOST_REVIVALS))),
         )
         with progress:
             task = progress.add_task("prompts", total=sum(len(loaded.prompts) for loaded in sets.values()) * len(ways))
@@ -119,17 +119,17 @@ def _ask(job: EvaluateJob, folder: Path, sets: Mapping[str, Loaded], console: Co
             return evaluator.answers(lambda done: progress.update(task, completed=done)), time.monotonic() - began
     finally:
         with undisturbed():
-            if fleet:
-                fleet.close()
+            if engines:
+                engines.close()
             cluster.close()
 
 
-def _revive(fleet: Fleet, left: Iterator[int]) -> None:
+def _restore_engines(engines: EnginePool, left: Iterator[int]) -> None:
     """Take in the engines that replace those that died; they have their weights from the start."""
     if next(left, None) is None:
         raise RloptError(f"all engines died {MOST_REVIVALS + 1} times; is a prompt or rollout.kv_cache_gib too large for them?")
-    fleet.join(wait=True)
-    fleet.settle()
+    engines.join(wait=True)
+    engines.assign_orphaned()
 
 
 def _count(job: EvaluateJob, answers: list[Answers]) -> tuple[list[Row], dict[str, int]]:
@@ -180,7 +180,7 @@ def _write(
                     line = {
                         "data": one.name,
                         "id": group.prompt.id,
-                        "temperature": one.manner.temperature,
+                        "temperature": one.sampling.temperature,
                         "prompt": group.prompt.text,
                         "answer": group.prompt.answer,
                         "completion": sample.text,

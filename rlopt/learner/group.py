@@ -13,7 +13,7 @@ from rlopt.core.atomic_write import write_whole
 from rlopt.core.batches import Batch, Sequences
 from rlopt.core.errors import RloptError
 from rlopt.core.reduce import Sum
-from rlopt.data.microbatches import plan, split
+from rlopt.data.microbatches import microbatches, partition
 from rlopt.learner.worker import Sent
 from rlopt.objectives.core import merge
 
@@ -21,23 +21,23 @@ from rlopt.objectives.core import merge
 class Learners:
     """All ranks. Every call is made on all of them at once and waited for."""
 
-    def __init__(self, workers: Workers, token_budget: int, together: bool, temperature: float) -> None:
+    def __init__(self, workers: Workers, token_budget: int, groups_whole: bool, temperature: float) -> None:
         """`together` keeps the sequences of a group in one micro-batch (the objective's `traits.unit`)."""
-        self._workers, self._token_budget, self._together = workers, token_budget, together
+        self._workers, self._token_budget, self._together = workers, token_budget, groups_whole
         self._temperature = temperature
 
     def update(self, batches: list[Batch], step: int) -> dict[str, float]:
         """One optimizer update on each of `batches`, in order; metrics exact over all ranks, sums averaged over updates."""
         parts = []
         for batch in batches:
-            shares = split(batch, self._together, len(self._workers), self._token_budget)
+            shares = microbatches(batch, self._together, len(self._workers), self._token_budget)
             parts += self._workers.call("update", *((share, step) for share in shares))
         merged = merge(parts).items()
         return {name: metric.value / (len(batches) if isinstance(metric, Sum) else 1) for name, metric in merged}
 
     def measure(self, batch: Batch) -> dict[str, float]:
         """The metrics of a batch that is not learned from, exact over all ranks."""
-        shares = split(batch, self._together, len(self._workers), self._token_budget)
+        shares = microbatches(batch, self._together, len(self._workers), self._token_budget)
         parts = self._workers.call("measure", *((share,) for share in shares))
         return {name: metric.value for name, metric in merge(parts).items()}
 
@@ -47,7 +47,7 @@ class Learners:
         `temperature` divides the logits; None: that of sampling.
         """
         divisor = self._temperature if temperature is None else temperature
-        layout = plan(sequences.lengths, torch.arange(len(sequences)), len(self._workers), self._token_budget)
+        layout = partition(sequences.lengths, torch.arange(len(sequences)), len(self._workers), self._token_budget)
         layout = [[piece or [0] for piece in share] for share in layout]  # ranks must stay in step
         shares = [[sequences.take(piece) for piece in share] for share in layout]
         answers: list[list[Tensor]] = self._workers.call("score", *((share, whose, divisor) for share in shares))

@@ -23,13 +23,13 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from rlopt.cluster.actors import free_port, own_address
 from rlopt.config.schema import LearnerConfig
 from rlopt.core.atomic_write import all_to_disk
-from rlopt.core.batches import Batch, Scores, Sequences
+from rlopt.core.batches import Batch, PolicyOutputs, Sequences
 from rlopt.core.errors import RloptError
 from rlopt.core.reduce import Max, Metric
 from rlopt.learner.lr_schedule import lr_factor
 from rlopt.models import lora
 from rlopt.models.policy import Policy, refuse_other_logits, write_model
-from rlopt.objectives.core import Objective, Terms, merge, total_loss
+from rlopt.objectives.core import LossTerms, Objective, merge, total_loss
 from rlopt.weight_sync.engine_client import EngineClient
 from rlopt.weight_sync.sender import ShmSender, TensorSpec, in_buckets, make_sender
 
@@ -52,7 +52,7 @@ class LearnerSetup:
     temperature: float
     total_steps: int
     objective: Objective
-    terms: Terms
+    terms: LossTerms
     sync_backend: str
     bucket_bytes: int
     verify: bool
@@ -202,8 +202,8 @@ class LearnerWorker:
             objective, terms = self._setup.objective, self._setup.terms
             return merge([total_loss(objective, terms, batch, self._scores(batch)).metrics for batch in here])
 
-    def _scores(self, batch: Batch) -> Scores:
-        return Scores(*self._engine(batch.token_ids, batch.mask, self._setup.temperature))
+    def _scores(self, batch: Batch) -> PolicyOutputs:
+        return PolicyOutputs(*self._engine(batch.token_ids, batch.mask, self._setup.temperature))
 
     def _step(self) -> float:
         """Move the weights; the global gradient norm before clipping. ZeRO's optimizers report it, the plain one does not."""
@@ -220,7 +220,7 @@ class LearnerWorker:
         model = self._engine if whose == "policy" or self._adapted else self._reference
         model.eval()
         device = self._setup.device
-        before = lora.asleep(self._engine.module.lm) if whose == "reference" and self._adapted else nullcontext()
+        before = lora.adapters_disabled(self._engine.module.lm) if whose == "reference" and self._adapted else nullcontext()
         with torch.no_grad(), before:
             return [model(p.token_ids.to(device), p.mask.to(device), temperature)[0].cpu() for p in pieces]
 

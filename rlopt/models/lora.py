@@ -41,7 +41,7 @@ def adapt(lm: Any, config: LoraConfig) -> None:
 
 
 @contextmanager
-def asleep(lm: Any) -> Iterator[None]:
+def adapters_disabled(lm: Any) -> Iterator[None]:
     """In here the model is what it was before `adapt`."""
     lm.disable_adapters()
     try:

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from rlopt.core.batches import Average, Batch, LossOutput, Outcomes, Scores
+from rlopt.core.batches import AdvantageInputs, Average, Batch, LossOutput, PolicyOutputs
 from rlopt.objectives.advantages import standardized
 from rlopt.objectives.core import Traits, clip_fraction
 from rlopt.objectives.ratios import check_clip, one_side, ppo_clip
@@ -32,13 +32,13 @@ class A3PO:
     def __post_init__(self) -> None:
         check_clip(self.clip_low, self.clip_high)
 
-    def advantages(self, outcomes: Outcomes) -> Tensor:
-        return standardized(outcomes, self.std)
+    def advantages(self, inputs: AdvantageInputs) -> Tensor:
+        return standardized(inputs, self.std)
 
-    def loss(self, batch: Batch, scores: Scores) -> LossOutput:
+    def loss(self, batch: Batch, scores: PolicyOutputs) -> LossOutput:
         alpha = (batch.lag / (batch.lag + 1.0)).to(batch.mask.dtype)[:, None]
-        moved = alpha * (scores.logprobs.detach() - batch.behavior) * batch.mask
-        ratio = ((scores.logprobs - batch.behavior) * batch.mask - moved).exp()
+        moved = alpha * (scores.logprobs.detach() - batch.rollout_logprobs) * batch.mask
+        ratio = ((scores.logprobs - batch.rollout_logprobs) * batch.mask - moved).exp()
         keep = one_side(ratio, batch.advantages, self.clip_low, self.clip_high)
         per_token = moved.exp() * ppo_clip(ratio, batch.advantages, self.clip_low, self.clip_high) * batch.mask
         return LossOutput(per_token, clip_fraction(keep, batch))

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rlopt.core.batches import Outcomes
+from rlopt.core.batches import AdvantageInputs
 
 EPSILON = 1e-6
 """Added to a standard deviation before dividing, as verl and Trinity-RFT do; TRL adds 1e-4."""
@@ -29,40 +29,40 @@ def group_size(group: Tensor) -> Tensor:
     return group.bincount()[group].double()
 
 
-def centered(outcomes: Outcomes) -> Tensor:
+def centered(inputs: AdvantageInputs) -> Tensor:
     """`A_i = R_i - mean(R)`, the mean over its group. 0 where all rewards are one, exactly."""
-    returns = outcomes.returns
-    away = returns - group_mean(returns, outcomes.group)
-    return torch.where(spread(outcomes) == 0, 0.0, away)
+    returns = inputs.returns
+    away = returns - group_mean(returns, inputs.group)
+    return torch.where(spread(inputs) == 0, 0.0, away)
 
 
-def standardized(outcomes: Outcomes, std: Literal["population", "sample"]) -> Tensor:
+def standardized(inputs: AdvantageInputs, std: Literal["population", "sample"]) -> Tensor:
     """`A_i = (R_i - mean(R)) / (std(R) + 1e-6)`; population divides by G, sample by G - 1. A group of one gets 0."""
-    away, size = centered(outcomes), group_size(outcomes.group)
-    variance = group_mean(away.square(), outcomes.group)
+    away, size = centered(inputs), group_size(inputs.group)
+    variance = group_mean(away.square(), inputs.group)
     if std == "sample":
         variance = variance * size / (size - 1).clamp(min=1)
     return away / (variance.sqrt() + EPSILON)
 
 
-def leave_one_out(outcomes: Outcomes) -> Tensor:
+def leave_one_out(inputs: AdvantageInputs) -> Tensor:
     """`A_i = R_i - mean of the siblings' R = G / (G - 1) (R_i - mean(R))`. A group of one gets 0."""
-    size = group_size(outcomes.group)
-    return centered(outcomes) * size / (size - 1).clamp(min=1)
+    size = group_size(inputs.group)
+    return centered(inputs) * size / (size - 1).clamp(min=1)
 
 
-def above_log_mean_exp(outcomes: Outcomes, tau: float) -> Tensor:
+def above_log_mean_exp(inputs: AdvantageInputs, tau: float) -> Tensor:
     """`A_i = R_i - tau * log(mean(exp(R / tau)))`, the mean over its group. 0 where all rewards are one, exactly."""
-    returns = outcomes.returns
-    top = group_max(returns, outcomes.group)
-    soft = top + tau * group_mean(((returns - top) / tau).exp(), outcomes.group).log()
-    return torch.where(spread(outcomes) == 0, 0.0, returns - soft)
+    returns = inputs.returns
+    top = group_max(returns, inputs.group)
+    soft = top + tau * group_mean(((returns - top) / tau).exp(), inputs.group).log()
+    return torch.where(spread(inputs) == 0, 0.0, returns - soft)
 
 
-def returns_to_go(outcomes: Outcomes) -> Tensor:
+def returns_to_go(inputs: AdvantageInputs) -> Tensor:
     """`[B, T]`: the reward less the penalties of this token and all that follow (no discount), 0 where the mask is 0."""
-    ahead = outcomes.penalties.flip(1).cumsum(1).flip(1)
-    return (outcomes.rewards[:, None] - ahead) * outcomes.mask
+    ahead = inputs.penalties.flip(1).cumsum(1).flip(1)
+    return (inputs.rewards[:, None] - ahead) * inputs.mask
 
 
 def whitened(values: Tensor, mask: Tensor) -> Tensor:
@@ -79,6 +79,6 @@ def overlong_penalty(lengths: Tensor, limit: int, buffer: int) -> Tensor:
     return ((limit - buffer - lengths.double()) / buffer).clamp(-1, 0)
 
 
-def spread(outcomes: Outcomes) -> Tensor:
+def spread(inputs: AdvantageInputs) -> Tensor:
     """`[B]`: largest less smallest return of the group; rounding cannot make equal rewards differ."""
-    return group_max(outcomes.returns, outcomes.group) + group_max(-outcomes.returns, outcomes.group)
+    return group_max(inputs.returns, inputs.group) + group_max(-inputs.returns, inputs.group)

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from rlopt.core.batches import Average, Batch, LossOutput, Outcomes, Scores
+from rlopt.core.batches import AdvantageInputs, Average, Batch, LossOutput, PolicyOutputs
 from rlopt.core.errors import need
 from rlopt.objectives.advantages import standardized
 from rlopt.objectives.core import Traits, clip_fraction
@@ -36,10 +36,10 @@ class ASPO:
         check_clip(self.clip_low, self.clip_high)
         need(self.cap > 0, "algo.cap", self.cap, "must be above 0")
 
-    def advantages(self, outcomes: Outcomes) -> Tensor:
-        return standardized(outcomes, self.std)
+    def advantages(self, inputs: AdvantageInputs) -> Tensor:
+        return standardized(inputs, self.std)
 
-    def loss(self, batch: Batch, scores: Scores) -> LossOutput:
+    def loss(self, batch: Batch, scores: PolicyOutputs) -> LossOutput:
         log_r, advantages = log_ratio(batch, scores).detach(), batch.advantages
         turned = torch.where(advantages > 0, -log_r, log_r).exp()
         bound = torch.where(advantages > 0, 1 / (1 + self.clip_high), 1 - self.clip_low)

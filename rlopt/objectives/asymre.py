@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from rlopt.core.batches import Average, Batch, LossOutput, Outcomes, Scores
+from rlopt.core.batches import AdvantageInputs, Average, Batch, LossOutput, PolicyOutputs
 from rlopt.core.errors import need
 from rlopt.objectives.advantages import group_mean
 from rlopt.objectives.core import Traits
@@ -29,8 +29,8 @@ class AsymRE:
     def __post_init__(self) -> None:
         need(self.tau >= 0, "algo.tau", self.tau, "must be 0 or more")
 
-    def advantages(self, outcomes: Outcomes) -> Tensor:
-        return outcomes.returns - group_mean(outcomes.returns, outcomes.group) - self.shift
+    def advantages(self, inputs: AdvantageInputs) -> Tensor:
+        return inputs.returns - group_mean(inputs.returns, inputs.group) - self.shift
 
-    def loss(self, batch: Batch, scores: Scores) -> LossOutput:
+    def loss(self, batch: Batch, scores: PolicyOutputs) -> LossOutput:
         return LossOutput(-batch.advantages / (1 + self.tau) * scores.logprobs * batch.mask, {})

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from rlopt.core.batches import Average, Batch, LossOutput, Outcomes, Scores
+from rlopt.core.batches import AdvantageInputs, Average, Batch, LossOutput, PolicyOutputs
 from rlopt.core.errors import need
 from rlopt.objectives.advantages import standardized
 from rlopt.objectives.core import Traits, masked_mean
@@ -42,9 +42,9 @@ class BAPO:
         need(0 <= self.low <= self.low_limit <= 1, "algo.low", self.low, "want 0 <= algo.low <= algo.low_limit <= 1")
         need(1 <= self.high <= self.high_limit, "algo.high", self.high, "want 1 <= algo.high <= algo.high_limit")
 
-    def advantages(self, outcomes: Outcomes) -> Tensor:
-        advantages = standardized(outcomes, self.std)[:, None] * outcomes.mask
-        ratio = ((outcomes.anchor - outcomes.behavior) * outcomes.mask).exp().double()
+    def advantages(self, inputs: AdvantageInputs) -> Tensor:
+        advantages = standardized(inputs, self.std)[:, None] * inputs.mask
+        ratio = ((inputs.old_logprobs - inputs.rollout_logprobs) * inputs.mask).exp().double()
         low, high = self.bounds(ratio, advantages)
         dead = ((advantages > 0) & (ratio > high)) | ((advantages < 0) & ((ratio < low) | (ratio > self.cap)))
         return advantages * ~dead
@@ -58,8 +58,8 @@ class BAPO:
             high += self.step
         return low, high
 
-    def loss(self, batch: Batch, scores: Scores) -> LossOutput:
-        ratio = ((scores.logprobs - batch.behavior) * batch.mask).exp()
+    def loss(self, batch: Batch, scores: PolicyOutputs) -> LossOutput:
+        ratio = ((scores.logprobs - batch.rollout_logprobs) * batch.mask).exp()
         judged = (batch.advantages != 0).any(1, keepdim=True)
         dead = (judged & (batch.advantages == 0)).to(ratio.dtype)
         return LossOutput(-batch.advantages * ratio * batch.mask, {"actor/pg_clipfrac": masked_mean(dead, batch.mask)})

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from rlopt.core.batches import Average, Batch, LossOutput, Outcomes, Scores
+from rlopt.core.batches import AdvantageInputs, Average, Batch, LossOutput, PolicyOutputs
 from rlopt.objectives.advantages import standardized
 from rlopt.objectives.core import Traits, clip_fraction
 from rlopt.objectives.ratios import check_clip, log_ratio, two_side
@@ -31,10 +31,10 @@ class CISPO:
     def __post_init__(self) -> None:
         check_clip(self.clip_low, self.clip_high)
 
-    def advantages(self, outcomes: Outcomes) -> Tensor:
-        return standardized(outcomes, self.std)
+    def advantages(self, inputs: AdvantageInputs) -> Tensor:
+        return standardized(inputs, self.std)
 
-    def loss(self, batch: Batch, scores: Scores) -> LossOutput:
+    def loss(self, batch: Batch, scores: PolicyOutputs) -> LossOutput:
         ratio = log_ratio(batch, scores).detach().exp()
         weight = ratio.clamp(1 - self.clip_low, 1 + self.clip_high)
         inside = two_side(ratio, self.clip_low, self.clip_high)

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlopt.core.batches import Batch, Scores
+from rlopt.core.batches import Batch, PolicyOutputs
 from rlopt.core.errors import RloptError
-from rlopt.data.microbatches import plan
+from rlopt.data.microbatches import partition
 from rlopt.objectives.conformance_data import (
     PLAIN,
     WIDTH,
@@ -26,7 +26,7 @@ from rlopt.objectives.conformance_data import (
     widened_rows,
 )
 from rlopt.objectives.core import Objective, merge, total_loss
-from rlopt.objectives.credit import judge
+from rlopt.objectives.credit import advantage_inputs
 from rlopt.tracking.metrics import DEFINITIONS
 
 TOLERANCE = 1e-6
@@ -67,13 +67,13 @@ def _title(run: Callable[..., str]) -> str:
 def credit_is_pure(objective: Objective) -> str:
     """Advantages are finite, of shape [B] or [B, T], and the same when asked again"""
     trial = make_trial(objective)
-    outcomes = judge(trial.sequences, trial.anchor, trial.reference, PLAIN)
-    before = {f.name: getattr(outcomes, f.name).clone() for f in fields(outcomes)}
-    first, second = objective.advantages(outcomes), objective.advantages(outcomes)
-    _need(first.shape in (outcomes.rewards.shape, outcomes.mask.shape), f"shape {tuple(first.shape)}")
+    inputs = advantage_inputs(trial.sequences, trial.old_logprobs, trial.reference, PLAIN)
+    before = {f.name: getattr(inputs, f.name).clone() for f in fields(inputs)}
+    first, second = objective.advantages(inputs), objective.advantages(inputs)
+    _need(first.shape in (inputs.rewards.shape, inputs.mask.shape), f"shape {tuple(first.shape)}")
     _need(bool(torch.isfinite(first).all()), "an advantage is not finite")
     _need(torch.equal(first, second), "two calls differ: chance must come from outcomes.lottery")
-    changed = [name for name, value in before.items() if not torch.equal(value, getattr(outcomes, name))]
+    changed = [name for name, value in before.items() if not torch.equal(value, getattr(inputs, name))]
     _need(not changed, f"it changes its input: {changed}")
     return f"between {first.min():.3g} and {first.max():.3g}"
 
@@ -133,7 +133,7 @@ def padding_changes_nothing(objective: Objective) -> str:
     """Padding changes neither loss nor gradient"""
     trial = make_trial(objective)
     narrow = trial.batch(objective)
-    padded = Trial(widened_rows(trial.sequences), *map(widened, (trial.anchor, trial.reference, trial.policy)))
+    padded = Trial(widened_rows(trial.sequences), *map(widened, (trial.old_logprobs, trial.reference, trial.policy)))
     _close(padded.batch(objective).advantages, narrow.advantages)
     wide = Batch(**{f.name: widened(v) if (v := getattr(narrow, f.name)).dim() == 2 else v for f in fields(narrow)})
     gradient = gradient_of(objective, wide, padded.policy)
@@ -151,7 +151,7 @@ def order_changes_nothing(objective: Objective) -> str:
     ]
     turned_rows = trial.sequences.take(order)
     turned_rows = replace(turned_rows, group=groups - 1 - turned_rows.group)
-    turned = Trial(turned_rows, *(part[order] for part in (trial.anchor, trial.reference, trial.policy)))
+    turned = Trial(turned_rows, *(part[order] for part in (trial.old_logprobs, trial.reference, trial.policy)))
     return _close(gradient_of(objective, turned.batch(objective), turned.policy), gradient[order])
 
 
@@ -166,15 +166,15 @@ def split_changes_nothing(objective: Objective) -> str:
     splits = [(ranks, budget) for ranks in (1, 2, 3) for budget in (together, 2 * together, 1000)]
     for ranks, budget in splits:
         gradient, metrics = torch.zeros_like(whole), []
-        for rows in (rows for share in plan(batch.lengths, units, ranks, budget) for rows in share if rows):
+        for rows in (rows for share in partition(batch.lengths, units, ranks, budget) for rows in share if rows):
             piece = batch.take(rows)
             width = piece.mask.shape[1]
             part = trial.policy[rows][:, :width]
             gradient[torch.tensor(rows), :width] = gradient_of(objective, piece, part)
             metrics.append(metrics_of(objective, piece, part))
-            silent = piece.silent()
-            _need(bool((gradient_of(objective, silent, part) == 0).all()), "a silent micro-batch has a gradient")
-            metrics.append(metrics_of(objective, silent, part))
+            dummy = piece.dummy()
+            _need(bool((gradient_of(objective, dummy, part) == 0).all()), "a silent micro-batch has a gradient")
+            metrics.append(metrics_of(objective, dummy, part))
         _close(gradient, whole)
         for name, metric in merge(metrics).items():
             _need(abs(metric.value - known[name]) <= TOLERANCE * max(1, abs(known[name])), f"{name} depends on the split")
@@ -201,7 +201,9 @@ def lone_equal_and_silent_samples_are_harmless(objective: Objective) -> str:
     mask[1] = 0
     mute = replace(trial.sequences, mask=mask)
     for name, rows in (("one", alone), ("equal", equal), ("mute", mute)):
-        here = [part[: len(rows), : rows.mask.shape[1]] * rows.mask for part in (trial.anchor, trial.reference, trial.policy)]
+        here = [
+            part[: len(rows), : rows.mask.shape[1]] * rows.mask for part in (trial.old_logprobs, trial.reference, trial.policy)
+        ]
         tried = Trial(rows, *here)
         try:
             batch = tried.batch(objective)
@@ -221,9 +223,9 @@ def extreme_ratios_stay_finite(objective: Objective) -> str:
     """Ratios of e^30 and e^-30 give finite losses and gradients, in float32"""
     trial, largest = make_trial(objective), 0.0
     for shift in (-30.0, 30.0):
-        batch, policy = trial.batch(objective), trial.sequences.behavior + shift
+        batch, policy = trial.batch(objective), trial.sequences.rollout_logprobs + shift
         small = Batch(**{f.name: float32(getattr(batch, f.name)) for f in fields(batch)})
-        output = objective.loss(small, Scores(float32(policy), torch.zeros_like(small.mask)))
+        output = objective.loss(small, PolicyOutputs(float32(policy), torch.zeros_like(small.mask)))
         gradient = gradient_of(objective, small, float32(policy))
         _need(bool(torch.isfinite(output.per_token).all()), f"the loss at e^{shift:.0f} is not finite")
         _need(bool(torch.isfinite(gradient).all()), f"the gradient at e^{shift:.0f} is not finite")
@@ -237,7 +239,7 @@ def what_is_not_finite_is_refused(objective: Objective) -> str:
     batch = trial.batch(objective)
     row, token = (batch.mask > 0).nonzero()[0].tolist()
     for bad in (torch.nan, torch.inf, -torch.inf):
-        for name in ("logprobs", "behavior", "anchor", "reference", "advantages"):
+        for name in ("logprobs", "rollout_logprobs", "old_logprobs", "reference", "advantages"):
             broken, policy = batch, trial.policy.clone()
             if name == "logprobs":
                 policy[row, token] = bad
@@ -246,14 +248,14 @@ def what_is_not_finite_is_refused(objective: Objective) -> str:
                 column[row, token] = bad
                 broken = replace(batch, **{name: column})
             try:
-                total_loss(objective, PLAIN, broken, Scores(policy, torch.zeros_like(policy)))
+                total_loss(objective, PLAIN, broken, PolicyOutputs(policy, torch.zeros_like(policy)))
             except RloptError as refusal:
                 _need(f".{name} " in str(refusal), f"{bad} in {name} is refused without its name: {refusal}")
             else:
                 _need(False, f"{bad} in {name} goes through")
         policy = trial.policy.clone()
         policy[row, token] = torch.nan  # and the objective itself may not hide it from the check of its loss
-        hidden = torch.isfinite(objective.loss(batch, Scores(policy, torch.zeros_like(policy))).per_token[row, token])
+        hidden = torch.isfinite(objective.loss(batch, PolicyOutputs(policy, torch.zeros_like(policy))).per_token[row, token])
         _need(not hidden, "the objective makes a number of a NaN")
     return "5 tensors, each by name and place"
 
@@ -261,7 +263,11 @@ def what_is_not_finite_is_refused(objective: Objective) -> str:
 def what_is_not_read_does_not_matter(objective: Objective) -> str:
     """Log-probabilities of the past that it does not say it reads do not matter"""
     reads = objective.traits.reads
-    unread = {"nothing": ("anchor", "behavior"), "anchor": ("behavior",), "behavior": ("anchor",)}.get(reads, ())
+    unread = {
+        "nothing": ("old_logprobs", "rollout_logprobs"),
+        "anchor": ("rollout_logprobs",),
+        "behavior": ("old_logprobs",),
+    }.get(reads, ())
     trial = make_trial(objective)
     batch = trial.batch(objective)
     gradient = gradient_of(objective, batch, trial.policy)
@@ -274,7 +280,7 @@ def what_is_not_read_does_not_matter(objective: Objective) -> str:
 def metrics_are_named(objective: Objective) -> str:
     """Metrics have names that a step may log"""
     trial = make_trial(objective)
-    names = objective.loss(trial.batch(objective), Scores(trial.policy, torch.zeros_like(trial.policy))).metrics
+    names = objective.loss(trial.batch(objective), PolicyOutputs(trial.policy, torch.zeros_like(trial.policy))).metrics
     unknown = sorted(name for name in names if name not in DEFINITIONS and not name.startswith("objective/"))
     _need(not unknown, f"{unknown}: begin those of your own with objective/")
     return ", ".join(sorted(names)) or "none"

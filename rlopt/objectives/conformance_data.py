@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from rlopt.core.batches import Batch, Scores, Sequences
-from rlopt.objectives.core import Objective, no_terms
-from rlopt.objectives.credit import credit
+from rlopt.core.batches import Batch, PolicyOutputs, Sequences
+from rlopt.objectives.core import Objective, no_loss_terms
+from rlopt.objectives.credit import compute_advantages
 
-PLAIN = no_terms(8)
+PLAIN = no_loss_terms(8)
 """Nothing added to the objective, nothing corrected."""
 
 WIDTH = 9
@@ -26,17 +26,17 @@ class Trial:
     """A step's data that an objective is tried on, with the policy's log-probabilities; everything `[B, T]` in float64."""
 
     sequences: Sequences
-    anchor: Tensor
+    old_logprobs: Tensor
     reference: Tensor
     policy: Tensor
 
     def batch(self, objective: Objective) -> Batch:
-        (batch,) = credit(self.sequences, self.anchor, self.reference, objective, PLAIN)
+        (batch,) = compute_advantages(self.sequences, self.old_logprobs, self.reference, objective, PLAIN)
         return batch
 
     def on_policy(self) -> "Trial":
         """The same data with policy, anchor and behavior alike."""
-        return replace(self, anchor=self.sequences.behavior, policy=self.sequences.behavior)
+        return replace(self, old_logprobs=self.sequences.rollout_logprobs, policy=self.sequences.rollout_logprobs)
 
 
 def make_trial(objective: Objective) -> Trial:
@@ -57,20 +57,20 @@ def make_trial(objective: Objective) -> Trial:
     def draw(scale: float) -> Tensor:
         return torch.randn(shape, generator=chance, dtype=torch.float64) * scale
 
-    behavior = -(draw(1.0).abs() + 0.3) * mask
-    proximal = behavior + draw(0.2) * mask if objective.traits.reads == "proximal" else behavior
+    rollout_logprobs = -(draw(1.0).abs() + 0.3) * mask
+    proximal = rollout_logprobs + draw(0.2) * mask if objective.traits.reads == "proximal" else rollout_logprobs
     sequences = Sequences(
         token_ids=torch.ones(shape, dtype=torch.int64),
         lengths=lengths,
         mask=mask,
-        behavior=behavior,
+        rollout_logprobs=rollout_logprobs,
         rewards=torch.tensor([r for turn in range(groups) for r in _turned(rewards, turn)], dtype=torch.float64),
         group=torch.arange(count) // len(rewards),
         truncated=torch.zeros(count, dtype=torch.bool),
-        lottery=torch.rand(count, generator=chance, dtype=torch.float64),
+        random_key=torch.rand(count, generator=chance, dtype=torch.float64),
         lag=torch.arange(count) % 4,
     )
-    return Trial(sequences, proximal, behavior + draw(0.3) * mask, (proximal + draw(0.5)).clamp(max=-1e-3) * mask)
+    return Trial(sequences, proximal, rollout_logprobs + draw(0.3) * mask, (proximal + draw(0.5)).clamp(max=-1e-3) * mask)
 
 
 def _turned(values: list[float], turn: int) -> list[float]:
@@ -82,7 +82,7 @@ def gradient_of(objective: Objective, batch: Batch, policy: Tensor, tape: list[A
     """`[B, T]`; with a `tape`, everything that the objective holds constant is recorded on it."""
     leaf = policy.clone().requires_grad_()
     with _Tape([] if tape is None else tape, record=True):
-        per_token = objective.loss(batch, Scores(leaf, torch.zeros_like(policy))).per_token
+        per_token = objective.loss(batch, PolicyOutputs(leaf, torch.zeros_like(policy))).per_token
     loss = (per_token * batch.weights).sum()
     if not loss.requires_grad:
         return torch.zeros_like(policy)
@@ -93,7 +93,7 @@ def gradient_of(objective: Objective, batch: Batch, policy: Tensor, tape: list[A
 def played_back(objective: Objective, batch: Batch, policy: Tensor, tape: list[Any]) -> Tensor:
     """The loss with every constant as it was recorded."""
     with _Tape(tape, record=False):
-        per_token = objective.loss(batch, Scores(policy.clone().requires_grad_(), torch.zeros_like(policy))).per_token
+        per_token = objective.loss(batch, PolicyOutputs(policy.clone().requires_grad_(), torch.zeros_like(policy))).per_token
     return (per_token * batch.weights).sum().detach()
 
 
@@ -131,7 +131,7 @@ def _frames() -> Iterator[FrameType]:
 
 
 def metrics_of(objective: Objective, batch: Batch, policy: Tensor) -> Any:
-    return objective.loss(batch, Scores(policy, torch.zeros_like(policy))).metrics
+    return objective.loss(batch, PolicyOutputs(policy, torch.zeros_like(policy))).metrics
 
 
 def widened(values: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from rlopt.core.batches import Average, Batch, LossOutput, Outcomes, Scores
+from rlopt.core.batches import AdvantageInputs, Average, Batch, LossOutput, PolicyOutputs
 from rlopt.core.errors import RloptError
 from rlopt.core.reduce import Ess, Max, Mean, Metric, Sum
 from rlopt.objectives.corrections import NO_CORRECTIONS, Corrections
@@ -51,21 +51,21 @@ class Objective(Protocol):
         """How its per-token losses become one number; a class variable or a field."""
         ...
 
-    def advantages(self, outcomes: Outcomes) -> Tensor:
+    def advantages(self, inputs: AdvantageInputs) -> Tensor:
         """Credit of every sample of a step: `[B]`, or `[B, T]` where tokens differ; float64."""
         ...
 
-    def loss(self, batch: Batch, scores: Scores) -> LossOutput:
+    def loss(self, batch: Batch, scores: PolicyOutputs) -> LossOutput:
         """The policy loss of every token `[B, T]`, minimised, before averaging; metrics by name."""
         ...
 
 
 @dataclass(frozen=True)
-class WithCredit:
+class WithAdvantages:
     """`objective` with another function in place of its advantages (`algo.credit`). It makes no claims."""
 
     objective: Objective
-    credit: Callable[[Outcomes], Tensor]
+    credit: Callable[[AdvantageInputs], Tensor]
 
     @property
     def traits(self) -> Traits:
@@ -75,20 +75,20 @@ class WithCredit:
     def average(self) -> Average:
         return self.objective.average
 
-    def advantages(self, outcomes: Outcomes) -> Tensor:
-        credit = self.credit(outcomes)
-        wanted = (outcomes.rewards.shape, outcomes.mask.shape)
+    def advantages(self, inputs: AdvantageInputs) -> Tensor:
+        credit = self.credit(inputs)
+        wanted = (inputs.rewards.shape, inputs.mask.shape)
         if not isinstance(credit, Tensor) or credit.shape not in wanted:
             shape = tuple(credit.shape) if isinstance(credit, Tensor) else type(credit).__name__
-            raise RloptError(f"algo.credit returned {shape} for {len(outcomes.rewards)} samples; want [B] or [B, T] advantages")
+            raise RloptError(f"algo.credit returned {shape} for {len(inputs.rewards)} samples; want [B] or [B, T] advantages")
         return credit
 
-    def loss(self, batch: Batch, scores: Scores) -> LossOutput:
+    def loss(self, batch: Batch, scores: PolicyOutputs) -> LossOutput:
         return self.objective.loss(batch, scores)
 
 
 @dataclass(frozen=True)
-class Terms:
+class LossTerms:
     """What composes with every objective: corrections of its loss, and terms added to it token by token.
 
     Attributes:
@@ -112,9 +112,9 @@ class Terms:
     off_policy: bool
 
 
-def no_terms(limit: int) -> Terms:
+def no_loss_terms(limit: int) -> LossTerms:
     """Nothing added, nothing corrected; `limit` response tokens at most."""
-    return Terms(
+    return LossTerms(
         kl_coef=0.0,
         kl_estimator="k2",
         kl_place="loss",
@@ -127,7 +127,7 @@ def no_terms(limit: int) -> Terms:
     )
 
 
-def total_loss(objective: Objective, terms: Terms, batch: Batch, scores: Scores) -> LossOutput:
+def total_loss(objective: Objective, terms: LossTerms, batch: Batch, scores: PolicyOutputs) -> LossOutput:
     """The per-token loss that is trained on, with the objective's metrics and those that every objective has.
 
     Raises:
@@ -138,7 +138,7 @@ def total_loss(objective: Objective, terms: Terms, batch: Batch, scores: Scores)
     corrected = terms.corrections.apply(policy, objective.traits.surrogate == "ratio", batch, scores)
     per_token = corrected.per_token
     if terms.kl_coef and terms.kl_place == "loss":
-        log_ratio = (scores.logprobs - batch.behavior) * batch.mask
+        log_ratio = (scores.logprobs - batch.rollout_logprobs) * batch.mask
         per_token = per_token + terms.kl_coef * kl(terms.kl_estimator, scores.logprobs, batch.reference, log_ratio)
     if terms.entropy_coef:
         per_token = per_token - terms.entropy_coef * scores.entropy
@@ -177,8 +177,8 @@ def merge(parts: list[Mapping[str, Metric]]) -> dict[str, Metric]:
     return merged
 
 
-def _refuse_infinite(batch: Batch, scores: Scores) -> None:
-    for name in ("behavior", "anchor", "reference", "advantages"):
+def _refuse_infinite(batch: Batch, scores: PolicyOutputs) -> None:
+    for name in ("rollout_logprobs", "old_logprobs", "reference", "advantages"):
         _check_finite(f"Batch.{name}", getattr(batch, name), batch.mask)
     _check_finite("Scores.logprobs", scores.logprobs, batch.mask)
     _check_finite("Scores.entropy", scores.entropy, batch.mask)
@@ -194,7 +194,7 @@ def _check_finite(name: str, values: Tensor, mask: Tensor) -> None:
         )
 
 
-def _statistics(batch: Batch, scores: Scores) -> dict[str, Metric]:
+def _statistics(batch: Batch, scores: PolicyOutputs) -> dict[str, Metric]:
     mask = batch.mask
     policy, reference = scores.logprobs * mask, batch.reference * mask
     names: tuple[KLEstimator, ...] = ("k1", "k2", "k3")
@@ -204,9 +204,9 @@ def _statistics(batch: Batch, scores: Scores) -> dict[str, Metric]:
     return metrics | {"actor/entropy": masked_mean(scores.entropy, mask)}
 
 
-def _off_policy(batch: Batch, scores: Scores) -> dict[str, Metric]:
+def _off_policy(batch: Batch, scores: PolicyOutputs) -> dict[str, Metric]:
     mask = batch.mask
-    distance = (scores.logprobs - batch.behavior) * mask
+    distance = (scores.logprobs - batch.rollout_logprobs) * mask
     ratio = torch.exp(distance).double() * mask
     return {
         "offpolicy/ratio_mean": masked_mean(ratio, mask),

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rlopt.core.batches import Batch, LossOutput, Scores
+from rlopt.core.batches import Batch, LossOutput, PolicyOutputs
 from rlopt.core.errors import RloptError
 from rlopt.core.reduce import Mean
 from rlopt.objectives.ratios import log_ratio, sequence_mean, sequence_sum
@@ -67,7 +67,7 @@ class Corrections:
         if self.opsm_delta is not None and self.opsm_delta <= 0:
             raise RloptError(f"algo.opsm_delta={self.opsm_delta}: must be above 0 nats; null turns it off")
 
-    def apply(self, policy: LossOutput, ratio_surrogate: bool, batch: Batch, scores: Scores) -> LossOutput:
+    def apply(self, policy: LossOutput, ratio_surrogate: bool, batch: Batch, scores: PolicyOutputs) -> LossOutput:
         """`policy` with its per-token loss corrected and a metric for what each correction did.
 
         `ratio_surrogate` says that the loss is `-A` times a ratio (`Traits.surrogate`).
@@ -87,7 +87,7 @@ NO_CORRECTIONS = Corrections(
 """What a loss is left alone with."""
 
 
-def bound_negative(policy: LossOutput, ratio_surrogate: bool, batch: Batch, scores: Scores, bound: float) -> LossOutput:
+def bound_negative(policy: LossOutput, ratio_surrogate: bool, batch: Batch, scores: PolicyOutputs, bound: float) -> LossOutput:
     """Dual clip: `-A * bound` in place of the loss where `A < 0` and the ratio is above `bound`."""
     limit = -batch.advantages * bound
     above = policy.per_token.detach() > limit if ratio_surrogate else log_ratio(batch, scores).detach().exp() > bound
@@ -104,7 +104,7 @@ def reweight(policy: LossOutput, batch: Batch, correction: Correction) -> LossOu
 
 def importance_weight(batch: Batch, correction: Correction) -> Tensor:
     """`[B, T]`: what `correction` multiplies the loss by; 0 where it masks."""
-    log_rho = (batch.anchor - batch.behavior) * batch.mask
+    log_rho = (batch.old_logprobs - batch.rollout_logprobs) * batch.mask
     whole = sequence_sum(log_rho, batch.mask).expand_as(log_rho)
     mean = sequence_mean(log_rho, batch.mask).expand_as(log_rho)
     log_weight = {"none": torch.zeros_like(log_rho), "token": log_rho, "sequence": whole}[correction.weight]
@@ -117,9 +117,9 @@ def importance_weight(batch: Batch, correction: Correction) -> Tensor:
     return torch.where(inside, log_weight, -torch.inf).exp()  # not exp times mask: that is nan where exp is inf
 
 
-def mask_off_policy(policy: LossOutput, batch: Batch, scores: Scores, delta: float) -> LossOutput:
+def mask_off_policy(policy: LossOutput, batch: Batch, scores: PolicyOutputs, delta: float) -> LossOutput:
     """OPSM: sequences that the policy has left behind are not pushed further down."""
-    drift = sequence_mean(batch.behavior - scores.logprobs.detach(), batch.mask)
+    drift = sequence_mean(batch.rollout_logprobs - scores.logprobs.detach(), batch.mask)
     gone = (batch.advantages < 0) & (drift > delta)
     return _with(policy, torch.where(gone, 0.0, policy.per_token), "offpolicy/opsm_frac", gone, batch)
 

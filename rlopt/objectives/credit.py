@@ -6,15 +6,15 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from rlopt.core.batches import Average, Batch, Outcomes, Sequences
+from rlopt.core.batches import AdvantageInputs, Average, Batch, Sequences
 from rlopt.core.errors import RloptError
 from rlopt.objectives.advantages import overlong_penalty
-from rlopt.objectives.core import Objective, Terms
+from rlopt.objectives.core import LossTerms, Objective
 from rlopt.objectives.divergence import kl
 
 
-def credit(
-    sequences: Sequences, anchor: Tensor, reference: Tensor, objective: Objective, terms: Terms, updates: int = 1
+def compute_advantages(
+    sequences: Sequences, old_logprobs: Tensor, reference: Tensor, objective: Objective, terms: LossTerms, updates: int = 1
 ) -> list[Batch]:
     """What the optimizer updates of one step learn from: `updates` batches of whole groups, each with weights of its own.
 
@@ -24,8 +24,8 @@ def credit(
     Args:
         anchor, reference: `[B, T]` log-probabilities as in `Batch`.
     """
-    outcomes = judge(sequences, anchor, reference, terms)
-    advantages = objective.advantages(outcomes).to(sequences.mask.dtype)
+    inputs = advantage_inputs(sequences, old_logprobs, reference, terms)
+    advantages = objective.advantages(inputs).to(sequences.mask.dtype)
     advantages = advantages if advantages.dim() == 2 else advantages[:, None]
     mask = sequences.mask
     if terms.overlong_filter:
@@ -34,8 +34,8 @@ def credit(
         token_ids=sequences.token_ids,
         lengths=sequences.lengths,
         mask=mask,
-        behavior=sequences.behavior * mask,
-        anchor=anchor * mask,
+        rollout_logprobs=sequences.rollout_logprobs * mask,
+        old_logprobs=old_logprobs * mask,
         reference=reference * mask,
         advantages=advantages * mask,
         weights=torch.zeros_like(mask),
@@ -48,7 +48,7 @@ def credit(
         mine = (sequences.group * updates // groups == part).nonzero()[:, 0].tolist()
         if mine and mask[mine].any():
             batch = whole.take(mine)
-            batches.append(replace(batch, weights=weights(batch.mask, objective.average, batch.group, terms.limit)))
+            batches.append(replace(batch, weights=loss_weights(batch.mask, objective.average, batch.group, terms.limit)))
     if not batches:
         raise RloptError(
             "every sample of the step was truncated and algo.overlong.filter leaves those out; raise rollout.max_new_tokens"
@@ -56,26 +56,26 @@ def credit(
     return batches
 
 
-def judge(sequences: Sequences, anchor: Tensor, reference: Tensor, terms: Terms) -> Outcomes:
+def advantage_inputs(sequences: Sequences, old_logprobs: Tensor, reference: Tensor, terms: LossTerms) -> AdvantageInputs:
     """How the samples of a step ended, with the overlong punishment and the KL that is taken from the reward."""
     mask = sequences.mask
     penalties = torch.zeros_like(mask, dtype=torch.float64)
     if terms.kl_coef and terms.kl_place == "reward":
-        log_ratio = (anchor - sequences.behavior) * mask
-        penalties = terms.kl_coef * kl(terms.kl_estimator, anchor * mask, reference * mask, log_ratio).double()
+        log_ratio = (old_logprobs - sequences.rollout_logprobs) * mask
+        penalties = terms.kl_coef * kl(terms.kl_estimator, old_logprobs * mask, reference * mask, log_ratio).double()
     buffer = round(terms.overlong_buffer * terms.limit)
-    return Outcomes(
+    return AdvantageInputs(
         rewards=sequences.rewards + overlong_penalty(mask.sum(1), terms.limit, buffer),
         penalties=penalties,
         group=sequences.group,
         mask=mask,
-        lottery=sequences.lottery,
-        behavior=sequences.behavior,
-        anchor=anchor,
+        random_key=sequences.random_key,
+        rollout_logprobs=sequences.rollout_logprobs,
+        old_logprobs=old_logprobs,
     )
 
 
-def weights(mask: Tensor, average: Average, group: Tensor, limit: int) -> Tensor:
+def loss_weights(mask: Tensor, average: Average, group: Tensor, limit: int) -> Tensor:
     """The averaging matrix `[B, T]` for the `mask` of a whole optimizer update.
 
     With M masked-in tokens, T_i of them in sequence i, N sequences that have any, P groups and L = `limit`:

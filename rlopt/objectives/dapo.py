@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from rlopt.core.batches import Average, Batch, LossOutput, Outcomes, Scores
+from rlopt.core.batches import AdvantageInputs, Average, Batch, LossOutput, PolicyOutputs
 from rlopt.objectives.advantages import standardized
 from rlopt.objectives.core import Traits, clipped_surrogate
 from rlopt.objectives.ratios import check_clip, log_ratio
@@ -32,8 +32,8 @@ class DAPO:
     def __post_init__(self) -> None:
         check_clip(self.clip_low, self.clip_high)
 
-    def advantages(self, outcomes: Outcomes) -> Tensor:
-        return standardized(outcomes, self.std)
+    def advantages(self, inputs: AdvantageInputs) -> Tensor:
+        return standardized(inputs, self.std)
 
-    def loss(self, batch: Batch, scores: Scores) -> LossOutput:
+    def loss(self, batch: Batch, scores: PolicyOutputs) -> LossOutput:
         return clipped_surrogate(log_ratio(batch, scores).exp(), batch, self.clip_low, self.clip_high)

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from rlopt.core.batches import Average, Batch, LossOutput, Outcomes, Scores
+from rlopt.core.batches import AdvantageInputs, Average, Batch, LossOutput, PolicyOutputs
 from rlopt.core.errors import need
 from rlopt.objectives.advantages import standardized
 from rlopt.objectives.core import Traits, clip_fraction
@@ -36,12 +36,12 @@ class DecoupledPPO:
         check_clip(self.clip_low, self.clip_high)
         need(self.cap > 0, "algo.cap", self.cap, "must be above 0")
 
-    def advantages(self, outcomes: Outcomes) -> Tensor:
-        return standardized(outcomes, self.std)
+    def advantages(self, inputs: AdvantageInputs) -> Tensor:
+        return standardized(inputs, self.std)
 
-    def loss(self, batch: Batch, scores: Scores) -> LossOutput:
+    def loss(self, batch: Batch, scores: PolicyOutputs) -> LossOutput:
         ratio = log_ratio(batch, scores).exp()
-        weight = ((batch.anchor - batch.behavior) * batch.mask).exp()
+        weight = ((batch.old_logprobs - batch.rollout_logprobs) * batch.mask).exp()
         weight = torch.where(weight <= self.cap, weight, 0.0)
         keep = one_side(ratio, batch.advantages, self.clip_low, self.clip_high) & (weight > 0)
         per_token = weight * ppo_clip(ratio, batch.advantages, self.clip_low, self.clip_high) * batch.mask

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from rlopt.core.batches import Average, Batch, LossOutput, Outcomes, Scores
+from rlopt.core.batches import AdvantageInputs, Average, Batch, LossOutput, PolicyOutputs
 from rlopt.objectives.core import Traits
 from rlopt.objectives.preferences import check_preference, pair_signs, preference_loss
 
@@ -29,8 +29,8 @@ class DPO:
     def __post_init__(self) -> None:
         check_preference(self.beta, self.label_smoothing)
 
-    def advantages(self, outcomes: Outcomes) -> Tensor:
-        return pair_signs(outcomes)
+    def advantages(self, inputs: AdvantageInputs) -> Tensor:
+        return pair_signs(inputs)
 
-    def loss(self, batch: Batch, scores: Scores) -> LossOutput:
+    def loss(self, batch: Batch, scores: PolicyOutputs) -> LossOutput:
         return preference_loss(batch, scores, self.beta, self.label_smoothing)

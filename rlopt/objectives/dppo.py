@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from rlopt.core.batches import Average, Batch, LossOutput, Outcomes, Scores
+from rlopt.core.batches import AdvantageInputs, Average, Batch, LossOutput, PolicyOutputs
 from rlopt.core.errors import need
 from rlopt.objectives.advantages import centered, standardized
 from rlopt.objectives.core import Traits, clip_fraction
@@ -37,12 +37,12 @@ class DPPO:
         need(self.bound >= 0, "algo.bound", self.bound, "must be 0 or more")
         need(self.drift >= 0, "algo.drift", self.drift, "must be 0 or more")
 
-    def advantages(self, outcomes: Outcomes) -> Tensor:
-        return centered(outcomes) if self.std == "none" else standardized(outcomes, self.std)
+    def advantages(self, inputs: AdvantageInputs) -> Tensor:
+        return centered(inputs) if self.std == "none" else standardized(inputs, self.std)
 
-    def loss(self, batch: Batch, scores: Scores) -> LossOutput:
+    def loss(self, batch: Batch, scores: PolicyOutputs) -> LossOutput:
         log_r = log_ratio(batch, scores)
-        p, q = scores.logprobs.detach().exp(), batch.anchor.exp()
+        p, q = scores.logprobs.detach().exp(), batch.old_logprobs.exp()
         far = ((p - q).abs() if self.divergence == "tv" else _coin_kl(q, p)) > self.bound
         keep = ~(far & (((batch.advantages > 0) & (p > q)) | ((batch.advantages < 0) & (p < q))))
         per_token = -batch.advantages * keep * log_r.exp() + self.drift * log_r.square()

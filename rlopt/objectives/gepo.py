@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from rlopt.core.batches import Average, Batch, LossOutput, Outcomes, Scores
+from rlopt.core.batches import AdvantageInputs, Average, Batch, LossOutput, PolicyOutputs
 from rlopt.core.errors import need
 from rlopt.objectives.advantages import group_mean, standardized
 from rlopt.objectives.core import Traits, clipped_surrogate
@@ -33,13 +33,13 @@ class GEPO:
     def __post_init__(self) -> None:
         need(self.clip >= 0, "algo.clip", self.clip, "must be 0 or more")
 
-    def advantages(self, outcomes: Outcomes) -> Tensor:
-        return standardized(outcomes, self.std)
+    def advantages(self, inputs: AdvantageInputs) -> Tensor:
+        return standardized(inputs, self.std)
 
-    def loss(self, batch: Batch, scores: Scores) -> LossOutput:
+    def loss(self, batch: Batch, scores: PolicyOutputs) -> LossOutput:
         group = torch.unique(batch.group, return_inverse=True)[1]
         p = sequence_mean(scores.logprobs, batch.mask).exp()
-        q = sequence_mean(batch.anchor, batch.mask).exp()[:, 0] * (batch.mask.sum(1) > 0)  # a mute sibling says nothing
+        q = sequence_mean(batch.old_logprobs, batch.mask).exp()[:, 0] * (batch.mask.sum(1) > 0)  # a mute sibling says nothing
         expected = (group_mean(q.square(), group) / group_mean(q, group)).nan_to_num(1.0)  # a group of mutes has no loss
         weight = (p / expected[:, None]).expand_as(batch.mask)
         return clipped_surrogate(weight, batch, self.clip, self.clip)

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from rlopt.core.batches import Average, Batch, LossOutput, Outcomes, Scores
+from rlopt.core.batches import AdvantageInputs, Average, Batch, LossOutput, PolicyOutputs
 from rlopt.core.errors import need
 from rlopt.objectives.advantages import standardized
 from rlopt.objectives.core import Traits, clip_fraction
@@ -31,10 +31,10 @@ class GMPO:
     def __post_init__(self) -> None:
         need(self.clip_log > 0, "algo.clip_log", self.clip_log, "must be above 0")
 
-    def advantages(self, outcomes: Outcomes) -> Tensor:
-        return standardized(outcomes, self.std)
+    def advantages(self, inputs: AdvantageInputs) -> Tensor:
+        return standardized(inputs, self.std)
 
-    def loss(self, batch: Batch, scores: Scores) -> LossOutput:
+    def loss(self, batch: Batch, scores: PolicyOutputs) -> LossOutput:
         log_r, positive = log_ratio(batch, scores), batch.advantages >= 0
         clipped = torch.where(positive, log_r.clamp(max=self.clip_log), log_r.clamp(min=-self.clip_log))
         keep = torch.where(positive, log_r <= self.clip_log, log_r >= -self.clip_log)

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from rlopt.core.batches import Average, Batch, LossOutput, Outcomes, Scores
+from rlopt.core.batches import AdvantageInputs, Average, Batch, LossOutput, PolicyOutputs
 from rlopt.core.errors import need
 from rlopt.objectives.advantages import standardized
 from rlopt.objectives.core import Traits, masked_mean
@@ -34,14 +34,14 @@ class M2PO:
     def __post_init__(self) -> None:
         need(self.threshold > 0, "algo.threshold", self.threshold, "must be above 0")
 
-    def advantages(self, outcomes: Outcomes) -> Tensor:
-        advantages = standardized(outcomes, self.std)[:, None] * outcomes.mask
-        log_r = (outcomes.anchor - outcomes.behavior) * outcomes.mask
+    def advantages(self, inputs: AdvantageInputs) -> Tensor:
+        advantages = standardized(inputs, self.std)[:, None] * inputs.mask
+        log_r = (inputs.old_logprobs - inputs.rollout_logprobs) * inputs.mask
         pushed_away = ((advantages > 0) & (log_r > 0)) | ((advantages < 0) & (log_r < 0))
         return advantages * second_moment_mask(log_r.square().double(), pushed_away, self.threshold)
 
-    def loss(self, batch: Batch, scores: Scores) -> LossOutput:
-        ratio = ((scores.logprobs - batch.behavior) * batch.mask).exp()
+    def loss(self, batch: Batch, scores: PolicyOutputs) -> LossOutput:
+        ratio = ((scores.logprobs - batch.rollout_logprobs) * batch.mask).exp()
         judged = (batch.advantages != 0).any(1, keepdim=True)
         dropped = (judged & (batch.advantages == 0)).to(ratio.dtype)
         return LossOutput(-batch.advantages * ratio * batch.mask, {"actor/pg_clipfrac": masked_mean(dropped, batch.mask)})

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from rlopt.core.batches import Average, Batch, LossOutput, Outcomes, Scores
+from rlopt.core.batches import AdvantageInputs, Average, Batch, LossOutput, PolicyOutputs
 from rlopt.core.errors import need
 from rlopt.objectives.advantages import above_log_mean_exp, centered
 from rlopt.objectives.core import Traits
@@ -31,10 +31,10 @@ class OPMD:
     def __post_init__(self) -> None:
         need(self.tau >= 0, "algo.tau", self.tau, "must be 0 or more")
 
-    def advantages(self, outcomes: Outcomes) -> Tensor:
-        return centered(outcomes)
+    def advantages(self, inputs: AdvantageInputs) -> Tensor:
+        return centered(inputs)
 
-    def loss(self, batch: Batch, scores: Scores) -> LossOutput:
+    def loss(self, batch: Batch, scores: PolicyOutputs) -> LossOutput:
         moved = sequence_sum(log_ratio(batch, scores), batch.mask).square()
         spread = moved / batch.mask.sum(1, keepdim=True).clamp(min=1)  # over its tokens, so that their sum is the penalty
         return LossOutput((-batch.advantages * scores.logprobs + self.tau / 2 * spread) * batch.mask, {})
@@ -57,10 +57,10 @@ class OPMDToken:
     def __post_init__(self) -> None:
         need(self.coef >= 0, "algo.coef", self.coef, "must be 0 or more")
 
-    def advantages(self, outcomes: Outcomes) -> Tensor:
-        return centered(outcomes)
+    def advantages(self, inputs: AdvantageInputs) -> Tensor:
+        return centered(inputs)
 
-    def loss(self, batch: Batch, scores: Scores) -> LossOutput:
+    def loss(self, batch: Batch, scores: PolicyOutputs) -> LossOutput:
         moved = log_ratio(batch, scores).square()
         return LossOutput((-batch.advantages * scores.logprobs + self.coef * moved) * batch.mask, {})
 
@@ -84,8 +84,8 @@ class OPMDScaled:
     def __post_init__(self) -> None:
         need(self.tau > 0, "algo.tau", self.tau, "must be above 0")
 
-    def advantages(self, outcomes: Outcomes) -> Tensor:
-        return centered(outcomes) if self.baseline == "mean" else above_log_mean_exp(outcomes, self.tau)
+    def advantages(self, inputs: AdvantageInputs) -> Tensor:
+        return centered(inputs) if self.baseline == "mean" else above_log_mean_exp(inputs, self.tau)
 
-    def loss(self, batch: Batch, scores: Scores) -> LossOutput:
+    def loss(self, batch: Batch, scores: PolicyOutputs) -> LossOutput:
         return LossOutput(-batch.advantages / (1 + self.tau) * scores.logprobs * batch.mask, {})

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from rlopt.core.batches import Average, Batch, LossOutput, Outcomes, Scores
+from rlopt.core.batches import AdvantageInputs, Average, Batch, LossOutput, PolicyOutputs
 from rlopt.core.errors import need
 from rlopt.objectives.advantages import centered
 from rlopt.objectives.core import Traits
@@ -29,10 +29,10 @@ class PMD:
     def __post_init__(self) -> None:
         need(self.tau > 0, "algo.tau", self.tau, "must be above 0")
 
-    def advantages(self, outcomes: Outcomes) -> Tensor:
-        return centered(outcomes)
+    def advantages(self, inputs: AdvantageInputs) -> Tensor:
+        return centered(inputs)
 
-    def loss(self, batch: Batch, scores: Scores) -> LossOutput:
+    def loss(self, batch: Batch, scores: PolicyOutputs) -> LossOutput:
         missing = batch.advantages / self.tau - sequence_sum(log_ratio(batch, scores), batch.mask)
         length = batch.mask.sum(1, keepdim=True).clamp(min=1)
         return LossOutput(self.tau / 2 * missing.square() / length * batch.mask, {})

@@ -4,20 +4,20 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from rlopt.core.batches import Batch, LossOutput, Outcomes, Scores
+from rlopt.core.batches import AdvantageInputs, Batch, LossOutput, PolicyOutputs
 from rlopt.core.errors import RloptError, need
 from rlopt.core.reduce import Mean, Metric
 from rlopt.objectives.advantages import group_max, group_size
 from rlopt.objectives.ratios import sequence_sum
 
 
-def pair_signs(outcomes: Outcomes) -> Tensor:
+def pair_signs(inputs: AdvantageInputs) -> Tensor:
     """`[B]` float64: 1 for the better sample of each pair, -1 for the other.
 
     Raises:
         RloptError: a group has not two samples, or both are equally good.
     """
-    rewards, group = outcomes.rewards, outcomes.group
+    rewards, group = inputs.rewards, inputs.group
     worse = -group_max(-rewards, group)
     unclear = (group_size(group) != 2) | (group_max(rewards, group) == worse)
     if unclear.any():
@@ -33,7 +33,7 @@ def check_preference(beta: float, label_smoothing: float) -> None:
     need(0 <= label_smoothing < 0.5, "algo.label_smoothing", label_smoothing, "must be at least 0 and below 0.5")
 
 
-def preference_loss(batch: Batch, scores: Scores, beta: float, label_smoothing: float) -> LossOutput:
+def preference_loss(batch: Batch, scores: PolicyOutputs, beta: float, label_smoothing: float) -> LossOutput:
     """`-(1 - e) log sigmoid(margin) - e log sigmoid(-margin)` of each pair, on all tokens of both sides, with its metrics."""
     chosen, rejected, pair = implicit_rewards(batch, scores, beta)
     margin = chosen - rejected
@@ -42,7 +42,7 @@ def preference_loss(batch: Batch, scores: Scores, beta: float, label_smoothing: 
     return LossOutput(losses[pair][:, None] * batch.mask, metrics)
 
 
-def implicit_rewards(batch: Batch, scores: Scores, beta: float) -> tuple[Tensor, Tensor, Tensor]:
+def implicit_rewards(batch: Batch, scores: PolicyOutputs, beta: float) -> tuple[Tensor, Tensor, Tensor]:
     """`beta * sum_t (log pi_t - log reference_t)` of the chosen and the rejected answer of each pair, `[P]` and `[P]`, with the
     policy's gradient; and `[B]`, which pair a sequence is of."""
     pair = torch.unique(batch.group, return_inverse=True)[1]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from rlopt.core.batches import Batch, Scores
+from rlopt.core.batches import Batch, PolicyOutputs
 from rlopt.core.errors import need
 
 
@@ -13,9 +13,9 @@ def check_clip(low: float, high: float) -> None:
     need(high >= 0, "algo.clip_high", high, "is how far above 1 a ratio may rise: 0 or more")
 
 
-def log_ratio(batch: Batch, scores: Scores) -> Tensor:
+def log_ratio(batch: Batch, scores: PolicyOutputs) -> Tensor:
     """`log(policy / anchor)` per token, 0 where the mask is 0; carries the policy's gradient."""
-    return (scores.logprobs - batch.anchor) * batch.mask
+    return (scores.logprobs - batch.old_logprobs) * batch.mask
 
 
 def sequence_sum(values: Tensor, mask: Tensor) -> Tensor:
@@ -28,7 +28,7 @@ def sequence_mean(values: Tensor, mask: Tensor) -> Tensor:
     return sequence_sum(values, mask) / mask.sum(1, keepdim=True).clamp(min=1)
 
 
-def sequence_ratio(batch: Batch, scores: Scores) -> Tensor:
+def sequence_ratio(batch: Batch, scores: PolicyOutputs) -> Tensor:
     """`[B, T]`: the geometric mean of a sequence's ratios, on all of its tokens; carries the policy's gradient."""
     return sequence_mean(log_ratio(batch, scores), batch.mask).exp().expand_as(batch.mask)
 

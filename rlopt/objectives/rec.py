@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from rlopt.core.batches import Average, Batch, LossOutput, Outcomes, Scores
+from rlopt.core.batches import AdvantageInputs, Average, Batch, LossOutput, PolicyOutputs
 from rlopt.objectives.advantages import centered, standardized
 from rlopt.objectives.core import Traits, clip_fraction
 from rlopt.objectives.ratios import check_clip, log_ratio, one_side, ring, sequence_ratio, two_side
@@ -37,10 +37,10 @@ class OneSide:
     def __post_init__(self) -> None:
         check_clip(self.clip_low, self.clip_high)
 
-    def advantages(self, outcomes: Outcomes) -> Tensor:
-        return centered(outcomes) if self.std == "none" else standardized(outcomes, self.std)
+    def advantages(self, inputs: AdvantageInputs) -> Tensor:
+        return centered(inputs) if self.std == "none" else standardized(inputs, self.std)
 
-    def loss(self, batch: Batch, scores: Scores) -> LossOutput:
+    def loss(self, batch: Batch, scores: PolicyOutputs) -> LossOutput:
         ratio = log_ratio(batch, scores).detach().exp()
         keep = one_side(ratio, batch.advantages, self.clip_low, self.clip_high)
         return _masked_reinforce(batch, scores, keep, ratio if self.importance_sampling else None)
@@ -60,10 +60,10 @@ class TwoSide:
     def __post_init__(self) -> None:
         check_clip(self.clip_low, self.clip_high)
 
-    def advantages(self, outcomes: Outcomes) -> Tensor:
-        return centered(outcomes)
+    def advantages(self, inputs: AdvantageInputs) -> Tensor:
+        return centered(inputs)
 
-    def loss(self, batch: Batch, scores: Scores) -> LossOutput:
+    def loss(self, batch: Batch, scores: PolicyOutputs) -> LossOutput:
         ratio = log_ratio(batch, scores).detach().exp()
         keep = two_side(ratio, self.clip_low, self.clip_high)
         return _masked_reinforce(batch, scores, keep, ratio if self.importance_sampling else None)
@@ -85,10 +85,10 @@ class Ring:
     def __post_init__(self) -> None:
         check_clip(self.clip_low, self.clip_high)
 
-    def advantages(self, outcomes: Outcomes) -> Tensor:
-        return centered(outcomes)
+    def advantages(self, inputs: AdvantageInputs) -> Tensor:
+        return centered(inputs)
 
-    def loss(self, batch: Batch, scores: Scores) -> LossOutput:
+    def loss(self, batch: Batch, scores: PolicyOutputs) -> LossOutput:
         ratio = log_ratio(batch, scores).detach().exp()
         keep = ring(ratio, batch.advantages, self.clip_low, self.clip_high, self.outer_low, self.outer_high)
         return _masked_reinforce(batch, scores, keep, ratio if self.importance_sampling else None)
@@ -111,15 +111,15 @@ class SequenceOneSide:
     def __post_init__(self) -> None:
         check_clip(self.clip_low, self.clip_high)
 
-    def advantages(self, outcomes: Outcomes) -> Tensor:
-        return centered(outcomes)
+    def advantages(self, inputs: AdvantageInputs) -> Tensor:
+        return centered(inputs)
 
-    def loss(self, batch: Batch, scores: Scores) -> LossOutput:
+    def loss(self, batch: Batch, scores: PolicyOutputs) -> LossOutput:
         ratio = sequence_ratio(batch, scores).detach()
         keep = one_side(ratio, batch.advantages, self.clip_low, self.clip_high)
         return _masked_reinforce(batch, scores, keep, ratio if self.importance_sampling else None)
 
 
-def _masked_reinforce(batch: Batch, scores: Scores, keep: Tensor, weight: Tensor | None) -> LossOutput:
+def _masked_reinforce(batch: Batch, scores: PolicyOutputs, keep: Tensor, weight: Tensor | None) -> LossOutput:
     coefficient = batch.advantages * keep if weight is None else (batch.advantages * weight).where(keep, 0.0)
     return LossOutput(-coefficient * scores.logprobs * batch.mask, clip_fraction(keep, batch))

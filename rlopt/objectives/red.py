@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rlopt.core.batches import Average, Batch, LossOutput, Outcomes, Scores
+from rlopt.core.batches import AdvantageInputs, Average, Batch, LossOutput, PolicyOutputs
 from rlopt.core.errors import need
 from rlopt.objectives.advantages import centered, group_mean, spread
 from rlopt.objectives.core import Traits
@@ -26,19 +26,19 @@ class REDDrop:
     traits: ClassVar[Traits] = Traits()
     average: ClassVar[Average] = "token_mean"
 
-    def advantages(self, outcomes: Outcomes) -> Tensor:
-        bad = centered(outcomes) < 0
+    def advantages(self, inputs: AdvantageInputs) -> Tensor:
+        bad = centered(inputs) < 0
         kept = torch.ones_like(bad)
-        for group in range(int(outcomes.group.max()) + 1):
-            rows = (outcomes.group == group).nonzero()[:, 0]
+        for group in range(int(inputs.group.max()) + 1):
+            rows = (inputs.group == group).nonzero()[:, 0]
             losers = rows[bad[rows]]
             surplus = max(0, 2 * len(losers) - len(rows))
-            kept[losers[outcomes.lottery[losers].argsort()[:surplus]]] = False
-        share = group_mean(kept.double(), outcomes.group)
-        mean_kept = group_mean(outcomes.returns * kept, outcomes.group) / share
-        return torch.where(kept, outcomes.returns - mean_kept, 0.0) * (spread(outcomes) > 0)
+            kept[losers[inputs.random_key[losers].argsort()[:surplus]]] = False
+        share = group_mean(kept.double(), inputs.group)
+        mean_kept = group_mean(inputs.returns * kept, inputs.group) / share
+        return torch.where(kept, inputs.returns - mean_kept, 0.0) * (spread(inputs) > 0)
 
-    def loss(self, batch: Batch, scores: Scores) -> LossOutput:
+    def loss(self, batch: Batch, scores: PolicyOutputs) -> LossOutput:
         return LossOutput(-batch.advantages * scores.logprobs * batch.mask, {})
 
 
@@ -60,9 +60,9 @@ class REDWeight:
     def __post_init__(self) -> None:
         need(self.temperature > 0, "algo.temperature", self.temperature, "must be above 0")
 
-    def advantages(self, outcomes: Outcomes) -> Tensor:
-        return centered(outcomes)
+    def advantages(self, inputs: AdvantageInputs) -> Tensor:
+        return centered(inputs)
 
-    def loss(self, batch: Batch, scores: Scores) -> LossOutput:
+    def loss(self, batch: Batch, scores: PolicyOutputs) -> LossOutput:
         weight = torch.exp(batch.advantages / self.temperature)
         return LossOutput(-batch.advantages * weight * scores.logprobs * batch.mask, {})

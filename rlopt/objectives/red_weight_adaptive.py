@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rlopt.core.batches import Average, Batch, LossOutput, Outcomes, Scores
+from rlopt.core.batches import AdvantageInputs, Average, Batch, LossOutput, PolicyOutputs
 from rlopt.objectives.advantages import centered
 from rlopt.objectives.core import Traits, clip_fraction
 from rlopt.objectives.ratios import check_clip, log_ratio, one_side
@@ -33,16 +33,16 @@ class REDWeightAdaptive:
     def __post_init__(self) -> None:
         check_clip(self.clip_low, self.clip_high)
 
-    def advantages(self, outcomes: Outcomes) -> Tensor:
-        away = centered(outcomes)
+    def advantages(self, inputs: AdvantageInputs) -> Tensor:
+        away = centered(inputs)
         weighted = away.clone()
-        for group in range(int(outcomes.group.max()) + 1):
-            mine = outcomes.group == group
-            temperature = balancing_temperature(away[mine], outcomes.lengths[mine])
+        for group in range(int(inputs.group.max()) + 1):
+            mine = inputs.group == group
+            temperature = balancing_temperature(away[mine], inputs.lengths[mine])
             weighted[mine] = away[mine] * torch.exp(away[mine] / temperature)
         return weighted
 
-    def loss(self, batch: Batch, scores: Scores) -> LossOutput:
+    def loss(self, batch: Batch, scores: PolicyOutputs) -> LossOutput:
         keep = one_side(log_ratio(batch, scores).detach().exp(), batch.advantages, self.clip_low, self.clip_high)
         return LossOutput(-batch.advantages * keep * scores.logprobs * batch.mask, clip_fraction(keep, batch))
 

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from rlopt.core.batches import Average, Batch, LossOutput, Outcomes, Scores
+from rlopt.core.batches import AdvantageInputs, Average, Batch, LossOutput, PolicyOutputs
 from rlopt.objectives.advantages import centered, returns_to_go, whitened
 from rlopt.objectives.core import Traits, clipped_surrogate
 from rlopt.objectives.ratios import check_clip, log_ratio
@@ -31,9 +31,9 @@ class REINFORCEPP:
     def __post_init__(self) -> None:
         check_clip(self.clip_low, self.clip_high)
 
-    def advantages(self, outcomes: Outcomes) -> Tensor:
-        returns = centered(outcomes)[:, None] * outcomes.mask if self.group_baseline else returns_to_go(outcomes)
-        return whitened(returns, outcomes.mask)
+    def advantages(self, inputs: AdvantageInputs) -> Tensor:
+        returns = centered(inputs)[:, None] * inputs.mask if self.group_baseline else returns_to_go(inputs)
+        return whitened(returns, inputs.mask)
 
-    def loss(self, batch: Batch, scores: Scores) -> LossOutput:
+    def loss(self, batch: Batch, scores: PolicyOutputs) -> LossOutput:
         return clipped_surrogate(log_ratio(batch, scores).exp(), batch, self.clip_low, self.clip_high)

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rlopt.core.batches import Average, Batch, LossOutput, Outcomes, Scores
+from rlopt.core.batches import AdvantageInputs, Average, Batch, LossOutput, PolicyOutputs
 from rlopt.core.errors import need
 from rlopt.objectives.advantages import leave_one_out
 from rlopt.objectives.core import Traits, clip_fraction, clipped_surrogate
@@ -33,10 +33,10 @@ class RLOO:
         need(both, "algo.clip_low", self.clip_low, "set both algo.clip_low and algo.clip_high, or neither")
         check_clip(self.clip_low or 0.0, self.clip_high or 0.0)
 
-    def advantages(self, outcomes: Outcomes) -> Tensor:
-        return leave_one_out(outcomes)
+    def advantages(self, inputs: AdvantageInputs) -> Tensor:
+        return leave_one_out(inputs)
 
-    def loss(self, batch: Batch, scores: Scores) -> LossOutput:
+    def loss(self, batch: Batch, scores: PolicyOutputs) -> LossOutput:
         if self.clip_low is None or self.clip_high is None:
             per_token = -batch.advantages * scores.logprobs * batch.mask
             return LossOutput(per_token, clip_fraction(torch.ones_like(batch.mask), batch))

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from rlopt.core.batches import Average, Batch, LossOutput, Outcomes, Scores
+from rlopt.core.batches import AdvantageInputs, Average, Batch, LossOutput, PolicyOutputs
 from rlopt.core.errors import need
 from rlopt.objectives.advantages import standardized
 from rlopt.objectives.core import Traits
@@ -39,10 +39,10 @@ class SAPO:
     def average(self) -> Average:
         return "token_mean" if self.gate_only else "sequence_mean"
 
-    def advantages(self, outcomes: Outcomes) -> Tensor:
-        return standardized(outcomes, self.std)
+    def advantages(self, inputs: AdvantageInputs) -> Tensor:
+        return standardized(inputs, self.std)
 
-    def loss(self, batch: Batch, scores: Scores) -> LossOutput:
+    def loss(self, batch: Batch, scores: PolicyOutputs) -> LossOutput:
         tau = torch.full_like(batch.mask, self.tau_negative).masked_fill(batch.advantages > 0, self.tau_positive)
         gate = 4 / tau * torch.sigmoid(tau * (log_ratio(batch, scores).exp() - 1))
         per_token = gate.detach() * scores.logprobs if self.gate_only else gate

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from rlopt.core.batches import Average, Batch, LossOutput, Outcomes, Scores
+from rlopt.core.batches import AdvantageInputs, Average, Batch, LossOutput, PolicyOutputs
 from rlopt.objectives.core import Traits
 
 
@@ -19,8 +19,8 @@ class SFT:
     traits: ClassVar[Traits] = Traits(rows="answers", equal_rewards_no_credit=False)
     average: ClassVar[Average] = "token_mean"
 
-    def advantages(self, outcomes: Outcomes) -> Tensor:
-        return outcomes.rewards
+    def advantages(self, inputs: AdvantageInputs) -> Tensor:
+        return inputs.rewards
 
-    def loss(self, batch: Batch, scores: Scores) -> LossOutput:
+    def loss(self, batch: Batch, scores: PolicyOutputs) -> LossOutput:
         return LossOutput(-batch.advantages * scores.logprobs * batch.mask, {})

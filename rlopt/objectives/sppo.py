@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from rlopt.core.batches import Average, Batch, LossOutput, Outcomes, Scores
+from rlopt.core.batches import AdvantageInputs, Average, Batch, LossOutput, PolicyOutputs
 from rlopt.core.errors import need
 from rlopt.objectives.advantages import centered
 from rlopt.objectives.core import Traits, clip_fraction
@@ -27,10 +27,10 @@ class SPPO:
     def __post_init__(self) -> None:
         need(self.clip >= 0, "algo.clip", self.clip, "must be 0 or more")
 
-    def advantages(self, outcomes: Outcomes) -> Tensor:
-        return centered(outcomes)
+    def advantages(self, inputs: AdvantageInputs) -> Tensor:
+        return centered(inputs)
 
-    def loss(self, batch: Batch, scores: Scores) -> LossOutput:
+    def loss(self, batch: Batch, scores: PolicyOutputs) -> LossOutput:
         log_r = log_ratio(batch, scores)
         ratio = log_r.detach().exp()
         keep = (ratio >= 1 / (1 + self.clip)) & (ratio <= 1 + self.clip)

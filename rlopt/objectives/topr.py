@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from rlopt.core.batches import Average, Batch, LossOutput, Outcomes, Scores
+from rlopt.core.batches import AdvantageInputs, Average, Batch, LossOutput, PolicyOutputs
 from rlopt.objectives.advantages import centered
 from rlopt.objectives.core import Traits, clip_fraction
 from rlopt.objectives.ratios import log_ratio, sequence_sum
@@ -33,10 +33,10 @@ class TOPR:
     def average(self) -> Average:
         return "sequence_sum" if self.ratio == "sequence" else "token_mean"
 
-    def advantages(self, outcomes: Outcomes) -> Tensor:
-        return 2 * outcomes.returns - 1 - self.baseline if self.rewards == "signed" else centered(outcomes)
+    def advantages(self, inputs: AdvantageInputs) -> Tensor:
+        return 2 * inputs.returns - 1 - self.baseline if self.rewards == "signed" else centered(inputs)
 
-    def loss(self, batch: Batch, scores: Scores) -> LossOutput:
+    def loss(self, batch: Batch, scores: PolicyOutputs) -> LossOutput:
         moved = log_ratio(batch, scores).detach()
         moved = sequence_sum(moved, batch.mask) if self.ratio == "sequence" else moved
         taper = torch.where(batch.advantages < 0, moved.clamp(max=0).exp(), 1.0)

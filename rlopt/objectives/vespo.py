@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from rlopt.core.batches import Average, Batch, LossOutput, Outcomes, Scores
+from rlopt.core.batches import AdvantageInputs, Average, Batch, LossOutput, PolicyOutputs
 from rlopt.objectives.advantages import standardized
 from rlopt.objectives.core import Traits
 from rlopt.objectives.ratios import log_ratio, sequence_sum
@@ -31,10 +31,10 @@ class VESPO:
     lambda_negative: float
     std: Literal["population", "sample"]
 
-    def advantages(self, outcomes: Outcomes) -> Tensor:
-        return standardized(outcomes, self.std)
+    def advantages(self, inputs: AdvantageInputs) -> Tensor:
+        return standardized(inputs, self.std)
 
-    def loss(self, batch: Batch, scores: Scores) -> LossOutput:
+    def loss(self, batch: Batch, scores: PolicyOutputs) -> LossOutput:
         log_w = sequence_sum(log_ratio(batch, scores).detach(), batch.mask).clamp(min=math.log(1e-8), max=20.0)
         positive = batch.advantages >= 0
         k = torch.where(positive, self.k_positive, self.k_negative)

@@ -12,13 +12,13 @@ from typing import Literal
 import numpy as np
 
 from rlopt.core.errors import NoEngine, RloptError
-from rlopt.core.requests import Deal
-from rlopt.core.samples import Group, Key, Stock
-from rlopt.orchestrator.lockstep import Fleet, Synchroniser, revive
+from rlopt.core.requests import SampleRequest
+from rlopt.core.samples import Group, Key, PendingRollouts
+from rlopt.orchestrator.lockstep import Fleet, Synchronizer, restore_engines
 
 
 @dataclass(frozen=True)
-class StreamPlan:
+class AsyncPlan:
     """What a stream needs to know of the config; `ahead` is the most groups that are under way at a time."""
 
     per_step: int
@@ -39,24 +39,24 @@ class Under:
     under_way: list[int]
 
 
-def streamed(stock: Stock) -> Under:
+def streamed(pending: PendingRollouts) -> Under:
     """What `Stream.stock` gave; an empty stock is a beginning."""
-    facts = stock.facts.get("stream", {"keys": [], "again": [], "next": 0})
+    facts = pending.facts.get("stream", {"keys": [], "again": [], "next": 0})
     keys = [(version, number) for version, number in facts["keys"]]
-    return Under(facts["next"], dict(zip(keys, stock.shelves.get("stream", []), strict=True)), facts["again"])
+    return Under(facts["next"], dict(zip(keys, pending.sections.get("stream", []), strict=True)), facts["again"])
 
 
 @dataclass
-class Stream:
+class AsyncSampler:
     """Prompts one after another, each with a number; a key is (version that it was asked with, number).
 
     `next` is the number of the next prompt. `again` are prompts that were under way when the run was interrupted.
     """
 
-    plan: StreamPlan
-    deal: Callable[[int], Deal]
-    fleet: Fleet
-    sync: Synchroniser
+    plan: AsyncPlan
+    request_of: Callable[[int], SampleRequest]
+    engines: Fleet
+    sync: Synchronizer
     next: int
     again: list[int]
     finished: list[int] = field(default_factory=list)
@@ -65,22 +65,22 @@ class Stream:
 
     def open(self, step: int) -> None:
         self.sync.to(step)
-        self.fleet.idle_frac()
+        self.engines.idle_frac()
 
     def take(self, step: int) -> tuple[list[Group], dict[str, float]]:
         """The oldest finished groups, once there are enough and what is left can be in time."""
         while True:
-            self.fleet.poll()
+            self.engines.poll()
             self._drop_late(step)
             self.ask(step)
-            ready = sorted(self.fleet.done)
+            ready = sorted(self.engines.done)
             self._count(ready)
             chosen = ready[: self.plan.per_step]
-            rest = sorted({*self.fleet.asked} - {*chosen})
+            rest = sorted({*self.engines.asked} - {*chosen})
             if len(chosen) == self.plan.per_step and (self.plan.stale == "drop" or self._in_time(rest, step + 1)):
                 break
             self._wait(step - 1)
-        groups = [self.fleet.hand_over(key) for key in chosen]
+        groups = [self.engines.take(key) for key in chosen]
         self._counted -= {*chosen}
         self._check(step, groups)
         self.ask(step + 1)
@@ -89,29 +89,29 @@ class Stream:
     def learned(self, step: int) -> dict[str, float]:
         metrics: dict[str, float] = {}
         if step % self.plan.interval == 0:
-            metrics = {"idle/rollout_frac": self.fleet.idle_frac()} | self.sync.to(step)
+            metrics = {"idle/rollout_frac": self.engines.idle_frac()} | self.sync.to(step)
         self.ask(step + 1)
         return metrics
 
-    def stock(self, step: int) -> Stock:
+    def pending(self, step: int) -> PendingRollouts:
         """The finished groups, and the numbers of the prompts that are under way: nothing waits for them."""
-        done = sorted(self.fleet.done.items())
-        under_way = [number for version, number in self.fleet.asked if (version, number) not in self.fleet.done]
+        done = sorted(self.engines.done.items())
+        under_way = [number for version, number in self.engines.asked if (version, number) not in self.engines.done]
         facts = {"keys": [list(key) for key, _ in done], "again": sorted(under_way + self.again), "next": self.next}
-        return Stock({"stream": [group for _, group in done]}, {"stream": facts})
+        return PendingRollouts({"stream": [group for _, group in done]}, {"stream": facts})
 
     def ask(self, step: int) -> None:
         """Ask for prompts while what is asked for now can be learned from in time, at learner step `step` or later."""
         plan, version = self.plan, self.sync.version
         left = (plan.total_steps - step + 1) * plan.per_step
         while True:
-            asked, done = len(self.fleet.asked), len(self.fleet.done)
+            asked, done = len(self.engines.asked), len(self.engines.done)
             enough = asked - done >= plan.ahead or done >= plan.per_step  # more would only be older when its turn comes
             if asked >= left or enough or self._due(version) < step + asked // plan.per_step:
                 return
             number = self.again.pop(0) if self.again else self.next
             self.next = max(self.next, number + 1)
-            self.fleet.ask((version, number), self.deal(number))
+            self.engines.ask((version, number), self.request_of(number))
 
     def _due(self, version: int) -> int:
         """The last learner step that may learn from a group that was asked for with `version`."""
@@ -123,22 +123,22 @@ class Stream:
 
     def _drop_late(self, step: int) -> None:
         """Give up the groups that may not be learned from at `step` any more."""
-        for version, number in self.fleet.asked:
+        for version, number in self.engines.asked:
             if self._due(version) < step:
-                self.fleet.cancel((version, number))
+                self.engines.cancel((version, number))
                 self._counted.discard((version, number))
                 self.dropped += 1
 
     def _wait(self, step: int) -> None:
         try:
-            self.fleet.wait(self.plan.deadline_s)
+            self.engines.wait(self.plan.deadline_s)
         except NoEngine:
-            revive(self.fleet, self.sync, step)
+            restore_engines(self.engines, self.sync, step)
 
     def _count(self, ready: list[Key]) -> None:
         """Note the lengths of all samples that have come back, whether or not they are learned from."""
         for key in {*ready} - self._counted:
-            self.finished += [len(sample.token_ids) for sample in self.fleet.done[key].samples]
+            self.finished += [len(sample.token_ids) for sample in self.engines.done[key].samples]
             self._counted.add(key)
 
     def _check(self, step: int, groups: list[Group]) -> None:

@@ -6,8 +6,8 @@ from itertools import count
 from typing import Protocol
 
 from rlopt.core.errors import Interrupted, NoEngine, RloptError
-from rlopt.core.requests import Deal
-from rlopt.core.samples import Group, Key, Stock
+from rlopt.core.requests import SampleRequest
+from rlopt.core.samples import Group, Key, PendingRollouts
 from rlopt.orchestrator.schedule import Schedule
 
 LINGER_S = 5.0
@@ -21,18 +21,18 @@ class Fleet(Protocol):
     def asked(self) -> list[Key]: ...
     @property
     def done(self) -> Mapping[Key, Group]: ...
-    def ask(self, key: Key, deal: Deal) -> None: ...
+    def ask(self, key: Key, request: SampleRequest) -> None: ...
     def poll(self) -> None: ...
     def wait(self, deadline_s: float) -> None: ...
-    def linger(self, seconds: float) -> None: ...
-    def hand_over(self, key: Key) -> Group: ...
+    def wait_idle(self, seconds: float) -> None: ...
+    def take(self, key: Key) -> Group: ...
     def cancel(self, key: Key) -> None: ...
     def join(self, wait: bool) -> bool: ...
     def sleep(self) -> None: ...
     def idle_frac(self) -> float: ...
 
 
-class Synchroniser(Protocol):
+class Synchronizer(Protocol):
     """Documented in `sync.Synchroniser`."""
 
     version: int
@@ -41,11 +41,11 @@ class Synchroniser(Protocol):
 
 
 @dataclass
-class Lockstep:
+class LockstepSampler:
     """Every batch is asked for as soon as the engines hold the version that may sample it, and taken in order.
 
     Attributes:
-        deal: the prompts of a batch.
+        requests_of: what is asked for a batch.
         total_steps: batches in all.
         deadline_s: seconds without a single group before the run ends.
         sleep: have the engines sleep from their last sample to the next synchronisation.
@@ -55,23 +55,23 @@ class Lockstep:
     """
 
     schedule: Schedule
-    deal: Callable[[int], list[Deal]]
-    fleet: Fleet
-    sync: Synchroniser
+    requests_of: Callable[[int], list[SampleRequest]]
+    engines: Fleet
+    sync: Synchronizer
     total_steps: int
     deadline_s: float
     sleep: bool
     requested: int
-    revived: set[int] = field(default_factory=set)
+    restored: set[int] = field(default_factory=set)
     again: list[Key] = field(default_factory=list)
 
     def open(self, step: int) -> None:
         self.sync.to(step)
-        self.fleet.idle_frac()
+        self.engines.idle_frac()
         if self.again:  # the weights that were to sample it are gone; the same seeds draw from those that are here
-            self.revived.add(step)
+            self.restored.add(step)
         for batch, place in self.again:
-            self.fleet.ask((batch, place), self.deal(batch)[place])
+            self.engines.ask((batch, place), self.requests_of(batch)[place])
         self.again = []
 
     def ask(self, step: int) -> None:
@@ -79,53 +79,53 @@ class Lockstep:
         while self.requested < min(last, self.total_steps):
             self.requested += 1
             self._check_engines(self.requested)
-            for place, deal in enumerate(self.deal(self.requested)):
-                self.fleet.ask((self.requested, place), deal)
+            for place, request in enumerate(self.requests_of(self.requested)):
+                self.engines.ask((self.requested, place), request)
 
     def take(self, step: int) -> tuple[list[Group], dict[str, float]]:
         self.ask(step)
-        keys = [key for key in self.fleet.asked if key[0] == step]
-        self._wait(self.fleet.asked if self.sleep else keys, step - 1)
+        keys = [key for key in self.engines.asked if key[0] == step]
+        self._wait(self.engines.asked if self.sleep else keys, step - 1)
         if self.sleep:
-            self.fleet.sleep()
-        groups = [self.fleet.hand_over(key) for key in keys]
+            self.engines.sleep()
+        groups = [self.engines.take(key) for key in keys]
         self._check_samples(step, groups)
         return groups, {}
 
     def learned(self, step: int) -> dict[str, float]:
         if not self.schedule.syncs_after(step):
             return {}
-        self._wait(self.fleet.asked, step)
-        metrics = {"idle/rollout_frac": self.fleet.idle_frac()} | self.sync.to(step)
-        self.fleet.idle_frac()
+        self._wait(self.engines.asked, step)
+        metrics = {"idle/rollout_frac": self.engines.idle_frac()} | self.sync.to(step)
+        self.engines.idle_frac()
         return metrics
 
-    def stock(self, step: int) -> Stock:
+    def pending(self, step: int) -> PendingRollouts:
         """Batches that were sampled and not learned from, all that was asked for among them; a run that is to end waits no
         longer than `LINGER_S` for it, and keeps what has not come back as requests.
         """
         try:
-            self._wait(self.fleet.asked, step)
+            self._wait(self.engines.asked, step)
         except Interrupted:
-            self.fleet.linger(LINGER_S)
-        shelves: dict[str, list[Group]] = {}
-        for (batch, _), group in sorted(self.fleet.done.items()):
-            shelves.setdefault(f"batch_{batch}", []).append(group)
-        again = [list(key) for key in self.fleet.asked if key not in self.fleet.done]
-        return Stock(shelves, {"revived": sorted(self.revived), "again": again})
+            self.engines.wait_idle(LINGER_S)
+        sections: dict[str, list[Group]] = {}
+        for (batch, _), group in sorted(self.engines.done.items()):
+            sections.setdefault(f"batch_{batch}", []).append(group)
+        again = [list(key) for key in self.engines.asked if key not in self.engines.done]
+        return PendingRollouts(sections, {"revived": sorted(self.restored), "again": again})
 
     def _wait(self, keys: list[Key], step: int) -> None:
         """Wait for groups. Engines that come back when all had died get the weights of learner step `step`."""
-        while not all(key in self.fleet.done for key in keys):
+        while not all(key in self.engines.done for key in keys):
             try:
-                self.fleet.wait(self.deadline_s)
+                self.engines.wait(self.deadline_s)
             except NoEngine:
-                revive(self.fleet, self.sync, step)
-                self.revived.add(step)
+                restore_engines(self.engines, self.sync, step)
+                self.restored.add(step)
 
     def _check_engines(self, batch: int) -> None:
         """Refuse to sample a batch with weights that the schedule does not name."""
-        if self.sync.version != self.schedule.version(batch) and self.sync.version not in self.revived:
+        if self.sync.version != self.schedule.version(batch) and self.sync.version not in self.restored:
             raise RloptError(
                 f"batch {batch} is to be sampled by version {self.schedule.version(batch)}, and the engines hold "
                 f"{self.sync.version}; a finished run goes on only from a multiple of sync.interval, and with sync.offset=0"
@@ -133,7 +133,7 @@ class Lockstep:
 
     def _check_samples(self, step: int, groups: list[Group]) -> None:
         """Off-policyness is a promise: a sample of another version than the schedule's ends the run."""
-        expected = {self.schedule.version(step), *self.revived}
+        expected = {self.schedule.version(step), *self.restored}
         for group in groups:
             for sample in group.samples:
                 if not expected.issuperset(sample.versions.tolist()):
@@ -143,24 +143,24 @@ class Lockstep:
                     )
 
 
-def revive(fleet: Fleet, sync: Synchroniser, step: int) -> None:
+def restore_engines(engines: Fleet, sync: Synchronizer, step: int) -> None:
     """Wait for the engines that replace those that died, and give them the weights of learner step `step`."""
-    if not fleet.join(wait=True):
+    if not engines.join(wait=True):
         raise RloptError(
             "groups are waited for, nobody samples them, and no engine is being started: this is a fault of rlopt's"
         )
     sync.to(step)
 
 
-def shelved(shelves: Mapping[str, list[Group]], again: Collection[Key] = ()) -> dict[Key, Group]:
+def sampled_groups(sections: Mapping[str, list[Group]], again: Collection[Key] = ()) -> dict[Key, Group]:
     """What `Lockstep.stock` put on shelves, as the engines would have it; `again` is what was still under way."""
     found: dict[Key, Group] = {}
-    for batch in batches_of(shelves):
+    for batch in batches_of(sections):
         places = (place for place in count() if (batch, place) not in again)
-        found |= {(batch, place): group for place, group in zip(places, shelves[f"batch_{batch}"], strict=False)}
+        found |= {(batch, place): group for place, group in zip(places, sections[f"batch_{batch}"], strict=False)}
     return found
 
 
-def batches_of(shelves: Iterable[str]) -> list[int]:
+def batches_of(sections: Iterable[str]) -> list[int]:
     """The batches on shelves that `Lockstep.stock` named."""
-    return [int(name.removeprefix("batch_")) for name in shelves if name.startswith("batch_")]
+    return [int(name.removeprefix("batch_")) for name in sections if name.startswith("batch_")]

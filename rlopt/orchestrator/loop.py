@@ -18,9 +18,9 @@ from torch import Tensor
 from rlopt.core.batches import Batch, Sequences
 from rlopt.core.errors import Interrupted
 from rlopt.core.protocols import Journal
-from rlopt.core.samples import Group, Stock
-from rlopt.objectives.core import Objective, Terms
-from rlopt.objectives.credit import credit
+from rlopt.core.samples import Group, PendingRollouts
+from rlopt.objectives.core import LossTerms, Objective
+from rlopt.objectives.credit import compute_advantages
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +59,7 @@ class Source(Protocol):
         """Score held-out rows where it is time to. Metrics of that."""
         ...
 
-    def stock(self, step: int) -> Stock:
+    def pending(self, step: int) -> PendingRollouts:
         """What is there after `step` and was not learned from for the last time, to be kept with a checkpoint."""
         ...
 
@@ -97,11 +97,11 @@ class Loop:
 
     plan: Plan
     objective: Objective
-    terms: Terms
+    terms: LossTerms
     source: Source
     learners: Learners
     journal: Journal
-    save: Callable[[Position, Stock], None]
+    save: Callable[[Position, PendingRollouts], None]
     is_best: Callable[[Mapping[str, float]], bool]
     asked_to_stop: Callable[[], bool]
 
@@ -115,13 +115,15 @@ class Loop:
                 drawn = self.source.take(step)
             except Interrupted:
                 if position.step > saved:
-                    self.save(position, self.source.stock(position.step))
+                    self.save(position, self.source.pending(position.step))
                 return
             taken, sequences = time.monotonic(), drawn.sequences
             proximal = plan.anchor == "proximal"
             policy = self.learners.score(sequences, "policy") if proximal or plan.record else None
-            anchor = policy if policy is not None and proximal else sequences.behavior
-            batches = credit(sequences, anchor, drawn.reference(), self.objective, self.terms, plan.minibatches)
+            old_logprobs = policy if policy is not None and proximal else sequences.rollout_logprobs
+            batches = compute_advantages(
+                sequences, old_logprobs, drawn.reference(), self.objective, self.terms, plan.minibatches
+            )
             credited = time.monotonic()
             metrics = {**drawn.metrics, **self.learners.update(batches, step)}
             updated, tokens = time.monotonic(), sum(int(batch.mask.sum()) for batch in batches)
@@ -152,7 +154,7 @@ class Loop:
             due = step == plan.total_steps or (plan.save_every and step % plan.save_every == 0)
             stop = self.asked_to_stop()
             if self.is_best(metrics) or due or stop:
-                self.save(position, self.source.stock(step))
+                self.save(position, self.source.pending(step))
                 saved = step
             if stop:
                 return

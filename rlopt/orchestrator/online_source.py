@@ -8,11 +8,11 @@ from typing import Literal, Protocol
 from torch import Tensor
 
 from rlopt.core.batches import Sequences
-from rlopt.core.samples import Group, Stock
+from rlopt.core.samples import Group, PendingRollouts
 from rlopt.data.collate import pad
-from rlopt.orchestrator.lockstep import Synchroniser
+from rlopt.orchestrator.lockstep import Synchronizer
 from rlopt.orchestrator.loop import Drawn
-from rlopt.orchestrator.replay_buffer import Replay
+from rlopt.orchestrator.replay_buffer import ReplayBuffer
 from rlopt.tracking.metrics import batch_metrics
 
 
@@ -20,7 +20,7 @@ class Samplers(Protocol):
     """Where new groups come from: `live.Lockstep` or `stream.Stream`."""
 
     @property
-    def sync(self) -> Synchroniser:
+    def sync(self) -> Synchronizer:
         """Of the engines."""
         ...
 
@@ -40,7 +40,7 @@ class Samplers(Protocol):
         """`step` was learned from, and another follows: synchronise where it is time to. Metrics of that."""
         ...
 
-    def stock(self, step: int) -> Stock:
+    def pending(self, step: int) -> PendingRollouts:
         """What was sampled after `step` and not taken."""
         ...
 
@@ -75,12 +75,12 @@ class Shares:
 
 
 @dataclass(frozen=True)
-class Groups:
+class OnlineSource:
     """What a step learns from. `samplers`, `replay` and `recorded` (groups by number and count) may each be missing."""
 
     shares: Shares
     samplers: Samplers | None
-    replay: Replay | None
+    replay: ReplayBuffer | None
     recorded: Callable[[int, int], list[Group]] | None
     learners: Learners
     evaluation: Evaluation | None
@@ -123,9 +123,9 @@ class Groups:
         began = time.monotonic()
         return metrics | plan.measure(lambda: samplers.ask(step + 1)) | {"timing_s/eval": time.monotonic() - began}
 
-    def stock(self, step: int) -> Stock:
-        stock = self.samplers.stock(step) if self.samplers else Stock({}, {})
-        return stock.joined(self.replay.stock()) if self.replay else stock
+    def pending(self, step: int) -> PendingRollouts:
+        pending = self.samplers.pending(step) if self.samplers else PendingRollouts({}, {})
+        return pending.joined(self.replay.pending()) if self.replay else pending
 
 
 def _samples(groups: list[Group]) -> int:

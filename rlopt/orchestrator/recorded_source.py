@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from rlopt.core.batches import Batch, Sequences
-from rlopt.core.samples import Example, Stock
+from rlopt.core.samples import Example, PendingRollouts
 from rlopt.data.collate import pad_examples
-from rlopt.data.prompt_sampler import Dealer
-from rlopt.objectives.core import Objective, Terms
-from rlopt.objectives.credit import credit
+from rlopt.data.prompt_sampler import PromptSampler
+from rlopt.objectives.core import LossTerms, Objective
+from rlopt.objectives.credit import compute_advantages
 from rlopt.orchestrator.loop import Drawn
 
 CHUNK = 512
@@ -60,16 +60,16 @@ class References:
 
 
 @dataclass(frozen=True)
-class Recorded:
+class RecordedSource:
     """Rows of a file, every epoch in a new order; `held_out` rows are measured every `eval_every` steps and at the last."""
 
     examples: list[Example]
     held_out: list[Example]
-    dealer: Dealer
+    prompt_sampler: PromptSampler
     references: References
     learners: Learners
     objective: Objective
-    terms: Terms
+    terms: LossTerms
     eval_every: int
     total_steps: int
 
@@ -77,7 +77,7 @@ class Recorded:
         self.references.score(self.examples + self.held_out)
 
     def take(self, step: int) -> Drawn:
-        places = self.dealer.rows(step)
+        places = self.prompt_sampler.rows(step)
         examples = [self.examples[row] for row, _ in places]
         sequences = pad_examples(examples)
         return Drawn(sequences, lambda: self.references.of(examples, sequences), _metrics(sequences, places[-1][1]), [])
@@ -90,12 +90,12 @@ class Recorded:
             return {}
         sequences = pad_examples(self.held_out)
         reference = self.references.of(self.held_out, sequences)
-        (batch,) = credit(sequences, sequences.behavior, reference, self.objective, self.terms)
+        (batch,) = compute_advantages(sequences, sequences.rollout_logprobs, reference, self.objective, self.terms)
         measured = self.learners.measure(batch)
         return {f"eval/{name}": value for name, value in measured.items() if name.startswith(MEASURED)}
 
-    def stock(self, step: int) -> Stock:
-        return Stock({}, {})
+    def pending(self, step: int) -> PendingRollouts:
+        return PendingRollouts({}, {})
 
 
 def _metrics(sequences: Sequences, epoch: int) -> Mapping[str, float]:

@@ -6,7 +6,7 @@ was used `reuse` times, when it is older than the bound on lag, or when a better
 
 from dataclasses import dataclass, field, replace
 
-from rlopt.core.samples import Group, Stock
+from rlopt.core.samples import Group, PendingRollouts
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class ReplayPlan:
 
 
 @dataclass
-class Kept:
+class ReplayEntry:
     """A group in the buffer. `number` counts insertions and breaks ties: the newer one first."""
 
     group: Group
@@ -34,11 +34,11 @@ class Kept:
 
 
 @dataclass
-class Replay:
+class ReplayBuffer:
     """The buffer. `learned` and `inserted` count samples, for the one number that replay is told by."""
 
     plan: ReplayPlan
-    kept: list[Kept] = field(default_factory=list)
+    kept: list[ReplayEntry] = field(default_factory=list)
     inserted: int = 0
     learned: int = 0
     dropped: int = 0
@@ -62,23 +62,23 @@ class Replay:
             self.inserted += samples
             self.learned += samples
             number = 1 + max((one.number for one in self.kept), default=0)
-            self.kept.append(Kept(replace(group, refills=0, faults=()), 1, number))  # they were told of once
+            self.kept.append(ReplayEntry(replace(group, refills=0, faults=()), 1, number))  # they were told of once
         self.kept = sorted(self.kept, key=self._rank)[: self.plan.capacity]
 
-    def stock(self) -> Stock:
+    def pending(self) -> PendingRollouts:
         """The buffer, to be kept with a checkpoint."""
         facts = {
             "uses": [one.uses for one in self.kept],
             "numbers": [one.number for one in self.kept],
             "counts": [self.inserted, self.learned, self.dropped],
         }
-        return Stock({"replay": [one.group for one in self.kept]}, {"replay": facts})
+        return PendingRollouts({"replay": [one.group for one in self.kept]}, {"replay": facts})
 
-    def restore(self, stock: Stock) -> None:
+    def restore(self, pending: PendingRollouts) -> None:
         """Put back what `stock` gave."""
-        facts = stock.facts["replay"]
-        rows = zip(stock.shelves.get("replay", []), facts["uses"], facts["numbers"], strict=True)
-        self.kept = [Kept(*row) for row in rows]
+        facts = pending.facts["replay"]
+        rows = zip(pending.sections.get("replay", []), facts["uses"], facts["numbers"], strict=True)
+        self.kept = [ReplayEntry(*row) for row in rows]
         self.inserted, self.learned, self.dropped = facts["counts"]
 
     def metrics(self) -> dict[str, float]:
@@ -89,7 +89,7 @@ class Replay:
             "replay/dropped": float(self.dropped),
         }
 
-    def _rank(self, one: Kept) -> tuple[float, int]:
+    def _rank(self, one: ReplayEntry) -> tuple[float, int]:
         return self.plan.decay * one.uses - one.version, -one.number
 
     def _drop_stale(self, step: int) -> None:

@@ -11,9 +11,8 @@ from typing import Any, Literal
 
 from rlopt.cluster.actors import Lost, Pending, Stalled, Workers, close_all, finished, wait_any
 from rlopt.core.errors import Interrupted, NoEngine, RloptError, first_line
-from rlopt.core.requests import Deal
+from rlopt.core.requests import EngineLogprobs, SampleRequest
 from rlopt.core.samples import Group, Key
-from rlopt.rollout.worker import Heard
 
 Report = Callable[..., None]
 """`tracking.Journal.event`: what kind of thing happened, and facts by name."""
@@ -28,18 +27,18 @@ class Engine:
 
     number: int
     workers: Workers
-    calls: dict[Key, tuple[Deal, Pending]] = field(default_factory=dict)
+    calls: dict[Key, tuple[SampleRequest, Pending]] = field(default_factory=dict)
     busy_s: float = 0.0
     asked_at: float = 0.0
     asleep: bool = False
 
     @property
-    def deals(self) -> dict[Key, Deal]:
+    def requests(self) -> dict[Key, SampleRequest]:
         """What it was asked for and has not answered."""
-        return {key: deal for key, (deal, _) in self.calls.items()}
+        return {key: request for key, (request, _) in self.calls.items()}
 
 
-class Fleet:
+class EnginePool:
     """The engines. Numbers are never given twice, so a number in `events.jsonl` is one engine."""
 
     def __init__(self, spawn: Callable[[str, int], Workers], count: int, start_deadline_s: float) -> None:
@@ -50,24 +49,24 @@ class Fleet:
         self._made, self._count = 0, count
         self._starting: list[tuple[Engine, Pending]] = []
         self._up: list[Engine] = []
-        self._homeless: dict[Key, Deal] = {}
+        self._orphaned: dict[Key, SampleRequest] = {}
         self._done: dict[Key, Group] = {}
         self._losses = 0
         for _ in range(count):
             self._make()
 
-    def ask(self, key: Key, deal: Deal) -> None:
+    def ask(self, key: Key, request: SampleRequest) -> None:
         """Have the least busy engine sample the group of `deal`; returns at once."""
         if not self._up:
-            self._homeless[key] = deal
+            self._orphaned[key] = request
             return
         engine = min(self._up, key=lambda engine: len(engine.calls))
-        engine.calls[key] = (deal, engine.workers.start("sample", (deal,)))
+        engine.calls[key] = (request, engine.workers.start("sample", (request,)))
 
     @property
     def asked(self) -> list[Key]:
         """Everything that was asked for and not handed over, in order."""
-        return sorted([*self._done, *self._homeless, *(key for engine in self._up for key in engine.calls)])
+        return sorted([*self._done, *self._orphaned, *(key for engine in self._up for key in engine.calls)])
 
     @property
     def done(self) -> Mapping[Key, Group]:
@@ -115,21 +114,21 @@ class Fleet:
             wait_any(calls, min(left, 1.0))
             self.poll()
 
-    def linger(self, seconds: float) -> None:
+    def wait_idle(self, seconds: float) -> None:
         """Wait until all that engines are at has come back, or `seconds` have passed; also where the run is to end."""
         ends = time.monotonic() + seconds
         while (calls := [call for engine in self._up for _, call in engine.calls.values()]) and time.monotonic() < ends:
             wait_any(calls, ends - time.monotonic())
             self.poll()
 
-    def hand_over(self, key: Key) -> Group:
+    def take(self, key: Key) -> Group:
         """A group that came back; it is the caller's now."""
         return self._done.pop(key)
 
     def cancel(self, key: Key) -> None:
         """Forget a group that was asked for; an engine that samples it stops."""
         self._done.pop(key, None)
-        self._homeless.pop(key, None)
+        self._orphaned.pop(key, None)
         for engine in self._up:
             if key in engine.calls:
                 engine.calls.pop(key)[1].cancel()
@@ -173,12 +172,12 @@ class Fleet:
             engine = self._starting.pop()[0] if self._starting else self._up.pop()
             engine.workers.close()
             self.report("engine_removed", engine=engine.number, asked_again=len(engine.calls))
-            self._hand_on(engine.deals)
+            self._hand_on(engine.requests)
 
-    def settle(self) -> None:
+    def assign_orphaned(self) -> None:
         """Hand what nobody samples to the engines that are there; called when these have weights."""
-        homeless, self._homeless = self._homeless, {}
-        self._hand_on(homeless)
+        orphaned, self._orphaned = self._orphaned, {}
+        self._hand_on(orphaned)
 
     @property
     def handles(self) -> dict[int, Any]:
@@ -190,11 +189,11 @@ class Fleet:
         """The Ray nodes of the engines that are there, by number."""
         return {engine.number: engine.workers.nodes()[0] for engine in self._up}
 
-    def canary(self, texts: list[tuple[int, ...]], numbers: list[int]) -> Callable[[], dict[int, list[Heard]]]:
+    def canary(self, texts: list[tuple[int, ...]], numbers: list[int]) -> Callable[[], dict[int, list[EngineLogprobs]]]:
         """Ask the engines `numbers` what they say of the same texts; the function returned waits for it, by number."""
         pending = [(e, e.workers.start("canary", (texts,))) for e in self._up if e.number in numbers]
 
-        def collect() -> dict[int, list[Heard]]:
+        def collect() -> dict[int, list[EngineLogprobs]]:
             answers = {}
             for engine, one in pending:
                 try:
@@ -258,7 +257,7 @@ class Fleet:
         if self._losses > MOST_LOSSES + self._count:
             raise Stalled(f"{self._losses} engines were lost since a group came back, the last one, engine {number}: {why}")
         self._make()
-        self._hand_on(engine.deals)
+        self._hand_on(engine.requests)
 
     @property
     def workers(self) -> list[Workers]:
@@ -268,9 +267,9 @@ class Fleet:
     def close(self) -> None:
         close_all(self.workers)
 
-    def _hand_on(self, deals: Mapping[Key, Deal]) -> None:
-        for key, deal in deals.items():
-            self.ask(key, deal)
+    def _hand_on(self, requests: Mapping[Key, SampleRequest]) -> None:
+        for key, request in requests.items():
+            self.ask(key, request)
 
     def _make(self) -> None:
         engine = Engine(self._made, self._spawn(f"engine {self._made}", 1))

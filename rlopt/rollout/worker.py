@@ -19,7 +19,7 @@ from rlopt.cluster.actors import Cluster, Workers, environment
 from rlopt.config.schema import ClusterConfig, RewardConfig, RolloutConfig
 from rlopt.core.errors import Fault, RloptError
 from rlopt.core.garbage import collect_seldom
-from rlopt.core.requests import Answer, Deal, Manner, Opening, sample_seed
+from rlopt.core.requests import Answer, Continuation, EngineLogprobs, SampleRequest, SamplingSpec, sample_seed
 from rlopt.core.samples import Group, Prompt, Sample
 from rlopt.rewards.pool import Question, RewardPool, Scored
 from rlopt.rollout import cpu_fork
@@ -50,14 +50,6 @@ class EngineConfig:
     seed: int
     in_flight: PauseMode
     learns: bool
-
-
-@dataclass(frozen=True)
-class Heard:
-    """What an engine says of a text: log-probabilities `[n - 1]` of its tokens after the first, and its version."""
-
-    logprobs: np.ndarray
-    version: int
 
 
 class RolloutWorker:
@@ -136,19 +128,19 @@ class RolloutWorker:
             await asyncio.sleep(0.5)
         os._exit(1)
 
-    async def sample(self, deal: Deal) -> Group:
+    async def sample(self, request: SampleRequest) -> Group:
         """`group_size` rewarded samples of a prompt. Samples that the reward leaves out are missing from their group."""
         self._in_flight += 1
         if self._in_flight == 1:
             self._busy_since = time.monotonic()
         try:
-            return await self._group(deal)
+            return await self._group(request)
         finally:
             self._in_flight -= 1
             if not self._in_flight:
                 self._busy_s += time.monotonic() - self._busy_since
 
-    async def canary(self, texts: list[tuple[int, ...]]) -> list[Heard]:
+    async def canary(self, texts: list[tuple[int, ...]]) -> list[EngineLogprobs]:
         """What the engine says of every token of each text after its first, at temperature 1, and the version that says so.
 
         Reading takes one step of the engine, where speaking would take one per token among all that it is sampling.
@@ -158,11 +150,13 @@ class RolloutWorker:
         params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, flat_logprobs=True, detokenize=False)
         outputs = await asyncio.gather(*(self._run(text, params) for text in texts))
         return [
-            Heard(np.array(output.prompt_logprobs.logprobs, np.float32), int(output.outputs[0].weight_versions[-1].version))
+            EngineLogprobs(
+                np.array(output.prompt_logprobs.logprobs, np.float32), int(output.outputs[0].weight_versions[-1].version)
+            )
             for output in outputs
         ]
 
-    async def complete(self, openings: list[Opening], count: int) -> list[list[Answer]]:
+    async def complete(self, openings: list[Continuation], count: int) -> list[list[Answer]]:
         """`count` answers that go on from each opening, no longer as a whole than any other answer. No reward."""
         return list(await asyncio.gather(*(self._answers(opening, count) for opening in openings)))
 
@@ -183,21 +177,21 @@ class RolloutWorker:
         """Seconds since the start with at least one request in flight."""
         return self._busy_s + (time.monotonic() - self._busy_since if self._in_flight else 0.0)
 
-    async def _group(self, deal: Deal) -> Group:
+    async def _group(self, request: SampleRequest) -> Group:
         """The samples of a prompt, or while they show no signal those of its spares; the last spare is taken as it is."""
-        group = await self._samples(deal)
-        for number, spare in enumerate(deal.spares, 1):
+        group = await self._samples(request)
+        for number, spare in enumerate(request.spares, 1):
             if len({sample.reward for sample in group.samples}) > 1:
                 break
             group = replace(await self._samples(spare), refills=number)
         return group
 
-    async def _samples(self, deal: Deal) -> Group:
-        manner, limit = deal.manner or self._manner(self._group_size), self._config.max_new_tokens
-        seeds = [sample_seed(self._engine_config.seed, deal.prompt.id, deal.draw, i) for i in range(manner.count)]
-        outputs = await asyncio.gather(*(self._generate(deal.prompt.token_ids, seed, manner, limit) for seed in seeds))
+    async def _samples(self, request: SampleRequest) -> Group:
+        sampling, limit = request.sampling or self._manner(self._group_size), self._config.max_new_tokens
+        seeds = [sample_seed(self._engine_config.seed, request.prompt.id, request.draw, i) for i in range(sampling.count)]
+        outputs = await asyncio.gather(*(self._generate(request.prompt.token_ids, seed, sampling, limit) for seed in seeds))
         texts = [self._tokenizer.decode(output.token_ids, skip_special_tokens=True) for output in outputs]
-        prompt = deal.prompt
+        prompt = request.prompt
         scored = await asyncio.to_thread(self._rewards.score, [_question(prompt, text) for text in texts])
         samples = [
             self._sample(prompt, output, text, score)
@@ -206,7 +200,7 @@ class RolloutWorker:
         ]
         return Group(prompt, tuple(samples), faults=tuple(fault for fault in scored if isinstance(fault, Fault)))
 
-    async def _answers(self, opening: Opening, count: int) -> list[Answer]:
+    async def _answers(self, opening: Continuation, count: int) -> list[Answer]:
         start, limit = opening.prompt + opening.begun, self._config.max_new_tokens - len(opening.begun)
         seeds = [sample_seed(self._engine_config.seed, opening.id, "0", i) for i in range(count)]
         outputs = await asyncio.gather(*(self._generate(start, seed, self._manner(count), limit) for seed in seeds))
@@ -221,7 +215,7 @@ class RolloutWorker:
         return Sample(
             prompt_id=prompt.id,
             token_ids=np.array(output.token_ids, np.int32),
-            spoken=np.ones(len(output.token_ids), bool),
+            action_mask=np.ones(len(output.token_ids), bool),
             logprobs=np.array(output.logprobs.logprobs, np.float32),
             versions=np.repeat([self._version(s) for s in spans], [s.end - s.start for s in spans]).astype(np.int32),
             text=text,
@@ -233,24 +227,24 @@ class RolloutWorker:
     def _version(self, span: Any) -> int:
         return 0 if span.version == "default" and not self._engine_config.learns else int(span.version)
 
-    def _manner(self, count: int) -> Manner:
-        return Manner(count, self._config.temperature, self._config.top_p)
+    def _manner(self, count: int) -> SamplingSpec:
+        return SamplingSpec(count, self._config.temperature, self._config.top_p)
 
-    async def _generate(self, token_ids: tuple[int, ...], seed: int, manner: Manner, limit: int) -> Any:
+    async def _generate(self, token_ids: tuple[int, ...], seed: int, sampling: SamplingSpec, limit: int) -> Any:
         """One response, when its turn has come; again from its beginning where new weights ended it."""
         async with self._places:
             while True:
-                output = await self._speak(token_ids, seed, manner, limit)
+                output = await self._speak(token_ids, seed, sampling, limit)
                 if output.finish_reason != "abort":
                     return output
 
-    async def _speak(self, token_ids: tuple[int, ...], seed: int, manner: Manner, limit: int) -> Any:
+    async def _speak(self, token_ids: tuple[int, ...], seed: int, sampling: SamplingSpec, limit: int) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         params = SamplingParams(
-            temperature=manner.temperature,
-            top_p=manner.top_p,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
             max_tokens=limit,
             seed=seed,
             logprobs=0,  # of the sampled token alone

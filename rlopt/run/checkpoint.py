@@ -14,7 +14,7 @@ from typing import Any
 
 from rlopt.core.atomic_write import all_to_disk, to_disk, write_whole
 from rlopt.core.errors import RloptError
-from rlopt.core.samples import Stock
+from rlopt.core.samples import PendingRollouts
 from rlopt.data.rollout_log import group_from_json, group_to_json
 
 
@@ -22,7 +22,7 @@ def save(
     run: Path,
     step: int,
     state: dict[str, Any],
-    stock: Stock,
+    pending: PendingRollouts,
     write_model: Callable[[Path], Mapping[str, int]],
     keep: int,
     best: "Best",
@@ -45,10 +45,10 @@ def save(
         shutil.rmtree(stale, ignore_errors=True)
     (aside / "buffer").mkdir(parents=True)
     written = write_model(aside)
-    for shelf, groups in stock.shelves.items():
+    for section, groups in pending.sections.items():
         lines = (json.dumps(group_to_json(group)) for group in groups)
-        (aside / "buffer" / f"{shelf}.jsonl").write_text("".join(line + "\n" for line in lines))
-    (aside / "state.json").write_text(json.dumps({**state, "stock": stock.facts}, indent=2))
+        (aside / "buffer" / f"{section}.jsonl").write_text("".join(line + "\n" for line in lines))
+    (aside / "state.json").write_text(json.dumps({**state, "stock": pending.facts}, indent=2))
     files = all_to_disk(aside)
     if lost := [name for name, size in written.items() if files.get(name) != size]:
         raise RloptError(
@@ -148,13 +148,13 @@ def load_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def shelves(folder: Path) -> list[str]:
+def sections(folder: Path) -> list[str]:
     """The names of the shelves of what `load_stock` gives."""
     return [path.stem for path in sorted((folder / "buffer").glob("*.jsonl"))]
 
 
-def load_stock(folder: Path) -> Stock:
+def load_pending(folder: Path) -> PendingRollouts:
     """What the run had sampled and not done with."""
-    texts = {name: (folder / "buffer" / f"{name}.jsonl").read_text() for name in shelves(folder)}
+    texts = {name: (folder / "buffer" / f"{name}.jsonl").read_text() for name in sections(folder)}
     groups = {name: [group_from_json(json.loads(line)) for line in text.split("\n")[:-1]] for name, text in texts.items()}
-    return Stock(groups, load_state(folder)["stock"])
+    return PendingRollouts(groups, load_state(folder)["stock"])

@@ -9,28 +9,28 @@ import torch
 from rich.console import Console
 
 from rlopt.config.schema import Config
-from rlopt.core.samples import Prompt, Stock
+from rlopt.core.samples import PendingRollouts, Prompt
 from rlopt.core.signals import told_to_end, undisturbed
-from rlopt.data.prompt_sampler import Dealer
+from rlopt.data.prompt_sampler import PromptSampler
 from rlopt.data.rollout_log import Recorder
-from rlopt.evaluation.evaluator import Evaluator, manners
-from rlopt.orchestrator.async_sampling import Stream, StreamPlan, streamed
-from rlopt.orchestrator.lockstep import Lockstep, revive, shelved
-from rlopt.orchestrator.lockstep import Synchroniser as LiveSync
+from rlopt.evaluation.evaluator import Evaluator, sampling_specs
+from rlopt.orchestrator.async_sampling import AsyncPlan, AsyncSampler, streamed
+from rlopt.orchestrator.lockstep import LockstepSampler, restore_engines, sampled_groups
+from rlopt.orchestrator.lockstep import Synchronizer as LiveSync
 from rlopt.orchestrator.loop import Loop, Plan, Position, Source
-from rlopt.orchestrator.online_source import Evaluation, Groups, Samplers, Shares
-from rlopt.orchestrator.recorded_source import Recorded, References
-from rlopt.orchestrator.replay_buffer import Replay, ReplayPlan
-from rlopt.rollout.engine_pool import Fleet
+from rlopt.orchestrator.online_source import Evaluation, OnlineSource, Samplers, Shares
+from rlopt.orchestrator.recorded_source import RecordedSource, References
+from rlopt.orchestrator.replay_buffer import ReplayBuffer, ReplayPlan
+from rlopt.rollout.engine_pool import EnginePool
 from rlopt.rollout.worker import CANARY_PLACES
 from rlopt.run import checkpoint
 from rlopt.run.engine_count import wanted_engines
-from rlopt.run.summary import describe
-from rlopt.run.validate import Prepared, dtype, prepare
-from rlopt.run.workers import Crew
+from rlopt.run.summary import summarize
+from rlopt.run.validate import Prepared, dtype, validate
+from rlopt.run.workers import RunWorkers
 from rlopt.tracking.journal import Journal, read_column
 from rlopt.tracking.loggers import Board, Wandb, start_boards
-from rlopt.weight_sync.synchronizer import Synchroniser, canary_texts, listen
+from rlopt.weight_sync.synchronizer import Synchronizer, canary_texts, score_canaries
 
 HEADLINES = {"reward/mean": "training reward", "preference/margin": "preference margin", "actor/pg_loss": "loss"}
 """The one number that a finished run is told by: the first of these that it has."""
@@ -55,20 +55,20 @@ def train(config: Config, console: Console) -> Outcome:
     Raises:
         RloptError: the config cannot be run, or a worker failed; nothing is left running.
     """
-    prepared = prepare(config, console)
+    prepared = validate(config, console)
     # The driver's tensors are small. With a thread for each core the others would spin between two operations, and on a
     # machine of many cores burn more than all else that the driver does.
     torch.set_num_threads(1)
-    console.print(describe(prepared), highlight=False, soft_wrap=True)
+    console.print(summarize(prepared), highlight=False, soft_wrap=True)
     started, finished = time.monotonic(), False
-    crew = Crew(prepared)
+    workers = RunWorkers(prepared)
     journal = None
     try:
         with console.status("starting engines and learners"):
-            crew.start()
+            workers.start()
             position, about = Position(**prepared.state["position"]), (config.run.name, config.algo.name, asdict(config))
             boards = start_boards(config.tracking, prepared.run, position.step, prepared.state["wandb_id"], *about)
-            crew.join()
+            workers.join()
         console.print(f"started in {time.monotonic() - started:.0f} s", highlight=False)
         checkpoint.forget(prepared.run, position.step)
         recorder = _recorder(prepared, position.step)
@@ -77,7 +77,7 @@ def train(config: Config, console: Console) -> Outcome:
         journal.event("start", step=position.step, resumed_from=str(prepared.resume) if prepared.resume else None)
         if prepared.left_behind:
             journal.event("samples_left_behind", why=prepared.left_behind)
-        journal.event("workers", **crew.nodes())
+        journal.event("workers", **workers.nodes())
         if prepared.recordings:
             journal.event("rows_left_out", **prepared.recordings.dropped)
         if left_out := prepared.left_out:
@@ -86,11 +86,11 @@ def train(config: Config, console: Console) -> Outcome:
             journal.event("rows_noted", **prepared.notes)
         if prepared.experience:
             journal.event("experience", damage=prepared.experience.damage, left_out=prepared.experience.dropped)
-        if crew.fleet:
-            crew.fleet.report = journal.event
-            crew.fleet.asked_to_stop = crew.stop.is_set
-        with told_to_end(crew.stop.set):
-            _loop(prepared, crew, journal).run(position)
+        if workers.engines:
+            workers.engines.report = journal.event
+            workers.engines.asked_to_stop = workers.stop.is_set
+        with told_to_end(workers.stop.set):
+            _loop(prepared, workers, journal).run(position)
         if position.step < steps:
             raise KeyboardInterrupt
         finished = True
@@ -98,7 +98,7 @@ def train(config: Config, console: Console) -> Outcome:
     finally:
         with undisturbed():
             try:
-                crew.close()  # first: the end of an upload may take long
+                workers.close()  # first: the end of an upload may take long
             finally:
                 if journal:
                     journal.close(exit_code=0 if finished else 1)
@@ -110,24 +110,24 @@ def _recorder(prepared: Prepared, step: int) -> Recorder | None:
     return Recorder(prepared.run, step, prepared.about, known=prepared.terms.off_policy)
 
 
-def _loop(prepared: Prepared, crew: Crew, journal: Journal) -> Loop:
+def _loop(prepared: Prepared, workers: RunWorkers, journal: Journal) -> Loop:
     config, run, state = prepared.config, prepared.run, prepared.state
     shared = config.algo.group_relative
     canaries = canary_texts(_some_prompts(prepared), CANARY_PLACES)
     best = checkpoint.Best(run, config.trainer.best, state["position"]["step"])
 
     def write_model(folder: Path) -> dict[str, int]:
-        written = crew.learners.save(folder)
+        written = workers.learners.save(folder)
         prepared.tokenizer.save_pretrained(folder / "hf")
         return written
 
-    def save(position: Position, stock: Stock) -> None:
+    def save(position: Position, pending: PendingRollouts) -> None:
         began = time.monotonic()
-        said = [logprobs.tolist() for logprobs in listen(crew.learners, canaries)]
+        said = [logprobs.tolist() for logprobs in score_canaries(workers.learners, canaries)]
         canary = {"texts": canaries, "logprobs": said}  # by which `rlopt.export` proves itself
         kept = {"position": asdict(position), "wandb_id": state["wandb_id"], "canary": canary}
-        path = checkpoint.save(run, position.step, kept, stock, write_model, config.trainer.keep_checkpoints, best)
-        facts = {"path": str(path), "seconds": time.monotonic() - began, "sampled_again": len(stock.facts.get("again", []))}
+        path = checkpoint.save(run, position.step, kept, pending, write_model, config.trainer.keep_checkpoints, best)
+        facts = {"path": str(path), "seconds": time.monotonic() - began, "sampled_again": len(pending.facts.get("again", []))}
         journal.event("checkpoint", step=position.step, **facts)
 
     return Loop(
@@ -140,12 +140,12 @@ def _loop(prepared: Prepared, crew: Crew, journal: Journal) -> Loop:
         ),
         objective=prepared.objective,
         terms=prepared.terms,
-        source=_source(prepared, crew, journal),
-        learners=crew.learners,
+        source=_source(prepared, workers, journal),
+        learners=workers.learners,
         journal=journal,
         save=save,
         is_best=best.improved,
-        asked_to_stop=crew.stop.is_set,
+        asked_to_stop=workers.stop.is_set,
     )
 
 
@@ -158,15 +158,15 @@ def _some_prompts(prepared: Prepared) -> list[Prompt]:
     return prepared.prompts
 
 
-def _source(prepared: Prepared, crew: Crew, journal: Journal) -> Source:
-    config, stock = prepared.config, crew.stock
+def _source(prepared: Prepared, workers: RunWorkers, journal: Journal) -> Source:
+    config, pending = prepared.config, workers.pending
     if recordings := prepared.recordings:
-        return Recorded(
+        return RecordedSource(
             examples=recordings.train,
             held_out=recordings.held_out,
-            dealer=Dealer(len(recordings.train), config.data.prompts_per_step, config.run.seed),
-            references=References(crew.learners, lambda n, of: journal.say(f"initial model scores row {n} of {of}")),
-            learners=crew.learners,
+            prompt_sampler=PromptSampler(len(recordings.train), config.data.prompts_per_step, config.run.seed),
+            references=References(workers.learners, lambda n, of: journal.say(f"initial model scores row {n} of {of}")),
+            learners=workers.learners,
             objective=prepared.objective,
             terms=prepared.terms,
             eval_every=config.trainer.eval_every,
@@ -175,44 +175,44 @@ def _source(prepared: Prepared, crew: Crew, journal: Journal) -> Source:
     replay = None
     if config.replay.capacity:
         kept = config.replay
-        replay = Replay(ReplayPlan(kept.capacity, kept.reuse, kept.decay, config.sync.max_lag))
-        if "replay" in stock.facts:
-            replay.restore(stock)
-    samplers = _samplers(prepared, crew, crew.fleet, journal) if crew.fleet and prepared.prompts else None
+        replay = ReplayBuffer(ReplayPlan(kept.capacity, kept.reuse, kept.decay, config.sync.max_lag))
+        if "replay" in pending.facts:
+            replay.restore(pending)
+    samplers = _samplers(prepared, workers, workers.engines, journal) if workers.engines and prepared.prompts else None
     evaluation = None
-    if crew.fleet and samplers and prepared.evals:
+    if workers.engines and samplers and prepared.evals:
         every, interval, steps = config.trainer.eval_every, config.sync.interval, config.trainer.total_steps
-        evaluation = Evaluation(every, interval, steps, _evaluator(prepared, crew.fleet, samplers.sync).measure)
-    return Groups(
+        evaluation = Evaluation(every, interval, steps, _evaluator(prepared, workers.engines, samplers.sync).measure)
+    return OnlineSource(
         shares=Shares(*config.shares, config.group_size),
         samplers=samplers,
         replay=replay,
         recorded=prepared.experience.groups if prepared.experience else None,
-        learners=crew.learners,
+        learners=workers.learners,
         evaluation=evaluation,
     )
 
 
-def _evaluator(prepared: Prepared, fleet: Fleet, sync: LiveSync) -> Evaluator:
+def _evaluator(prepared: Prepared, engines: EnginePool, sync: LiveSync) -> Evaluator:
     plan = prepared.config.eval
     return Evaluator(
         sets={name: loaded.prompts for name, loaded in prepared.evals.items()},
-        manners=manners(plan.samples, plan.temperature, plan.top_p, plan.greedy),
+        sampling_specs=sampling_specs(plan.samples, plan.temperature, plan.top_p, plan.greedy),
         right=plan.right,
-        fleet=fleet,
+        engines=engines,
         deadline_s=prepared.config.cluster.step_deadline_s,
-        revive=lambda: revive(fleet, sync, sync.version),
+        restore_engines=lambda: restore_engines(engines, sync, sync.version),
     )
 
 
-def _samplers(prepared: Prepared, crew: Crew, fleet: Fleet, journal: Journal) -> Samplers:
-    config, stock, sync, prompts = prepared.config, crew.stock, prepared.config.sync, prepared.prompts
+def _samplers(prepared: Prepared, workers: RunWorkers, engines: EnginePool, journal: Journal) -> Samplers:
+    config, pending, sync, prompts = prepared.config, workers.pending, prepared.config.sync, prepared.prompts
     new, deadline_s = config.shares[0], config.cluster.step_deadline_s
     refills = config.algo.group_relative.refills if config.algo.group_relative else 0
-    dealer = Dealer(len(prompts), new, config.run.seed)
-    synchroniser = Synchroniser(
-        learners=crew.learners,
-        engines=fleet,
+    prompt_sampler = PromptSampler(len(prompts), new, config.run.seed)
+    synchroniser = Synchronizer(
+        learners=workers.learners,
+        engines=engines,
         canaries=canary_texts(prompts, CANARY_PLACES),
         verify=sync.verify,
         tolerance=sync.tolerance * _slack(config),
@@ -221,26 +221,26 @@ def _samplers(prepared: Prepared, crew: Crew, fleet: Fleet, journal: Journal) ->
         wanted=lambda: wanted_engines(prepared.run, config.rollout.engines),
     )
     if sync.mode == "lockstep":
-        again = [(batch, place) for batch, place in stock.facts.get("again", [])]
-        batches = shelved(stock.shelves, again)
-        fleet.put_back(batches)
-        return Lockstep(
+        again = [(batch, place) for batch, place in pending.facts.get("again", [])]
+        batches = sampled_groups(pending.sections, again)
+        engines.put_back(batches)
+        return LockstepSampler(
             schedule=prepared.schedule,
-            deal=lambda batch: dealer.deals(batch, prompts, refills),
-            fleet=fleet,
+            requests_of=lambda batch: prompt_sampler.requests(batch, prompts, refills),
+            engines=engines,
             sync=synchroniser,
             total_steps=config.trainer.total_steps,
             deadline_s=deadline_s,
             sleep=config.rollout.sleep,
             requested=max([prepared.state["position"]["step"], *(batch for batch, _ in [*batches, *again])]),
-            revived=set(stock.facts.get("revived", [])),
+            restored=set(pending.facts.get("revived", [])),
             again=again,
         )
-    under = streamed(stock)
-    fleet.put_back(under.done)
+    under = streamed(pending)
+    engines.put_back(under.done)
     assert sync.max_lag is not None
-    return Stream(
-        plan=StreamPlan(
+    return AsyncSampler(
+        plan=AsyncPlan(
             per_step=new,
             total_steps=config.trainer.total_steps,
             interval=sync.interval,
@@ -249,8 +249,8 @@ def _samplers(prepared: Prepared, crew: Crew, fleet: Fleet, journal: Journal) ->
             ahead=2 * max(1, config.rollout.engines * config.rollout.max_num_seqs // config.group_size),
             deadline_s=deadline_s,
         ),
-        deal=lambda number: dealer.deals(number // new + 1, prompts, refills)[number % new],
-        fleet=fleet,
+        request_of=lambda number: prompt_sampler.requests(number // new + 1, prompts, refills)[number % new],
+        engines=engines,
         sync=synchroniser,
         next=under.next,
         again=under.under_way,

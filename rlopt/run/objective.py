@@ -7,7 +7,7 @@ from rlopt.config.schema import Config, GroupRelativeConfig
 from rlopt.core import sandbox
 from rlopt.core.batches import Average
 from rlopt.core.errors import RloptError, need
-from rlopt.objectives.core import Objective, Terms, WithCredit, no_terms
+from rlopt.objectives.core import LossTerms, Objective, WithAdvantages, no_loss_terms
 from rlopt.objectives.corrections import Correction, Corrections
 from rlopt.objectives.registry import load_class
 
@@ -48,16 +48,16 @@ def make_objective(config: Config) -> Objective:
         need(shared.minibatches == 1, "algo.minibatches", shared.minibatches, f"{why}; set it to 1")
         need(shared.credit is None, "algo.credit", shared.credit, f"{why}; leave it out")
     if shared.credit:
-        return WithCredit(objective, sandbox.load("algo.credit", shared.credit))  # type: ignore[arg-type]
+        return WithAdvantages(objective, sandbox.load("algo.credit", shared.credit))  # type: ignore[arg-type]
     return objective  # type: ignore[no-any-return]
 
 
-def make_terms(config: Config) -> Terms:
+def make_terms(config: Config) -> LossTerms:
     """What composes with the objective; nothing does where rows are recorded."""
     shared, limit = config.algo.group_relative, config.rollout.max_new_tokens
     if shared is None:
-        return no_terms(limit)
-    return Terms(
+        return no_loss_terms(limit)
+    return LossTerms(
         kl_coef=shared.kl.coef,
         kl_estimator=shared.kl.estimator,
         kl_place=shared.kl.place,
@@ -76,7 +76,7 @@ def _corrections(shared: GroupRelativeConfig) -> Corrections:
     return Corrections(shared.dual_clip, importance, shared.opsm_delta)
 
 
-def _why_logprobs(config: Config, objective: Objective, terms: Terms) -> str | None:
+def _why_logprobs(config: Config, objective: Objective, terms: LossTerms) -> str | None:
     """Why the behavior policy's log-probabilities are needed, or None."""
     shared, reads = config.algo.group_relative, objective.traits.reads
     if reads in ("behavior", "proximal") or (reads == "anchor" and shared and shared.anchor == "behavior"):

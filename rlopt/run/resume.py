@@ -66,7 +66,7 @@ def _check_extension(config: Config, run: Path, folder: Path) -> None:
             f"trainer.total_steps={total}: {folder} has made {step} steps already; raise it, or choose another run.dir"
         )
     asked = [batch for batch, _ in state["stock"].get("again", [])]
-    batch = max([step, *batches_of(checkpoint.shelves(folder)), *asked]) + 1
+    batch = max([step, *batches_of(checkpoint.sections(folder)), *asked]) + 1
     version = Schedule(config.sync.interval, config.sync.offset).version(batch)
     in_turn = config.samples and config.sync.mode == "lockstep" and step not in state["stock"].get("revived", [])
     if in_turn and batch <= total and version < step and not why_left_behind(config, run, folder):
@@ -94,7 +94,7 @@ def _of_another_run(folder: Path, run: Path) -> bool:
     return folder.resolve().parent.parent != run.resolve()
 
 
-def settle(config: Config, run: Path, resume: Path | None) -> dict[str, Any]:
+def write_config(config: Config, run: Path, resume: Path | None) -> dict[str, Any]:
     """Make the run's folder and note the config in it, where `find_resume` had nothing to say; the state to begin with."""
     mine, theirs = _plain(config), _kept_config(run)
     if theirs is not None and mine["rollout"]["engines"] != theirs["rollout"]["engines"]:

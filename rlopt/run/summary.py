@@ -6,7 +6,7 @@ from rlopt.run.memory import learner_memory
 from rlopt.run.validate import Prepared, dtype
 
 
-def describe(prepared: Prepared) -> str:
+def summarize(prepared: Prepared) -> str:
     """What follows from the config, in a few lines."""
     config, size = prepared.config, prepared.config.data.prompts_per_step
     shape, width = prepared.shape, dtype(config).itemsize

@@ -14,18 +14,18 @@ from rlopt.core.samples import Example, Prompt
 from rlopt.data.offline_rollouts import Experience, Needs, load_experience
 from rlopt.data.preferences import load_examples
 from rlopt.data.prompt_sampler import fingerprint, one_spaced
-from rlopt.data.prompts import Loaded, Wording, apart, load_prompts, wording
+from rlopt.data.prompts import Loaded, Wording, drop_eval_overlap, load_prompts, wording
 from rlopt.data.rollout_log import header
-from rlopt.evaluation.datasets import first, load_evals
+from rlopt.evaluation.datasets import limited, load_evals
 from rlopt.models.loading import Shape, context_length, find_model, load_tokenizer, shape_of
 from rlopt.models.policy import try_to_save
 from rlopt.models.tiny import RECIPES
-from rlopt.objectives.core import Objective, Terms
+from rlopt.objectives.core import LossTerms, Objective
 from rlopt.orchestrator.schedule import Schedule
 from rlopt.rewards.pool import load as load_reward
 from rlopt.run.memory import plan
 from rlopt.run.objective import _why_logprobs, make_objective, make_terms
-from rlopt.run.resume import find_resume, settle, why_left_behind
+from rlopt.run.resume import find_resume, why_left_behind, write_config
 from rlopt.tracking.journal import TrainingBar
 
 
@@ -57,7 +57,7 @@ class Prepared:
 
     config: Config
     objective: Objective
-    terms: Terms
+    terms: LossTerms
     run: Path
     resume: Path | None
     state: dict[str, Any]
@@ -97,7 +97,7 @@ class Prepared:
         return Schedule(self.config.sync.interval, self.config.sync.offset)
 
 
-def prepare(config: Config, console: Console) -> Prepared:
+def validate(config: Config, console: Console) -> Prepared:
     """Check what the typed config could not: files, models, lengths, and what stands in the run's folder."""
     objective = make_objective(config)
     terms = make_terms(config)
@@ -117,7 +117,7 @@ def prepare(config: Config, console: Console) -> Prepared:
         data = load_prompts(config.data, "data.train", config.data.train, config.run.seed, words, room)
         evals = load_evals(config.data, config.run.seed, words, room)
         eval_prompts = [prompt for loaded in evals.values() for prompt in loaded.prompts]
-        data, evals = apart(data, eval_prompts), first(evals, config.eval.limit)
+        data, evals = drop_eval_overlap(data, eval_prompts), limited(evals, config.eval.limit)
         longest = max(len(p.token_ids) for p in data.prompts + eval_prompts) + config.rollout.max_new_tokens
         _check_best(config, list(evals))
     if config.data.experience and config.algo.group_relative:
@@ -133,7 +133,7 @@ def prepare(config: Config, console: Console) -> Prepared:
         longest = max(len(e.prompt.token_ids) + len(a) for e in rows for a in e.answers)
     largest = max(config.group_size, experience.largest if experience else 0)
     check_sizes(config, objective, longest, largest)
-    state = settle(config, run, resume)
+    state = write_config(config, run, resume)
     return Prepared(
         config=config,
         objective=objective,
@@ -177,8 +177,8 @@ def _check_best(config: Config, sets: list[str]) -> None:
 
 def check_sizes(config: Config, objective: Objective, longest: int, largest: int) -> None:
     """Refuse what could not be split into micro-batches later: `longest` sequence in tokens, `largest` group in samples."""
-    together, budget = objective.traits.unit == "group", config.learner.token_budget
-    size = {"pairs": 2, "step_pairs": 2}.get(objective.traits.rows, largest) if together else 1
+    groups_whole, budget = objective.traits.unit == "group", config.learner.token_budget
+    size = {"pairs": 2, "step_pairs": 2}.get(objective.traits.rows, largest) if groups_whole else 1
     need(
         size * longest <= budget,
         "learner.token_budget",
@@ -187,7 +187,7 @@ def check_sizes(config: Config, objective: Objective, longest: int, largest: int
     )
 
 
-def _needs(config: Config, objective: Objective, terms: Terms, context: int, held_out: list[Prompt]) -> Needs:
+def _needs(config: Config, objective: Objective, terms: LossTerms, context: int, held_out: list[Prompt]) -> Needs:
     """What is asked of recorded groups; `held_out` are the prompts that are evaluated on."""
     limit = min(context, config.learner.token_budget)
     why, texts = _why_logprobs(config, objective, terms), frozenset(one_spaced(prompt.text) for prompt in held_out)

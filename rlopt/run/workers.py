@@ -5,31 +5,31 @@ from collections.abc import Callable
 from typing import Any
 
 from rlopt.cluster.actors import Cluster, Workers, close_all, environment
-from rlopt.core.samples import Stock
+from rlopt.core.samples import PendingRollouts
 from rlopt.learner.group import Learners
 from rlopt.learner.worker import LearnerSetup, LearnerWorker
-from rlopt.rollout.engine_pool import Fleet
+from rlopt.rollout.engine_pool import EnginePool
 from rlopt.rollout.worker import EngineConfig, spawner
 from rlopt.run import checkpoint
 from rlopt.run.validate import Prepared, dtype
 
 
-class Crew:
+class RunWorkers:
     """The cluster and all workers of a run: learner ranks, and engines where there is something to sample."""
 
     def __init__(self, prepared: Prepared) -> None:
         self._prepared = prepared
         self._ranks: Workers | None = None
-        self.fleet: Fleet | None = None
+        self.engines: EnginePool | None = None
         self._cluster = Cluster(prepared.config.cluster)
-        self.stock = Stock({}, {})
+        self.pending = PendingRollouts({}, {})
         self.stop = threading.Event()
 
     def start(self) -> None:
         """Begin to load engines and learners, side by side; `join` waits for them."""
         config, deadline = self._prepared.config, self._prepared.config.cluster.start_deadline_s
         if self._prepared.prompts:
-            self.fleet = Fleet(_spawner(self._prepared, self._cluster), config.rollout.engines, deadline)
+            self.engines = EnginePool(_spawner(self._prepared, self._cluster), config.rollout.engines, deadline)
         self._ranks = _start_learners(self._prepared, self._cluster)
         meeting = self._ranks.call("address")[0]
         self._starting = self._ranks.start("start", *[[meeting]] * config.learner.workers, deadline_s=deadline)
@@ -38,33 +38,33 @@ class Crew:
         """Wait until all are there, and bring back a checkpoint."""
         config = self._prepared.config
         assert self._ranks
-        if self.fleet:
-            self.fleet.join(wait=True)
+        if self.engines:
+            self.engines.join(wait=True)
         self._starting.result("starting up")
-        together = self._prepared.objective.traits.unit == "group"
-        self.learners = Learners(self._ranks, config.learner.token_budget, together, config.rollout.temperature)
+        groups_whole = self._prepared.objective.traits.unit == "group"
+        self.learners = Learners(self._ranks, config.learner.token_budget, groups_whole, config.rollout.temperature)
         self.learners.check_storage(self._prepared.run)
         self.bring_back(self._prepared)
 
     def bring_back(self, prepared: Prepared) -> None:
         """What the checkpoint holds that `prepared` goes on from, if it does."""
-        self.stock = Stock({}, {})
+        self.pending = PendingRollouts({}, {})
         if not prepared.resume:
             return
         self.learners.load(prepared.resume)
-        self.stock = checkpoint.load_stock(prepared.resume)
+        self.pending = checkpoint.load_pending(prepared.resume)
         if prepared.left_behind:  # go on from the same place in the data, with the weights that are there
             step = prepared.state["position"]["step"]
             stream = {"keys": [], "again": [], "next": step * prepared.config.shares[0]}
-            self.stock = Stock({}, {"revived": [step], "stream": stream})
+            self.pending = PendingRollouts({}, {"revived": [step], "stream": stream})
 
     def nodes(self) -> dict[str, Any]:
         """Which Ray node everybody is on."""
         assert self._ranks
-        return {"learners": self._ranks.nodes(), "engines": self.fleet.nodes if self.fleet else {}}
+        return {"learners": self._ranks.nodes(), "engines": self.engines.nodes if self.engines else {}}
 
     def close(self) -> None:
-        close_all([*(self.fleet.workers if self.fleet else []), *([self._ranks] if self._ranks else [])])
+        close_all([*(self.engines.workers if self.engines else []), *([self._ranks] if self._ranks else [])])
         self._cluster.close()
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeVar
 
 from rlopt.core.errors import RloptError
-from rlopt.core.requests import Answer, Opening
+from rlopt.core.requests import Answer, Continuation
 from rlopt.core.samples import Prompt
 from rlopt.evaluation.pass_at_k import reaches
 
@@ -112,14 +112,14 @@ class Fault:
         return self.steps[self.at]
 
     @property
-    def opening(self) -> Opening:
-        return Opening(f"{self.prompt.id}/continuation/{self.attempt}", self.prompt.token_ids, self.begun)
+    def opening(self) -> Continuation:
+        return Continuation(f"{self.prompt.id}/continuation/{self.attempt}", self.prompt.token_ids, self.begun)
 
 
 class Tools(Protocol):
     """Engines and functions of the user's. Every verb takes many at once and answers in their order."""
 
-    def complete(self, openings: list[Opening], count: int) -> list[list[Answer]]:
+    def complete(self, openings: list[Continuation], count: int) -> list[list[Answer]]:
         """`count` answers that go on from each opening."""
 
     def grade(self, answers: list[tuple[Prompt, str]]) -> list[float | None]:
@@ -180,7 +180,7 @@ def make_chunk(prompts: list[Prompt], tools: Tools, recipe: Recipe) -> Chunk:
 
 def _find_faults(prompts: list[Prompt], tools: Tools, recipe: Recipe, counts: Counter[What]) -> list[Fault]:
     """Sample answers and find the first wrong step of the wrong ones; adds to `counts` what became of them."""
-    answers = tools.complete([Opening(f"{prompt.id}/answer", prompt.token_ids, ()) for prompt in prompts], recipe.attempts)
+    answers = tools.complete([Continuation(f"{prompt.id}/answer", prompt.token_ids, ()) for prompt in prompts], recipe.attempts)
     asked = [(prompt, i, answer) for prompt, group in zip(prompts, answers, strict=True) for i, answer in enumerate(group)]
     scores = tools.grade([(prompt, answer.text) for prompt, _, answer in asked])
     wrong = [one for one, score in zip(asked, scores, strict=True) if score is not None and score < recipe.right]
@@ -265,7 +265,7 @@ def check_place(name: str, steps: list[str], at: object) -> int | None:
 
 
 @dataclass
-class Ledger:
+class PairWriter:
     """The rows as they will stand in the files: no row twice, `count` in all, and each prompt on one side alone."""
 
     count: int

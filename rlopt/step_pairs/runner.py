@@ -21,9 +21,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from rlopt.cluster.actors import Cluster, Workers
 from rlopt.config.commands import PairsJob
+from rlopt.config.compose import normalised
 from rlopt.core.atomic_write import write_whole
 from rlopt.core.errors import Fault, RloptError
-from rlopt.core.requests import Answer, Opening
+from rlopt.core.requests import Answer, Continuation
 from rlopt.core.samples import Prompt
 from rlopt.core.sandbox import Pool
 from rlopt.core.signals import undisturbed
@@ -31,7 +32,7 @@ from rlopt.data.prompts import load_prompts, wording
 from rlopt.models.loading import context_length, find_model, load_tokenizer
 from rlopt.rewards.pool import Scored
 from rlopt.rollout.worker import EngineConfig, spawner
-from rlopt.step_pairs.mining import MEANING, Chunk, Ledger, Recipe, Row, check_place, check_steps, make_chunk
+from rlopt.step_pairs.mining import MEANING, Chunk, PairWriter, Recipe, Row, check_place, check_steps, make_chunk
 from rlopt.tracking.journal import TrainingBar
 
 SPEED = (
@@ -90,17 +91,17 @@ class LocateCall:
     answer: str
 
 
-def harvest(job: PairsJob, console: Console) -> Outcome:
+def make_pairs(job: PairsJob, console: Console) -> Outcome:
     """The whole life of the command.
 
     Raises:
         RloptError: the config cannot be run, or a worker or a user's function failed; nothing is left running.
     """
-    pairs, kept = job.pairs, Kept(Path(job.pairs.out))
+    pairs, kept = job.pairs, ChunkStore(Path(job.pairs.out))
     source = find_source(job, console)
     kept.claim(_identity(job, source))
     chunks = [source.prompts[i : i + pairs.chunk] for i in range(0, len(source.prompts), pairs.chunk)]
-    ledger, done = Ledger(pairs.count, pairs.eval_share), 0
+    ledger, done = PairWriter(pairs.count, pairs.eval_share), 0
     for chunk in kept.chunks():
         ledger.add(chunk)
         done += 1
@@ -127,13 +128,19 @@ def find_source(job: PairsJob, console: Console) -> Source:
 
 
 def _make_chunks(
-    job: PairsJob, source: Source, chunks: list[list[Prompt]], done: int, ledger: Ledger, kept: "Kept", console: Console
+    job: PairsJob,
+    source: Source,
+    chunks: list[list[Prompt]],
+    done: int,
+    ledger: PairWriter,
+    kept: "ChunkStore",
+    console: Console,
 ) -> float:
     """Make the chunks after the first `done` until the ledger is full; the seconds that this took."""
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn())
     progress = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
     recipe = Recipe(job.pairs.attempts, job.pairs.continuations, job.pairs.right, job.run.seed)
-    workshop = Workshop(job, source)
+    workshop = PairTools(job, source)
     try:
         with console.status("starting engines"):
             workshop.start()
@@ -156,7 +163,7 @@ def _make_chunks(
             workshop.close()
 
 
-class Workshop:
+class PairTools:
     """`steps.Tools` with real engines, the reward function beside them, and the user's functions in processes here."""
 
     def __init__(self, job: PairsJob, source: Source) -> None:
@@ -187,7 +194,7 @@ class Workshop:
         self._locate = self._pool("pairs.locate", job.pairs.locate)
         starting.result("starting up")
 
-    def complete(self, openings: list[Opening], count: int) -> list[list[Answer]]:
+    def complete(self, openings: list[Continuation], count: int) -> list[list[Answer]]:
         return self._sampler.complete(openings, count)
 
     def grade(self, answers: list[tuple[Prompt, str]]) -> list[float | None]:
@@ -216,7 +223,7 @@ class Workshop:
         return pool
 
 
-class Kept:
+class ChunkStore:
     """The files beside `out`."""
 
     def __init__(self, out: Path) -> None:
@@ -234,7 +241,7 @@ class Kept:
             RloptError: it was made with another config.
         """
         config = self._folder / "config.json"
-        theirs = json.loads(config.read_text()) if config.exists() else identity
+        theirs = normalised(json.loads(config.read_text())) if config.exists() else identity
         differs = [f"{key}={identity[key]} (there: {theirs.get(key)})" for key in identity if identity[key] != theirs.get(key)]
         if differs:
             raise RloptError(
@@ -289,7 +296,7 @@ class Sampler:
     def __init__(self, workers: Workers) -> None:
         self._workers = workers
 
-    def complete(self, openings: list[Opening], count: int) -> list[list[Answer]]:
+    def complete(self, openings: list[Continuation], count: int) -> list[list[Answer]]:
         """`count` answers that go on from each opening; the same ones whichever engine speaks them."""
         shares = _deal(openings, len(self._workers))
         return _gather(self._workers.start("complete", *([share, count] for share in shares)).result("sampling answers"))

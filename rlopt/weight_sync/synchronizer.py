@@ -67,7 +67,7 @@ class Engines(Protocol):
     def join(self, wait: bool) -> bool: ...
     def wake(self) -> None: ...
     def resize(self, count: int) -> None: ...
-    def settle(self) -> None: ...
+    def assign_orphaned(self) -> None: ...
     def canary(self, texts: list[tuple[int, ...]], numbers: list[int]) -> Callable[[], Mapping[int, Sequence[HeardLike]]]: ...
     def lose(self, number: int, why: str) -> None: ...
 
@@ -80,7 +80,7 @@ def canary_texts(prompts: list[Prompt], count: int) -> list[tuple[int, ...]]:
 
 
 @dataclass
-class Synchroniser:
+class Synchronizer:
     """Carries weights to the engines.
 
     Attributes:
@@ -131,7 +131,7 @@ class Synchroniser:
             number, why = next(iter(verdict.faults.items()))
             raise RloptError(f"sync of version {version}: engine {number}: {why}; sent {ATTEMPTS} times, each in vain")
         self.version = version
-        self.engines.settle()
+        self.engines.assign_orphaned()
         metrics: dict[str, float] = {"sync/seconds": seconds, "sync/bytes": sent.bytes, "sync/faults": attempt - 1}
         if self.verify:
             metrics |= {"sync/canary_abs_diff": max(gaps.values(), default=0.0), "sync/verified": 1.0}
@@ -165,11 +165,11 @@ class Synchroniser:
     def _score(self) -> list[Tensor]:
         """What the learner says of the canaries, asked once a synchronisation."""
         if self._scores is None:
-            self._scores = listen(self.learners, self.canaries)
+            self._scores = score_canaries(self.learners, self.canaries)
         return self._scores
 
 
-def listen(learners: Learners, texts: list[tuple[int, ...]]) -> list[Tensor]:
+def score_canaries(learners: Learners, texts: list[tuple[int, ...]]) -> list[Tensor]:
     """What the learner says of every token of each text after its first, at temperature 1, in nats."""
     padded = pad_examples([Example(Prompt("canary", text[:1], "", "", ""), (text[1:],)) for text in texts])
     scores = learners.score(padded, "policy", 1.0)

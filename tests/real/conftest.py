@@ -198,7 +198,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def crew(home: Path) -> Iterator[workers.Crew]:
+def crew(home: Path) -> Iterator[workers.RunWorkers]:
     """Engines and a learner for one run after another. A test that starts Ray by itself cannot run beside it."""
     from crews import started
 
@@ -225,7 +225,7 @@ def gone_on(interrupted: Ended) -> Path:
 
 
 @pytest.fixture(scope="session")
-def run(tmp_path_factory: pytest.TempPathFactory, crew: workers.Crew, home: Path) -> Callable[[str], Path]:
+def run(tmp_path_factory: pytest.TempPathFactory, crew: workers.RunWorkers, home: Path) -> Callable[[str], Path]:
     """The finished 45-step run of an algorithm on the crew, made once."""
     import crews
 

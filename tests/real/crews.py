@@ -22,11 +22,11 @@ from rich.console import Console
 from rlopt.config.compose import conf_dir, typed
 from rlopt.config.schema import RewardConfig, RolloutConfig
 from rlopt.core.reduce import Metric
-from rlopt.core.requests import Deal
-from rlopt.core.samples import Group, Stock
+from rlopt.core.requests import SampleRequest
+from rlopt.core.samples import Group, PendingRollouts
 from rlopt.learner.group import Learners
 from rlopt.learner.worker import LearnerSetup, LearnerWorker
-from rlopt.objectives.core import Objective, Terms
+from rlopt.objectives.core import LossTerms, Objective
 from rlopt.orchestrator.loop import Position
 from rlopt.rewards.pool import RewardPool
 from rlopt.rollout import worker
@@ -79,26 +79,28 @@ class Engine(RolloutWorker):
         }
         self._config = replace(self._config, **changes.get(wrong, {}))
 
-    async def _samples(self, deal: Deal) -> Group:
-        if self.wrong == "slow sampler" or (self.wrong == "some slow" and sum(deal.prompt.token_ids) % 8 == 0):
+    async def _samples(self, request: SampleRequest) -> Group:
+        if self.wrong == "slow sampler" or (self.wrong == "some slow" and sum(request.prompt.token_ids) % 8 == 0):
             await asyncio.sleep(SLOW_S)
-        asked = deal
+        asked = request
         if self.wrong == "retokenised":  # the engine was given the last token of the prompt twice
-            asked = replace(deal, prompt=replace(deal.prompt, token_ids=deal.prompt.token_ids + deal.prompt.token_ids[-1:]))
+            asked = replace(
+                request, prompt=replace(request.prompt, token_ids=request.prompt.token_ids + request.prompt.token_ids[-1:])
+            )
         group = await super()._samples(asked)
         samples = list(group.samples)
         if self.wrong == "noise":
             import numpy as np
 
-            chance = np.random.default_rng(len(deal.prompt.text))
+            chance = np.random.default_rng(len(request.prompt.text))
             samples = [
                 replace(s, logprobs=(s.logprobs + chance.normal(0, 0.2, len(s.logprobs))).astype(np.float32)) for s in samples
             ]
         if self.wrong == "one reward":
             samples = [replace(s, reward=0.5) for s in samples]
         if self.wrong == "no signal":
-            samples = [replace(s, reward=float(len(deal.prompt.text) % 2)) for s in samples]
-        return replace(group, prompt=deal.prompt, samples=tuple(samples))
+            samples = [replace(s, reward=float(len(request.prompt.text) % 2)) for s in samples]
+        return replace(group, prompt=request.prompt, samples=tuple(samples))
 
     def spoil(self, how: str, times: int) -> None:
         self.spoiling, self.times = how, times
@@ -145,7 +147,7 @@ class Learner(LearnerWorker):
             parameter.data += by
         self._moved = 1.0
 
-    def follow(self, objective: Objective, terms: Terms, verify: bool, lr: float, slow_s: float) -> None:
+    def follow(self, objective: Objective, terms: LossTerms, verify: bool, lr: float, slow_s: float) -> None:
         self._setup = replace(self._setup, objective=objective, terms=terms, verify=verify)
         self._config = replace(self._config, lr=lr)
         self.slow_s = slow_s
@@ -158,17 +160,19 @@ class Learner(LearnerWorker):
 def prepared_for(folder: Path, *overrides: str) -> validate.Prepared:
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
         config = typed(hydra.compose("config", [*overrides, f"run.dir={folder}", "tracking.wandb=disabled"]))
-    return validate.prepare(config, Console(quiet=True))
+    return validate.validate(config, Console(quiet=True))
 
 
 @contextmanager
-def started(folder: Path) -> Iterator[workers.Crew]:
+def started(folder: Path) -> Iterator[workers.RunWorkers]:
     """Engines and a learner, and in `folder / "fresh"` the learner as it begins."""
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     with pytest.MonkeyPatch.context() as patch:  # to the end, for engines that replace lost ones
         patch.setattr(launch, "LearnerWorker", Learner)
         patch.setattr(worker, "RolloutWorker", Engine)
-        crew = workers.Crew(replace(prepared_for(folder / "first", "+algo=grpo", "rollout.engines=2", *SMALL), longest=LONGEST))
+        crew = workers.RunWorkers(
+            replace(prepared_for(folder / "first", "+algo=grpo", "rollout.engines=2", *SMALL), longest=LONGEST)
+        )
         crew.start()
         crew.join()
         crew.learners.save(folder / "fresh")
@@ -177,33 +181,33 @@ def started(folder: Path) -> Iterator[workers.Crew]:
 
 
 def instruct(
-    crew: workers.Crew, prepared: validate.Prepared, fresh: Path | None = None, wrong: str = "", lr: float = 3e-4
+    crew: workers.RunWorkers, prepared: validate.Prepared, fresh: Path | None = None, wrong: str = "", lr: float = 3e-4
 ) -> None:
     """Make engines and learner those of what was prepared; with `fresh`, with the model as it was there."""
-    config, fleet = prepared.config, crew.fleet
-    assert fleet
+    config, engines = prepared.config, crew.engines
+    assert engines
     assert crew._ranks
     if fresh:
         crew.learners.load(fresh)
-    for key in fleet.asked:  # what the run before had asked for in vain
-        fleet.cancel(key)
+    for key in engines.asked:  # what the run before had asked for in vain
+        engines.cancel(key)
     in_flight = config.sync.in_flight if config.sync.mode == "async" else "wait"
-    ray.get([handle.follow.remote(in_flight, config.rollout, config.reward) for handle in fleet.handles.values()])
-    ray.get([handle.meddle.remote(wrong) for handle in fleet.handles.values()])
+    ray.get([handle.follow.remote(in_flight, config.rollout, config.reward) for handle in engines.handles.values()])
+    ray.get([handle.meddle.remote(wrong) for handle in engines.handles.values()])
     slow_s = SLOW_S if wrong == "slow learner" else 0.0
     crew._ranks.call("follow", [prepared.objective, prepared.terms, config.sync.verify, lr, slow_s])
-    together = prepared.objective.traits.unit == "group"
-    crew.learners = Learners(crew._ranks, config.learner.token_budget, together, config.rollout.temperature)
+    groups_whole = prepared.objective.traits.unit == "group"
+    crew.learners = Learners(crew._ranks, config.learner.token_budget, groups_whole, config.rollout.temperature)
 
 
 def train(
-    crew: workers.Crew,
+    crew: workers.RunWorkers,
     prepared: validate.Prepared,
     fresh: Path | None = None,
     wrong: str = "",
     lr: float = 3e-4,
     keep: bool = False,
-) -> list[tuple[Position, Stock]]:
+) -> list[tuple[Position, PendingRollouts]]:
     """Run what was prepared on the crew; with `fresh`, from the model as it was there. What would be saved, and when.
 
     A run that goes on from a checkpoint does so here too. With `keep`, checkpoints are written as a run writes them.
@@ -215,10 +219,10 @@ def train(
     position = Position(**prepared.state["position"])
     recorder = launch._recorder(prepared, position.step)
     journal = Journal(prepared.run, position.step, config.trainer.total_steps, 1, [], Console(quiet=True), recorder)
-    saved: list[tuple[Position, Stock]] = []
+    saved: list[tuple[Position, PendingRollouts]] = []
     loop = launch._loop(prepared, crew, journal)
     if not keep:
-        loop = replace(loop, save=lambda position, stock: saved.append((replace(position), stock)))
+        loop = replace(loop, save=lambda position, pending: saved.append((replace(position), pending)))
     try:
         loop.run(position)
     finally:

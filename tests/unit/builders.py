@@ -12,21 +12,21 @@ from rlopt.config.schema import DataConfig
 from rlopt.core.batches import Batch
 from rlopt.core.samples import Group, Prompt, Sample
 from rlopt.data.collate import pad
-from rlopt.objectives.core import Terms, no_terms
-from rlopt.objectives.credit import credit
+from rlopt.objectives.core import LossTerms, no_loss_terms
+from rlopt.objectives.credit import compute_advantages
 from rlopt.objectives.rec import OneSide
 
 OBJECTIVE = OneSide(clip_low=0.2, clip_high=0.2, importance_sampling=False, std="none")
 
 
-def terms(**changed: object) -> Terms:
+def terms(**changed: object) -> LossTerms:
     """Nothing added, nothing corrected, at most 4 response tokens; but for what is `changed`."""
-    return replace(no_terms(4), **{"off_policy": True, **changed})  # type: ignore[arg-type]
+    return replace(no_loss_terms(4), **{"off_policy": True, **changed})  # type: ignore[arg-type]
 
 
 def batch_of(groups: list[Group], step: int = 1) -> Batch:
     sequences = pad(groups, step)
-    (batch,) = credit(sequences, sequences.behavior, torch.zeros_like(sequences.mask), OBJECTIVE, terms())
+    (batch,) = compute_advantages(sequences, sequences.rollout_logprobs, torch.zeros_like(sequences.mask), OBJECTIVE, terms())
     return batch
 
 
@@ -43,7 +43,7 @@ def sample(length: int = 2, reward: float = 1.0, version: int = 0, finish: str =
     return Sample(
         prompt_id=prompt_id,
         token_ids=np.arange(20, 20 + length, dtype=np.int32),
-        spoken=np.ones(length, bool),
+        action_mask=np.ones(length, bool),
         logprobs=np.full(length, -0.5, np.float32),
         versions=np.full(length, version, np.int32),
         text="Answer: 2",

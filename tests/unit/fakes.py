@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rlopt.core.batches import Batch, Sequences
 from rlopt.core.errors import Interrupted, NoEngine
-from rlopt.core.requests import Deal
+from rlopt.core.requests import SampleRequest
 from rlopt.core.samples import Group, Key
 
 
@@ -38,7 +38,7 @@ class Engines:
     log: list[Key] = field(default_factory=list)
     done: dict[Key, Group] = field(default_factory=dict)
     slow: set[int] = field(default_factory=set)
-    under_way: dict[Key, Deal] = field(default_factory=dict)
+    under_way: dict[Key, SampleRequest] = field(default_factory=dict)
     asked_with: dict[Key, int] = field(default_factory=dict)
     cancelled: list[Key] = field(default_factory=list)
     lost: list[tuple[int, str]] = field(default_factory=list)
@@ -46,7 +46,7 @@ class Engines:
     asleep: bool = False
     naps: int = 0
     stopping: bool = False
-    lingered: list[float] = field(default_factory=list)
+    waited_idle: list[float] = field(default_factory=list)
 
     @property
     def asked(self) -> list[Key]:
@@ -56,14 +56,14 @@ class Engines:
     def handles(self) -> dict[int, object]:
         return {number: object() for number in self.numbers}
 
-    def ask(self, key: Key, deal: Deal) -> None:
+    def ask(self, key: Key, request: SampleRequest) -> None:
         assert not self.asleep
         self.log.append(key)
         if key[1] in self.slow or not self.numbers:
-            self.under_way[key] = deal
+            self.under_way[key] = request
             self.asked_with[key] = self.version
         else:
-            self.done[key] = group(deal.prompt.id, (1.0, 0.0), self.version)
+            self.done[key] = group(request.prompt.id, (1.0, 0.0), self.version)
 
     def poll(self) -> None:
         pass
@@ -77,10 +77,10 @@ class Engines:
         version = self.asked_with.get(key, self.version)
         self.done[key] = group(self.under_way.pop(key).prompt.id, (1.0, 0.0), version)
 
-    def linger(self, seconds: float) -> None:
-        self.lingered.append(seconds)
+    def wait_idle(self, seconds: float) -> None:
+        self.waited_idle.append(seconds)
 
-    def hand_over(self, key: Key) -> Group:
+    def take(self, key: Key) -> Group:
         return self.done.pop(key)
 
     def cancel(self, key: Key) -> None:
@@ -96,10 +96,10 @@ class Engines:
     def resize(self, count: int) -> None:
         self.wanted = count
 
-    def settle(self) -> None:
+    def assign_orphaned(self) -> None:
         under_way, self.under_way = self.under_way, {}
-        for key, deal in under_way.items():
-            self.ask(key, deal)
+        for key, request in under_way.items():
+            self.ask(key, request)
             self.log.pop()
 
     def idle_frac(self) -> float:

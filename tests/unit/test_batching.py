@@ -11,8 +11,8 @@ from rlopt.core.batches import Batch, Sequences
 from rlopt.core.errors import Fault, RloptError
 from rlopt.core.samples import Example, Group
 from rlopt.data.collate import pad, pad_examples, pad_samples
-from rlopt.data.microbatches import plan, split
-from rlopt.objectives.credit import credit, judge, weights
+from rlopt.data.microbatches import microbatches, partition
+from rlopt.objectives.credit import advantage_inputs, compute_advantages, loss_weights
 from rlopt.objectives.dpo import DPO
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "objectives.json").read_text())
@@ -23,15 +23,15 @@ def test_a_batch_holds_prompt_and_response_and_speaks_only_of_the_response() -> 
     assert batch.token_ids.tolist() == [[5, 6, 7, 20, 21, 0, 0], [5, 6, 7, 20, 21, 22, 23]]
     assert batch.lengths.tolist() == [5, 7]
     assert batch.mask.tolist() == [[0, 0, 0, 1, 1, 0, 0], [0, 0, 0, 1, 1, 1, 1]]
-    assert batch.behavior[0].tolist() == [0, 0, 0, -0.5, -0.5, 0, 0]
+    assert batch.rollout_logprobs[0].tolist() == [0, 0, 0, -0.5, -0.5, 0, 0]
     assert batch.advantages[1].tolist() == [0, 0, 0, -0.5, -0.5, -0.5, -0.5]
     assert batch.lag.tolist() == [7, 7]
 
 
 def test_a_token_that_the_policy_did_not_speak_is_masked_out() -> None:
-    spoken = sample(3)
-    spoken.spoken[1] = False
-    assert batch_of([Group(prompt(length=1), (spoken, sample(3, 0.0)))]).mask[0].tolist() == [0, 1, 0, 1]
+    one = sample(3)
+    one.action_mask[1] = False
+    assert batch_of([Group(prompt(length=1), (one, sample(3, 0.0)))]).mask[0].tolist() == [0, 1, 0, 1]
 
 
 AVERAGES = {
@@ -46,18 +46,18 @@ AVERAGES = {
 @pytest.mark.parametrize("average", AVERAGES)
 def test_averages_equal_the_reference_values(average: str) -> None:
     golden = GOLDEN["aggregation"]
-    matrix = weights(torch.tensor(golden["mask"]), average, torch.tensor([0, 0]), 3)  # type: ignore[arg-type]
+    matrix = loss_weights(torch.tensor(golden["mask"]), average, torch.tensor([0, 0]), 3)  # type: ignore[arg-type]
     assert (torch.tensor(golden["values"]) * matrix).sum().item() == pytest.approx(golden[AVERAGES[average]])
 
 
 def test_a_sequence_without_tokens_does_not_count_in_the_sequence_mean() -> None:
     mask, group = torch.tensor([[1.0, 1.0], [0.0, 0.0]]), torch.tensor([0, 0])
-    assert weights(mask, "sequence_mean", group, 2).tolist() == [[0.5, 0.5], [0, 0]]
+    assert loss_weights(mask, "sequence_mean", group, 2).tolist() == [[0.5, 0.5], [0, 0]]
 
 
 def test_the_mean_over_pairs_weighs_the_first_token_of_each_pair() -> None:
     mask = torch.tensor([[0.0, 1, 1], [0, 1, 0], [0, 0, 1], [1, 1, 1]])
-    assert weights(mask, "pair_mean", torch.tensor([0, 0, 1, 1]), 3).tolist() == [
+    assert loss_weights(mask, "pair_mean", torch.tensor([0, 0, 1, 1]), 3).tolist() == [
         [0, 0.5, 0],
         [0, 0, 0],
         [0, 0, 0.5],
@@ -74,7 +74,7 @@ def ragged(count: int) -> Sequences:
 @pytest.mark.parametrize("count", [3, 7, 16])
 def test_every_sequence_goes_to_one_micro_batch_within_the_budget(ranks: int, budget: int, count: int) -> None:
     lengths = ragged(count).lengths
-    layout = plan(lengths, torch.arange(count), ranks, budget)
+    layout = partition(lengths, torch.arange(count), ranks, budget)
     assert len({len(share) for share in layout}) == 1
     pieces = [piece for share in layout for piece in share if piece]
     assert all(len(piece) * int(lengths[piece].max()) <= budget for piece in pieces)
@@ -83,10 +83,10 @@ def test_every_sequence_goes_to_one_micro_batch_within_the_budget(ranks: int, bu
 
 def test_siblings_stay_in_one_micro_batch_where_the_objective_needs_them() -> None:
     lengths = torch.tensor([3, 9, 4, 4, 8, 2])
-    layout = plan(lengths, torch.tensor([0, 0, 1, 1, 2, 2]), ranks=1, token_budget=18)
+    layout = partition(lengths, torch.tensor([0, 0, 1, 1, 2, 2]), ranks=1, token_budget=18)
     assert sorted(map(sorted, layout[0])) == [[0, 1], [2, 3], [4, 5]]
     with pytest.raises(RloptError, match="learner.token_budget=17: what must stay together has 18 tokens; raise it to 18"):
-        plan(lengths, torch.tensor([0, 0, 1, 1, 2, 2]), ranks=1, token_budget=17)
+        partition(lengths, torch.tensor([0, 0, 1, 1, 2, 2]), ranks=1, token_budget=17)
 
 
 def test_the_gradient_is_the_same_for_every_split() -> None:
@@ -102,24 +102,24 @@ def test_the_gradient_is_the_same_for_every_split() -> None:
     for together in (False, True):
         for ranks in (1, 2, 3, 4):
             for budget in (20, 25, 500):
-                shares = split(batch, together, ranks, budget)
+                shares = microbatches(batch, together, ranks, budget)
                 assert sum(piece.mask.sum() for share in shares for piece in share) == batch.mask.sum()
                 torch.testing.assert_close(gradient([piece for share in shares for piece in share]), whole)
 
 
 def test_of_fewer_samples_than_ranks_each_goes_to_one_rank_and_the_others_get_none() -> None:
-    assert plan(torch.tensor([4, 9]), torch.arange(2), 3, 100) == [[[1]], [[0]], [[]]]  # a piece that is halved goes last
-    assert plan(torch.tensor([4, 9]), torch.tensor([7, 7]), 3, 100) == [[[0, 1]], [[]], [[]]]
-    (batch,) = credit(*scored([group("p", (1.0, 0.0))]), OBJECTIVE, terms())
-    shares = split(batch, False, 3, 100)
+    assert partition(torch.tensor([4, 9]), torch.arange(2), 3, 100) == [[[1]], [[0]], [[]]]  # a piece that is halved goes last
+    assert partition(torch.tensor([4, 9]), torch.tensor([7, 7]), 3, 100) == [[[0, 1]], [[]], [[]]]
+    (batch,) = compute_advantages(*scored([group("p", (1.0, 0.0))]), OBJECTIVE, terms())
+    shares = microbatches(batch, False, 3, 100)
     assert [[piece.mask.sum().item() for piece in share] for share in shares] == [[3], [2], [0]]
     assert sum(piece.weights.sum() for share in shares for piece in share) == pytest.approx(1)
 
 
 def test_one_sample_that_a_reward_left_out_leaves_a_step_that_can_be_split() -> None:
     left = [Group(prompt(f"p{i}"), (sample(prompt_id=f"p{i}"),)) for i in range(31)]
-    (batch,) = credit(*scored([*left, Group(prompt("late"), ())]), OBJECTIVE, terms())
-    shares = split(batch, False, 32, 100)
+    (batch,) = compute_advantages(*scored([*left, Group(prompt("late"), ())]), OBJECTIVE, terms())
+    shares = microbatches(batch, False, 32, 100)
     assert [len(share) for share in shares] == [1] * 32
     assert sum(piece.mask.any().item() for share in shares for piece in share) == 31
 
@@ -127,12 +127,12 @@ def test_one_sample_that_a_reward_left_out_leaves_a_step_that_can_be_split() -> 
 def scored(groups: list[Group]) -> tuple[Sequences, torch.Tensor, torch.Tensor]:
     """Padded, with an anchor and a reference."""
     sequences = pad(groups, 1)
-    return sequences, sequences.behavior, torch.zeros_like(sequences.mask)
+    return sequences, sequences.rollout_logprobs, torch.zeros_like(sequences.mask)
 
 
 def test_a_sequence_over_the_token_budget_is_refused_with_the_budget_it_needs() -> None:
     with pytest.raises(RloptError, match="learner.token_budget=5: what must stay together has 12 tokens"):
-        plan(torch.tensor([12]), torch.arange(1), 1, 5)
+        partition(torch.tensor([12]), torch.arange(1), 1, 5)
 
 
 def test_a_group_that_the_reward_left_empty_is_passed_over_and_an_empty_batch_is_refused() -> None:
@@ -152,7 +152,9 @@ def test_a_sample_from_the_future_is_refused() -> None:
 def test_several_updates_share_out_whole_groups_and_each_has_weights_of_its_own() -> None:
     groups = [group(f"p{i}", (1.0, 0.0, 0.0)) for i in range(5)]
     sequences = pad(groups, 1)
-    batches = credit(sequences, sequences.behavior, torch.zeros_like(sequences.mask), OBJECTIVE, terms(), updates=2)
+    batches = compute_advantages(
+        sequences, sequences.rollout_logprobs, torch.zeros_like(sequences.mask), OBJECTIVE, terms(), updates=2
+    )
     assert [sorted(set(batch.group.tolist())) for batch in batches] == [[0, 1, 2], [3, 4]]
     assert [batch.weights.sum().item() for batch in batches] == pytest.approx([1, 1])
     assert torch.cat([b.advantages.max(1).values for b in batches]).tolist().count(pytest.approx(2 / 3)) == 5
@@ -162,17 +164,19 @@ def test_the_overlong_punishment_is_taken_from_the_reward_and_the_filter_keeps_s
     cut = Group(prompt(), (sample(4, 1.0, finish="length"), sample(2, 0.0)))
     sequences = pad([cut], 1)
     zero = torch.zeros_like(sequences.mask)
-    punished = judge(sequences, zero, zero, terms(overlong_buffer=0.5))  # limit 4, so the last 2 tokens
+    punished = advantage_inputs(sequences, zero, zero, terms(overlong_buffer=0.5))  # limit 4, so the last 2 tokens
     assert punished.rewards.tolist() == [0.0, 0.0]
-    (batch,) = credit(sequences, zero, zero, OBJECTIVE, terms(overlong_filter=True))
+    (batch,) = compute_advantages(sequences, zero, zero, OBJECTIVE, terms(overlong_filter=True))
     assert batch.mask.sum(1).tolist() == [0, 2]
     assert batch.advantages.min().item() == pytest.approx(-0.5)
 
 
 def test_kl_in_the_reward_is_that_of_the_anchor_and_takes_from_every_token() -> None:
     sequences = pad([Group(prompt(length=1), (sample(2, 1.0), sample(1, 0.0)))], 1)
-    reference = sequences.behavior - 0.25 * sequences.mask  # k1 = 0.25 a token
-    outcomes = judge(sequences, sequences.behavior, reference, terms(kl_coef=2.0, kl_estimator="k1", kl_place="reward"))
+    reference = sequences.rollout_logprobs - 0.25 * sequences.mask  # k1 = 0.25 a token
+    outcomes = advantage_inputs(
+        sequences, sequences.rollout_logprobs, reference, terms(kl_coef=2.0, kl_estimator="k1", kl_place="reward")
+    )
     assert outcomes.penalties.tolist() == [[0, 0.5, 0.5], [0, 0.5, 0]]
     assert outcomes.returns.tolist() == [0.0, -0.5]
 
@@ -183,16 +187,16 @@ def test_recorded_answers_become_pairs_with_the_better_one_first() -> None:
     assert sequences.group.tolist() == [0, 0, 1, 1]
     assert sequences.mask.sum(1).tolist() == [3, 1, 1, 2]
     zero = torch.zeros_like(sequences.mask)
-    (batch,) = credit(sequences, zero, zero, DPO(beta=0.1, label_smoothing=0.0), terms(off_policy=False))
+    (batch,) = compute_advantages(sequences, zero, zero, DPO(beta=0.1, label_smoothing=0.0), terms(off_policy=False))
     assert batch.advantages.sum(1).tolist() == [3, -1, 1, -2]
     assert batch.weights.sum().item() == 1
 
 
 def test_the_lottery_depends_on_what_was_said_and_not_on_order() -> None:
     one, two = group("a", (1.0, 0.0)), group("b", (0.0, 0.0, 0.0))
-    there, back = pad([one, two], 1).lottery, pad([two, one], 1).lottery
+    there, back = pad([one, two], 1).random_key, pad([two, one], 1).random_key
     assert there.tolist() == [*back[3:].tolist(), *back[:3].tolist()]
-    same = pad([Group(prompt(), (sample(2), sample(2)))], 1).lottery
+    same = pad([Group(prompt(), (sample(2), sample(2)))], 1).random_key
     assert same[0] != same[1]
     assert all(0 <= number < 1 for number in there)
 

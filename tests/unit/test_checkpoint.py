@@ -9,7 +9,7 @@ import pytest
 from builders import group
 
 from rlopt.core.errors import RloptError
-from rlopt.core.samples import Stock
+from rlopt.core.samples import PendingRollouts
 from rlopt.run import checkpoint
 
 
@@ -24,20 +24,26 @@ def nothing_best(run: Path) -> checkpoint.Best:
 
 
 def save(run: Path, step: int, keep: int = 2, best: checkpoint.Best | None = None) -> Path:
-    shelves = {f"batch_{step + 1}": [group("a", (0.25, 1.0), version=3)], f"batch_{step + 2}": [group("b")]}
+    sections = {f"batch_{step + 1}": [group("a", (0.25, 1.0), version=3)], f"batch_{step + 2}": [group("b")]}
     return checkpoint.save(
-        run, step, {"position": {"step": step}}, Stock(shelves, {"next": 3}), write_model, keep, best or nothing_best(run)
+        run,
+        step,
+        {"position": {"step": step}},
+        PendingRollouts(sections, {"next": 3}),
+        write_model,
+        keep,
+        best or nothing_best(run),
     )
 
 
 def test_what_was_sampled_comes_back_to_the_last_bit(tmp_path: Path) -> None:
-    stock = checkpoint.load_stock(save(tmp_path, 7))
-    assert sorted(stock.shelves) == ["batch_8", "batch_9"]
-    assert stock.facts == {"next": 3}
-    before, after = group("a", (0.25, 1.0), version=3), stock.shelves["batch_8"][0]
+    pending = checkpoint.load_pending(save(tmp_path, 7))
+    assert sorted(pending.sections) == ["batch_8", "batch_9"]
+    assert pending.facts == {"next": 3}
+    before, after = group("a", (0.25, 1.0), version=3), pending.sections["batch_8"][0]
     assert after.prompt.token_ids == before.prompt.token_ids
     for old, new in zip(before.samples, after.samples, strict=True):
-        for name in ("token_ids", "spoken", "logprobs", "versions"):
+        for name in ("token_ids", "action_mask", "logprobs", "versions"):
             np.testing.assert_array_equal(getattr(new, name), getattr(old, name))
             assert getattr(new, name).dtype == getattr(old, name).dtype
         assert (new.text, new.finish, new.reward) == (old.text, old.finish, old.reward)
@@ -58,7 +64,7 @@ def test_a_checkpoint_that_an_interruption_left_half_written_is_none(tmp_path: P
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        checkpoint.save(tmp_path, 10, {}, Stock({}, {}), interrupted, 2, nothing_best(tmp_path))
+        checkpoint.save(tmp_path, 10, {}, PendingRollouts({}, {}), interrupted, 2, nothing_best(tmp_path))
     assert [path.name for path in checkpoint.find_all(tmp_path)] == ["step_5"]
     assert save(tmp_path, 10).name == "step_10"
 
@@ -71,7 +77,7 @@ def test_a_shard_that_a_rank_wrote_on_another_disk_leaves_no_checkpoint(shard: s
         return {**write_model(folder), shard: size}
 
     with pytest.raises(RloptError, match=f"{shard}, which a learner rank wrote with {size} bytes, is not there for all nodes"):
-        checkpoint.save(tmp_path, 10, {}, Stock({}, {}), elsewhere, 2, nothing_best(tmp_path))
+        checkpoint.save(tmp_path, 10, {}, PendingRollouts({}, {}), elsewhere, 2, nothing_best(tmp_path))
     assert [path.name for path in checkpoint.find_all(tmp_path)] == ["step_5"]
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rlopt.config.compose import algorithms
-from rlopt.core.batches import Average, Batch, LossOutput, Outcomes, Scores
+from rlopt.core.batches import AdvantageInputs, Average, Batch, LossOutput, PolicyOutputs
 from rlopt.objectives.__main__ import build, main
 from rlopt.objectives.conformance import check
 from rlopt.objectives.core import Traits, masked_mean
@@ -32,14 +32,14 @@ class Broken:
 
     traits: Traits = SOUND
     average: Average = "token_mean"
-    credit: Callable[[Outcomes], Tensor] = REINFORCE().advantages
+    credit: Callable[[AdvantageInputs], Tensor] = REINFORCE().advantages
     per_token: Callable[[Batch, Tensor], Tensor] = lambda batch, policy: -batch.advantages * policy * batch.mask
     metric: str = "actor/pg_clipfrac"
 
-    def advantages(self, outcomes: Outcomes) -> Tensor:
-        return self.credit(outcomes)
+    def advantages(self, inputs: AdvantageInputs) -> Tensor:
+        return self.credit(inputs)
 
-    def loss(self, batch: Batch, scores: Scores) -> LossOutput:
+    def loss(self, batch: Batch, scores: PolicyOutputs) -> LossOutput:
         return LossOutput(self.per_token(batch, scores.logprobs), {self.metric: masked_mean(batch.mask * 0, batch.mask)})
 
 
@@ -55,18 +55,18 @@ class WrongBackward(torch.autograd.Function):
         return 2 * gradient
 
 
-def changes_its_input(outcomes: Outcomes) -> Tensor:
-    outcomes.rewards.mul_(2)
-    return REINFORCE().advantages(outcomes)
+def changes_its_input(inputs: AdvantageInputs) -> Tensor:
+    inputs.rewards.mul_(2)
+    return REINFORCE().advantages(inputs)
 
 
-def divides_by_a_spread_of_zero(outcomes: Outcomes) -> Tensor:
-    away = REINFORCE().advantages(outcomes)
-    return torch.stack([a / away[outcomes.group == g].std() for a, g in zip(away, outcomes.group, strict=True)])
+def divides_by_a_spread_of_zero(inputs: AdvantageInputs) -> Tensor:
+    away = REINFORCE().advantages(inputs)
+    return torch.stack([a / away[inputs.group == g].std() for a, g in zip(away, inputs.group, strict=True)])
 
 
-def first_come_first_served(outcomes: Outcomes) -> Tensor:
-    return REINFORCE().advantages(outcomes) * torch.linspace(1, 2, len(outcomes.rewards), dtype=torch.float64)
+def first_come_first_served(inputs: AdvantageInputs) -> Tensor:
+    return REINFORCE().advantages(inputs) * torch.linspace(1, 2, len(inputs.rewards), dtype=torch.float64)
 
 
 MISTAKES = {
@@ -104,7 +104,7 @@ MISTAKES = {
     "division by a spread of zero": (Broken(credit=divides_by_a_spread_of_zero), "A group of one, equal rewards"),
     "equal rewards with credit": (Broken(credit=lambda o: o.returns), "A group of one, equal rewards"),
     "a ratio of the whole sequence": (
-        Broken(per_token=lambda b, p: -b.advantages * ((p - b.anchor) * b.mask).sum(1, keepdim=True).exp() * b.mask),
+        Broken(per_token=lambda b, p: -b.advantages * ((p - b.old_logprobs) * b.mask).sum(1, keepdim=True).exp() * b.mask),
         "Ratios of e^30",
     ),
     "a NaN made a number": (
@@ -112,7 +112,7 @@ MISTAKES = {
         "NaN and infinity",
     ),
     "an anchor that it does not say it reads": (
-        Broken(per_token=lambda b, p: -b.advantages * (p - b.anchor).exp() * b.mask),
+        Broken(per_token=lambda b, p: -b.advantages * (p - b.old_logprobs).exp() * b.mask),
         "Log-probabilities of the past",
     ),
     "good samples that learn nothing": (
@@ -147,7 +147,7 @@ def test_a_stopped_gradient_is_not_mistaken_for_a_wrong_one() -> None:
 
     def per_token(batch: Batch, policy: Tensor) -> Tensor:
         with torch.no_grad():
-            ratio = (policy - batch.anchor).exp() * batch.mask
+            ratio = (policy - batch.old_logprobs).exp() * batch.mask
         scale = 1 + policy.detach().abs().max().item() + policy.data.mean()
         return -batch.advantages * ratio * scale * policy * batch.mask
 
@@ -171,13 +171,13 @@ class RightBackward(torch.autograd.Function):
 def test_a_right_backward_pass_of_ones_own_is_not_mistaken_for_a_wrong_one() -> None:
     objective = Broken(
         traits=replace(SOUND, reads="anchor"),
-        per_token=lambda b, p: -b.advantages * RightBackward.apply((p - b.anchor) * b.mask) * b.mask,  # type: ignore[no-untyped-call]
+        per_token=lambda b, p: -b.advantages * RightBackward.apply((p - b.old_logprobs) * b.mask) * b.mask,  # type: ignore[no-untyped-call]
     )
     assert [f for f in check(objective) if not f.passed] == []
 
 
 def test_an_objective_that_raises_fails_by_what_it_said() -> None:
-    def refuses(outcomes: Outcomes) -> Tensor:
+    def refuses(inputs: AdvantageInputs) -> Tensor:
         raise ValueError("not today")
 
     findings = check(Broken(credit=refuses))

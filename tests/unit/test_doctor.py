@@ -211,7 +211,7 @@ def test_a_record_is_read_up_to_its_damage_and_turns_are_counted_from_their_firs
     recorder = Recorder(tmp_path, 0, header("0", "m", 1.0, 1.0), known=True)
     one = group("a", (1.0,), version=1)
     long = one.samples[0]
-    object.__setattr__(long, "spoken", np.array([False, True]))
+    object.__setattr__(long, "action_mask", np.array([False, True]))
     recorder.step(4, [one], torch.full((1, 5), -0.7))
     recorder.step(5, [group("b", (1.0,), version=1)], torch.full((1, 5), -0.5))
     recorder.close()

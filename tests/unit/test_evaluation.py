@@ -5,40 +5,40 @@ from builders import group, prompt
 from fakes import Engines
 
 from rlopt.core.errors import Interrupted
-from rlopt.core.requests import Deal, Manner
+from rlopt.core.requests import SampleRequest, SamplingSpec
 from rlopt.core.samples import Group, Key
-from rlopt.evaluation.evaluator import AHEAD, Evaluator, manners, names
+from rlopt.evaluation.evaluator import AHEAD, Evaluator, names, sampling_specs
 
 
 class Asked(Engines):
     """Draws as many as it is asked for; prompts of an odd number are answered right, and `c3` loses an answer."""
 
-    def ask(self, key: Key, deal: Deal) -> None:
+    def ask(self, key: Key, request: SampleRequest) -> None:
         assert len(self.under_way) < AHEAD
-        self.under_way[key] = deal
+        self.under_way[key] = request
 
     def wait(self, deadline_s: float) -> None:
         key = max(self.under_way)  # the last one first
-        deal = self.under_way.pop(key)
-        assert deal.manner
-        right = float(int(deal.prompt.id[1:]) % 2)
-        rewards = (right,) * deal.manner.count
-        self.done[key] = group(deal.prompt.id, rewards[1:] if deal.prompt.id == "c3" and len(rewards) > 1 else rewards)
+        request = self.under_way.pop(key)
+        assert request.sampling
+        right = float(int(request.prompt.id[1:]) % 2)
+        rewards = (right,) * request.sampling.count
+        self.done[key] = group(request.prompt.id, rewards[1:] if request.prompt.id == "c3" and len(rewards) > 1 else rewards)
 
 
 def evaluator(engines: Engines, **sets: int) -> Evaluator:
     prompts = {name: [prompt(f"{name}{i}") for i in range(count)] for name, count in sets.items()}
-    return Evaluator(prompts, manners(2, 0.7, 0.9, greedy=True), 1.0, engines, 1.0, lambda: None)
+    return Evaluator(prompts, sampling_specs(2, 0.7, 0.9, greedy=True), 1.0, engines, 1.0, lambda: None)
 
 
 def test_every_prompt_of_every_set_is_answered_in_every_manner_and_in_order() -> None:
     engines = Asked()
     found = evaluator(engines, a=300, b=3).answers()
-    assert [(answers.name, answers.manner) for answers in found] == [
-        ("a", Manner(2, 0.7, 0.9)),
-        ("a", Manner(1, 0.0, 1.0)),
-        ("b", Manner(2, 0.7, 0.9)),
-        ("b", Manner(1, 0.0, 1.0)),
+    assert [(answers.name, answers.sampling) for answers in found] == [
+        ("a", SamplingSpec(2, 0.7, 0.9)),
+        ("a", SamplingSpec(1, 0.0, 1.0)),
+        ("b", SamplingSpec(2, 0.7, 0.9)),
+        ("b", SamplingSpec(1, 0.0, 1.0)),
     ]
     assert [g.prompt.id for g in found[0].groups] == [f"a{i}" for i in range(300)]
     assert not engines.done
@@ -77,7 +77,9 @@ def test_where_no_engine_is_left_others_are_brought_back() -> None:
         wait(deadline_s)
 
     engines.wait = waits  # type: ignore[method-assign]
-    plan = Evaluator({"a": [prompt("a1")]}, manners(1, 1.0, 1.0, False), 1.0, engines, 1.0, lambda: engines.numbers.append(1))
+    plan = Evaluator(
+        {"a": [prompt("a1")]}, sampling_specs(1, 1.0, 1.0, False), 1.0, engines, 1.0, lambda: engines.numbers.append(1)
+    )
     groups: list[Group] = plan.answers()[0].groups
     assert len(groups) == 1
 

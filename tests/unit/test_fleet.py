@@ -9,7 +9,7 @@ from builders import group
 from rlopt.cluster.actors import Lost, Stalled
 from rlopt.core.samples import Key
 from rlopt.rollout import engine_pool as module
-from rlopt.rollout.engine_pool import Fleet
+from rlopt.rollout.engine_pool import EnginePool
 
 
 @dataclass(eq=False)
@@ -44,7 +44,7 @@ class Workers:
     def close(self) -> None: ...
 
 
-Made = tuple[Fleet, list[Workers], list[str]]
+Made = tuple[EnginePool, list[Workers], list[str]]
 
 
 @pytest.fixture
@@ -57,13 +57,13 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Made:
         engines.append(Workers(name))
         return engines[-1]
 
-    fleet = Fleet(spawn, 2, 1.0)
+    fleet = EnginePool(spawn, 2, 1.0)
     fleet.report = lambda kind, **facts: events.append(f"{kind} {facts.get('asked_again', '')}")
     fleet.join(wait=True)
     return fleet, engines, events
 
 
-def ask(fleet: Fleet, count: int) -> list[Key]:
+def ask(fleet: EnginePool, count: int) -> list[Key]:
     keys: list[Key] = [(1, place) for place in range(count)]
     for key in keys:
         fleet.ask(key, None)  # type: ignore[arg-type]
@@ -82,14 +82,14 @@ def test_a_group_that_came_back_as_its_engine_died_is_kept_and_no_other_engine_a
     for call in second.calls:
         call.answer = group("after")
     fleet.poll()
-    assert [fleet.hand_over(key).prompt.id for key in keys] == ["after", "after", "before", "after"]
+    assert [fleet.take(key).prompt.id for key in keys] == ["after", "after", "before", "after"]
     assert fleet.asked == []
 
 
-def revive(fleet: Fleet) -> None:
+def restore_engines(fleet: EnginePool) -> None:
     """As a synchronisation does."""
     fleet.join(wait=True)
-    fleet.settle()
+    fleet.assign_orphaned()
 
 
 def test_engines_that_die_of_what_they_are_asked_for_are_not_replaced_for_ever(made: Made) -> None:
@@ -101,7 +101,7 @@ def test_engines_that_die_of_what_they_are_asked_for_are_not_replaced_for_ever(m
             for call in [call for engine in engines for call in engine.calls]:
                 call.answer = "died"
             fleet.poll()
-            revive(fleet)
+            restore_engines(fleet)
 
     with pytest.raises(Stalled, match="6 engines were lost since a group came back, the last one, engine 5: the engine died"):
         die_for_ever()
@@ -115,15 +115,15 @@ def test_engines_that_die_now_and_then_are_replaced_for_as_long_as_groups_come_b
         (call,) = [call for engine in engines for call in engine.calls if call.answer is None]
         call.answer = "died"
         fleet.poll()
-        revive(fleet)
+        restore_engines(fleet)
         (call,) = [call for engine in engines for call in engine.calls if call.answer is None]
         call.answer = group("a")
         fleet.poll()
-        fleet.hand_over((step, 0))
+        fleet.take((step, 0))
     assert len(events) == 20
 
 
-def reload(fleet: Fleet, loads: list[bool]) -> None:
+def reload(fleet: EnginePool, loads: list[bool]) -> None:
     """All engines die, and those in their place load, or not."""
     for engine in list(fleet.handles):
         fleet.lose(engine, "was killed")

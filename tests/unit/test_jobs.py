@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rlopt import submit
-from rlopt.cluster.ray_jobs import PAD_FILE, SEALED, Jobs, command, hand_in, open_keys, pack, refuse_secrets, seal
+from rlopt.cluster.ray_jobs import PAD_FILE, SEALED, Jobs, command, open_keys, pack, refuse_secrets, seal, submit_run
 from rlopt.core.errors import RloptError
 
 
@@ -83,7 +83,7 @@ def test_what_is_no_secret_is_let_through() -> None:
 
 def test_a_run_without_an_algorithm_and_an_address_without_a_cluster_are_refused() -> None:
     with pytest.raises(RloptError, match="algo: not given; what follows -- is a run's own command line"):
-        hand_in("http://127.0.0.1:1", [], [])
+        submit_run("http://127.0.0.1:1", [], [])
     with pytest.raises(RloptError, match="--address=http://127.0.0.1:1: no cluster takes jobs there .* is it http://HEAD:8265"):
         Jobs("http://127.0.0.1:1")
 

@@ -10,19 +10,19 @@ from torch import Tensor, testing
 
 from rlopt.core.batches import Batch, Sequences
 from rlopt.core.errors import RloptError
-from rlopt.core.requests import Deal
-from rlopt.core.samples import Example, Stock
+from rlopt.core.requests import SampleRequest
+from rlopt.core.samples import Example, PendingRollouts
 from rlopt.data.collate import pad_examples
-from rlopt.data.prompt_sampler import Dealer
+from rlopt.data.prompt_sampler import PromptSampler
 from rlopt.objectives.dpo import DPO
-from rlopt.orchestrator.lockstep import Lockstep, shelved
+from rlopt.orchestrator.lockstep import LockstepSampler, sampled_groups
 from rlopt.orchestrator.loop import Loop, Plan, Position
-from rlopt.orchestrator.online_source import Evaluation, Groups, Shares
-from rlopt.orchestrator.recorded_source import Recorded, References
+from rlopt.orchestrator.online_source import Evaluation, OnlineSource, Shares
+from rlopt.orchestrator.recorded_source import RecordedSource, References
 from rlopt.orchestrator.schedule import Schedule
-from rlopt.weight_sync.synchronizer import Synchroniser
+from rlopt.weight_sync.synchronizer import Synchronizer
 
-Saved = list[tuple[Position, Stock]]
+Saved = list[tuple[Position, PendingRollouts]]
 
 
 def make(
@@ -36,29 +36,29 @@ def make(
     is_best: Callable[[Mapping[str, float]], bool] = lambda metrics: False,
     stop: int = 0,
     sleep: bool = False,
-    revived: Sequence[int] = (),
+    restored: Sequence[int] = (),
 ) -> tuple[Loop, Engines, Trainer, Diary, Saved]:
     engines, diary, saved = Engines(), Diary(), Saved()
     trainer = Trainer(engines)
-    lockstep = Lockstep(
+    lockstep = LockstepSampler(
         schedule=Schedule(interval, offset),
-        deal=lambda batch: [Deal(prompt(f"{batch}/{i}"), "0") for i in range(2)],
-        fleet=engines,
-        sync=Synchroniser(trainer, engines, [(1, 2, 3)], True, 1e-3, 1, diary, lambda: 2),
+        requests_of=lambda batch: [SampleRequest(prompt(f"{batch}/{i}"), "0") for i in range(2)],
+        engines=engines,
+        sync=Synchronizer(trainer, engines, [(1, 2, 3)], True, 1e-3, 1, diary, lambda: 2),
         total_steps=total,
         deadline_s=1.0,
         sleep=sleep,
         requested=sampled,
-        revived=set(revived),
+        restored=set(restored),
     )
     loop = Loop(
         plan=plan or Plan(total, save_every, record=False, anchor="behavior", minibatches=1),
         objective=OBJECTIVE,
         terms=terms(),
-        source=Groups(Shares(2, 0, 0, 2), lockstep, None, None, trainer, evaluation),
+        source=OnlineSource(Shares(2, 0, 0, 2), lockstep, None, None, trainer, evaluation),
         learners=trainer,
         journal=diary,
-        save=lambda position, stock: saved.append((replace(position), stock)),
+        save=lambda position, pending: saved.append((replace(position), pending)),
         is_best=is_best,
         asked_to_stop=lambda: trainer.updates[-1:] == [stop],
     )
@@ -111,9 +111,9 @@ def test_a_run_that_goes_on_from_any_checkpoint_asks_for_nothing_twice_and_skips
 ) -> None:
     whole, engines, _, diary, saved = make(interval, offset, total=45, save_every=stop)
     whole.run(Position())
-    position, stock = saved[0]
+    position, pending = saved[0]
     assert position.step == stop
-    kept = shelved(stock.shelves)
+    kept = sampled_groups(pending.sections)
     sampled = max([stop, *(batch for batch, _ in kept)])
     again, more_engines, _, more_diary, _ = make(interval, offset, total=45, sampled=sampled)
     more_engines.done = dict(kept)
@@ -125,8 +125,8 @@ def test_a_run_that_goes_on_from_any_checkpoint_asks_for_nothing_twice_and_skips
 
 def test_a_sample_of_another_version_than_the_schedules_ends_the_run() -> None:
     loop, engines, _, _, _ = make(2, 0, total=5)
-    give = engines.hand_over
-    engines.hand_over = lambda key: give(key) and group("odd", version=1 if key[0] == 3 else engines.version)  # type: ignore[method-assign]
+    give = engines.take
+    engines.take = lambda key: give(key) and group("odd", version=1 if key[0] == 3 else engines.version)  # type: ignore[method-assign]
     with pytest.raises(RloptError, match=r"step 3: a sample of prompt odd was spoken by versions \[1\], the schedule says 2"):
         loop.run(Position())
 
@@ -165,7 +165,7 @@ def all_die_in_step_2(engines: Engines, trainer: Trainer) -> None:
             engines.numbers, engines.loading = [], [7]
             for key in engines.asked:
                 engines.done.pop(key)
-                engines.under_way[key] = Deal(prompt("again"), "0")
+                engines.under_way[key] = SampleRequest(prompt("again"), "0")
         return update(batches, step)
 
     trainer.update = dies  # type: ignore[method-assign]
@@ -184,10 +184,10 @@ def test_a_run_goes_on_from_a_checkpoint_that_holds_samples_of_engines_that_came
     loop, engines, trainer, diary, saved = make(4, 0, total=8, save_every=3)
     all_die_in_step_2(engines, trainer)
     loop.run(Position())
-    position, stock = saved[0]
-    assert (position.step, stock.facts["revived"]) == (3, [2])  # batch 4 was spoken by version 2, the schedule says 0
-    again, more, _, resumed, _ = make(4, 0, total=8, sampled=4, revived=[2])
-    more.done = shelved(stock.shelves)
+    position, pending = saved[0]
+    assert (position.step, pending.facts["revived"]) == (3, [2])  # batch 4 was spoken by version 2, the schedule says 0
+    again, more, _, resumed, _ = make(4, 0, total=8, sampled=4, restored=[2])
+    more.done = sampled_groups(pending.sections)
     again.run(replace(position))
     assert [row["version"] for row in resumed.rows] == [row["version"] for row in diary.rows[3:]] == [2, 4, 4, 4, 4]
 
@@ -196,8 +196,8 @@ def test_recorded_rows_are_scored_by_the_reference_once_and_held_out_ones_measur
     rows = [Example(prompt(f"row {i}"), ((7, 8), (9,))) for i in range(3)]
     diary, trainer = Diary(), Trainer(Engines())
     objective = DPO(beta=0.1, label_smoothing=0.0)
-    source = Recorded(
-        examples=rows, held_out=[Example(prompt("held out"), ((1,), (2,)))], dealer=Dealer(3, 2, seed=1),
+    source = RecordedSource(
+        examples=rows, held_out=[Example(prompt("held out"), ((1,), (2,)))], prompt_sampler=PromptSampler(3, 2, seed=1),
         references=References(trainer, lambda *_: None), learners=trainer, objective=objective, terms=terms(off_policy=False),
         eval_every=4, total_steps=7,
     )  # fmt: skip
@@ -266,9 +266,9 @@ def test_a_run_that_is_asked_to_stop_saves_the_step_that_it_is_at_and_ends() -> 
     loop.run(Position())
     assert trainer.updates == [1, 2, 3, 4, 5, 6]
     assert [row["step"] for row in diary.rows] == [1, 2, 3, 4, 5, 6]
-    (position, stock) = saved[0]
+    (position, pending) = saved[0]
     assert (len(saved), position.step) == (1, 6)
-    assert sorted(stock.shelves) == ["batch_7", "batch_8"]  # sampled already, and not to be sampled again
+    assert sorted(pending.sections) == ["batch_7", "batch_8"]  # sampled already, and not to be sampled again
 
 
 def stopped_while_it_waits(step: int) -> tuple[list[dict[str, float]], Saved]:
@@ -283,26 +283,26 @@ def stopped_while_it_waits(step: int) -> tuple[list[dict[str, float]], Saved]:
 
     trainer.update = update  # type: ignore[method-assign]
     replace(loop, asked_to_stop=lambda: engines.stopping).run(Position())
-    assert len(engines.lingered) == 1  # not for ever
+    assert len(engines.waited_idle) == 1  # not for ever
     return diary.rows, saved
 
 
 def test_a_run_that_is_to_end_keeps_what_its_samplers_are_at_as_requests() -> None:
-    rows, ((position, stock),) = stopped_while_it_waits(6)
+    rows, ((position, pending),) = stopped_while_it_waits(6)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert position.step == 6
-    assert sorted(stock.shelves) == ["batch_7", "batch_8"]
-    assert stock.facts["again"] == [[7, 1], [8, 1]]
+    assert sorted(pending.sections) == ["batch_7", "batch_8"]
+    assert pending.facts["again"] == [[7, 1], [8, 1]]
 
 
 def test_what_was_under_way_is_asked_for_again_and_spoken_by_the_weights_of_the_checkpoint() -> None:
-    _, ((position, stock),) = stopped_while_it_waits(6)
-    again = [(batch, place) for batch, place in stock.facts["again"]]
+    _, ((position, pending),) = stopped_while_it_waits(6)
+    again = [(batch, place) for batch, place in pending.facts["again"]]
     loop, engines, trainer, diary, _ = make(4, 0, total=12, sampled=8)
-    assert isinstance(loop.source, Groups)
-    assert isinstance(loop.source.samplers, Lockstep)
+    assert isinstance(loop.source, OnlineSource)
+    assert isinstance(loop.source.samplers, LockstepSampler)
     loop.source.samplers.again = again
-    engines.done = shelved(stock.shelves, again)
+    engines.done = sampled_groups(pending.sections, again)
     assert sorted(engines.done) == [(7, 0), (8, 0)]
     loop.run(replace(position))
     assert engines.log[:2] == [(7, 1), (8, 1)]
@@ -320,7 +320,7 @@ def test_a_run_that_is_told_to_end_while_it_waits_for_a_batch_saves_the_step_bef
         engines.stopping = step == 3  # the synchronisation after step 3 waits for nothing, and batch 4 never comes
         return {}
 
-    assert isinstance(loop.source, Groups)
+    assert isinstance(loop.source, OnlineSource)
     object.__setattr__(loop.source, "learned", lambda step: type(loop.source).learned(loop.source, step) | told(step))  # type: ignore[attr-defined]
     loop.run(Position())
     assert trainer.updates == [1, 2, 3]
@@ -337,12 +337,12 @@ def test_the_time_of_an_update_is_without_scoring_credit_and_waiting(monkeypatch
     loop, engines, trainer, diary, _ = make(1, 0, total=2)
     clock = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
-    give, score, learn = engines.hand_over, trainer.score, trainer.update
+    give, score, learn = engines.take, trainer.score, trainer.update
 
     def taking(seconds: float) -> None:
         clock[0] += seconds
 
-    engines.hand_over = lambda key: taking(1.0) or give(key)  # type: ignore[method-assign,func-returns-value]
+    engines.take = lambda key: taking(1.0) or give(key)  # type: ignore[method-assign,func-returns-value]
     trainer.update = lambda batches, step: taking(4.0) or learn(batches, step)  # type: ignore[method-assign,func-returns-value]
     trainer.score = lambda sequences, whose, temperature=None: (  # type: ignore[method-assign]
         (taking(2.0) if whose == "reference" else None) or score(sequences, whose, temperature)

@@ -69,7 +69,7 @@ def test_adapters_begin_as_nothing_then_alone_learn_and_asleep_leave_the_model_a
     optimizer = torch.optim.SGD([p for _, p in adapters], lr=0.1)
     optimizer.step()
     assert not torch.equal(scores(policy, tokens), before)
-    with lora.asleep(policy.lm):
+    with lora.adapters_disabled(policy.lm):
         assert torch.equal(scores(policy, tokens), before)
     assert {p.requires_grad for _, p in adapters} == {True}
     assert not torch.equal(scores(policy, tokens), before)

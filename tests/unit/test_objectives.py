@@ -9,7 +9,7 @@ import torch
 from builders import terms
 from torch import Tensor
 
-from rlopt.core.batches import Batch, Outcomes, Scores
+from rlopt.core.batches import AdvantageInputs, Batch, PolicyOutputs
 from rlopt.core.errors import RloptError
 from rlopt.objectives.a3po import A3PO
 from rlopt.objectives.advantages import (
@@ -24,9 +24,9 @@ from rlopt.objectives.aspo import ASPO
 from rlopt.objectives.asymre import AsymRE
 from rlopt.objectives.bapo import BAPO
 from rlopt.objectives.cispo import CISPO
-from rlopt.objectives.core import Objective, Terms, WithCredit, total_loss
+from rlopt.objectives.core import LossTerms, Objective, WithAdvantages, total_loss
 from rlopt.objectives.corrections import NO_CORRECTIONS, Correction, Corrections, importance_weight
-from rlopt.objectives.credit import weights
+from rlopt.objectives.credit import loss_weights
 from rlopt.objectives.dapo import DAPO
 from rlopt.objectives.decoupled_ppo import DecoupledPPO
 from rlopt.objectives.divergence import kl
@@ -68,9 +68,9 @@ class Case:
 
     objective: Objective
     corrections: Corrections = NO_CORRECTIONS
-    behavior: str = "old"
-    anchor: str = "old"
-    lottery: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4)
+    rollout_logprobs: str = "old"
+    old_logprobs: str = "old"
+    random_key: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4)
     lag: int = 0
 
 
@@ -100,12 +100,12 @@ def dual(bound: float) -> Corrections:
 
 def corrected(weight: str, cap: float | None, mask: str) -> Case:
     importance = Correction(weight=weight, cap=cap, mask=mask, low=0.5, high=2.0)  # type: ignore[arg-type]
-    return Case(grpo(), replace(NO_CORRECTIONS, importance=importance), behavior="rollout")
+    return Case(grpo(), replace(NO_CORRECTIONS, importance=importance), rollout_logprobs="rollout")
 
 
 def dppo(divergence: str, bound: float, drift: float = 0.0, std: str = "sample") -> Case:
     objective = DPPO(divergence=divergence, bound=bound, drift=drift, std=std)  # type: ignore[arg-type]
-    return Case(objective, behavior="rollout", anchor="rollout")
+    return Case(objective, rollout_logprobs="rollout", old_logprobs="rollout")
 
 
 CASES = {
@@ -124,7 +124,7 @@ CASES = {
     "RED-Weight(T=1)": Case(REDWeight(temperature=1.0)),
     "RED-Weight(T=0.5)": Case(REDWeight(temperature=0.5)),
     "RED-Weight(T=1)/group4": Case(REDWeight(temperature=1.0)),
-    "RED-Drop(keep_neg=[1])/group4": Case(REDDrop(), lottery=(0.5, 0.9, 0.1, 0.2)),
+    "RED-Drop(keep_neg=[1])/group4": Case(REDDrop(), random_key=(0.5, 0.9, 0.1, 0.2)),
     "REP-AsymRE(forward-kl 0.1)": Case(AsymRE(shift=-0.1, tau=0.0)),
     "AsymRE(shift -0.1, tau=0)": Case(AsymRE(shift=-0.1, tau=0.0)),
     "AsymRE-Trinity(shift -0.1, tau=1 default -> halved)": Case(AsymRE(shift=-0.1, tau=1.0)),
@@ -171,13 +171,13 @@ CASES = {
     "GRPO-clip + mis-sequence": corrected("sequence", None, "sequence"),
     "GRPO-clip + geo-mask*token-tis": corrected("token", 2.0, "geometric"),
     "GRPO-clip + geo-mask*token-ratio-unclamped(OpenRLHF seq-mask-tis)": corrected("token", None, "geometric"),
-    "DecoupledPPO(clip 0.2, behaviour-weight cap 2.2, mask action)": Case(decoupled(2.2), behavior="rollout"),
-    "DecoupledPPO(clip 0.2, cap 5.0 = old AReaL default)": Case(decoupled(5.0), behavior="rollout"),
+    "DecoupledPPO(clip 0.2, behaviour-weight cap 2.2, mask action)": Case(decoupled(2.2), rollout_logprobs="rollout"),
+    "DecoupledPPO(clip 0.2, cap 5.0 = old AReaL default)": Case(decoupled(5.0), rollout_logprobs="rollout"),
     "A-3PO(alpha=0.75, clip 0.2)": Case(
-        A3PO(clip_low=0.2, clip_high=0.2, std="sample"), behavior="rollout", anchor="rollout", lag=3
+        A3PO(clip_low=0.2, clip_high=0.2, std="sample"), rollout_logprobs="rollout", old_logprobs="rollout", lag=3
     ),
-    "M2PO(paper Alg.1 as in Trinity main; masked, /all tokens)": Case(M2PO(threshold=0.04, std="sample"), anchor="new"),
-    "M2PO(paper Alg.1, threshold 0.2)": Case(M2PO(threshold=0.2, std="sample"), anchor="new"),
+    "M2PO(paper Alg.1 as in Trinity main; masked, /all tokens)": Case(M2PO(threshold=0.04, std="sample"), old_logprobs="new"),
+    "M2PO(paper Alg.1, threshold 0.2)": Case(M2PO(threshold=0.2, std="sample"), old_logprobs="new"),
     # The authors' repository ends with one clip range for the batch; here its floors 0.3 and 0.5 are that range.
     "M2PO(authors' repo: batch-wide clip bounds with floors 0.3/0.5)": Case(grpo(0.3, 0.5)),
     # The range that BAPO ends with is tested below; with it, the loss is dual-clip PPO's.
@@ -190,40 +190,42 @@ AREAL_M2PO = "M2PO(AReaL: sign-blind mask, here prox=new, then PPO-clip 0.2)"
 BAPO_DEFAULT = BAPO(low=0.6, high=1.2, low_limit=0.8, high_limit=2.0, step=0.05, target=1.0, cap=3.0, std="sample")
 
 
-def outcomes_of(rewards: list[float], mask: Tensor | None = None, **changed: Tensor) -> Outcomes:
+def inputs_of(rewards: list[float], mask: Tensor | None = None, **changed: Tensor) -> AdvantageInputs:
     """One group."""
     count = len(rewards)
     mask = torch.ones(count, 3, dtype=torch.float64) if mask is None else mask
     zero = torch.zeros_like(mask)
     group = torch.zeros(count, dtype=torch.int64)
-    plain = Outcomes(double(rewards), zero, group, mask, torch.linspace(0, 0.9, count).double(), zero, zero)
+    plain = AdvantageInputs(double(rewards), zero, group, mask, torch.linspace(0, 0.9, count).double(), zero, zero)
     return replace(plain, **changed)
 
 
 def batch_of(case: Case, fixture: dict[str, object]) -> Batch:
     mask = double(fixture["mask"])
     count = len(mask)
-    behavior, anchor = double(fixture[case.behavior]), double(fixture[case.anchor])
-    lottery = double(case.lottery[:count])
-    outcomes = outcomes_of(fixture["rewards"], mask, behavior=behavior, anchor=anchor, lottery=lottery)  # type: ignore[arg-type]
-    advantages = case.objective.advantages(outcomes)
+    rollout_logprobs, old_logprobs = double(fixture[case.rollout_logprobs]), double(fixture[case.old_logprobs])
+    random_key = double(case.random_key[:count])
+    inputs = inputs_of(
+        fixture["rewards"], mask, rollout_logprobs=rollout_logprobs, old_logprobs=old_logprobs, random_key=random_key
+    )  # type: ignore[arg-type]
+    advantages = case.objective.advantages(inputs)
     return Batch(
         token_ids=torch.ones(mask.shape, dtype=torch.int64),
         lengths=torch.full((count,), mask.shape[1]),
         mask=mask,
-        behavior=behavior,
-        anchor=anchor,
+        rollout_logprobs=rollout_logprobs,
+        old_logprobs=old_logprobs,
         reference=double(fixture.get("ref", fixture["old"])),
         advantages=(advantages if advantages.dim() == 2 else advantages[:, None]) * mask,
-        weights=weights(mask, case.objective.average, outcomes.group, 4),
-        group=outcomes.group,
+        weights=loss_weights(mask, case.objective.average, inputs.group, 4),
+        group=inputs.group,
         lag=torch.full((count,), case.lag),
     )
 
 
-def loss_and_gradient(objective: Objective, batch: Batch, policy: Tensor, with_terms: Terms) -> tuple[Tensor, Tensor]:
+def loss_and_gradient(objective: Objective, batch: Batch, policy: Tensor, with_terms: LossTerms) -> tuple[Tensor, Tensor]:
     policy = policy.clone().requires_grad_()
-    output = total_loss(objective, with_terms, batch, Scores(policy, torch.zeros_like(policy)))
+    output = total_loss(objective, with_terms, batch, PolicyOutputs(policy, torch.zeros_like(policy)))
     loss = (output.per_token * batch.weights).sum()
     (gradient,) = torch.autograd.grad(loss, policy)
     return loss.detach(), gradient
@@ -263,7 +265,7 @@ def test_bapo_finds_the_range_of_its_authors() -> None:
     fixture = GOLDEN["fixtures"]["base"]
     ratio = (double(fixture["new"]) - double(fixture["old"])).exp()
     assert BAPO_DEFAULT.bounds(ratio, double(golden["advantages"])) == pytest.approx(golden["metrics"]["final_low_high"])
-    case = Case(BAPO_DEFAULT, anchor="new")
+    case = Case(BAPO_DEFAULT, old_logprobs="new")
     _, gradient = loss_and_gradient(BAPO_DEFAULT, batch_of(case, fixture), double(fixture["new"]), terms())
     torch.testing.assert_close(gradient, double(golden["grad"]), atol=1e-6, rtol=0)
 
@@ -272,7 +274,7 @@ def test_bapo_finds_the_range_of_its_authors() -> None:
 def test_clip_fraction_counts_the_tokens_whose_gradient_is_gone(name: str) -> None:
     case, golden = CASES[name], GOLDEN["cases"][name]
     fixture = GOLDEN["fixtures"][golden["fixture"]]
-    output = case.objective.loss(batch_of(case, fixture), Scores(double(fixture["new"]), double(fixture["new"])))
+    output = case.objective.loss(batch_of(case, fixture), PolicyOutputs(double(fixture["new"]), double(fixture["new"])))
     expected = golden["metrics"]["pg_clipfrac"]
     if "actor/pg_clipfrac" in output.metrics:
         assert output.metrics["actor/pg_clipfrac"].value == pytest.approx(expected)
@@ -282,7 +284,7 @@ def test_clip_fraction_counts_the_tokens_whose_gradient_is_gone(name: str) -> No
 
 def test_the_dual_clip_reports_its_own_share() -> None:
     fixture = GOLDEN["fixtures"]["base"]
-    scores = Scores(double(fixture["new"]), torch.zeros(2, 3, dtype=torch.float64))
+    scores = PolicyOutputs(double(fixture["new"]), torch.zeros(2, 3, dtype=torch.float64))
     metrics = total_loss(grpo(), terms(corrections=dual(3.0)), batch_of(Case(grpo()), fixture), scores).metrics
     assert metrics["actor/pg_clipfrac_lower"].value == pytest.approx(1 / 6)
     assert metrics["actor/pg_clipfrac"].value == pytest.approx(2 / 6)
@@ -302,9 +304,9 @@ def test_importance_corrections_weigh_as_the_reference_values_do(kind: str, weig
 
 def test_opsm_masks_a_bad_sequence_that_the_policy_left_behind_and_no_other() -> None:
     """Mean of anchor - policy: -0.2 for the good sequence, 0.3 for the bad one."""
-    anchor = double([[-1.0, -1.0], [-0.5, -0.5]])
+    old_logprobs = double([[-1.0, -1.0], [-0.5, -0.5]])
     policy = double([[-0.8, -0.8], [-0.8, -0.8]])
-    fixture = {"mask": [[1, 1], [1, 1]], "old": anchor.tolist(), "rewards": [1.0, 0.0]}
+    fixture = {"mask": [[1, 1], [1, 1]], "old": old_logprobs.tolist(), "rewards": [1.0, 0.0]}
     for delta, alive in ((0.1, [True, False]), (1.5, [True, True])):
         with_opsm = terms(corrections=replace(NO_CORRECTIONS, opsm_delta=delta))
         _, gradient = loss_and_gradient(REINFORCE(), batch_of(Case(REINFORCE()), fixture), policy, with_opsm)
@@ -314,20 +316,18 @@ def test_opsm_masks_a_bad_sequence_that_the_policy_left_behind_and_no_other() ->
 def test_advantages_equal_the_reference_values() -> None:
     golden = GOLDEN["advantages"]
     for rewards, prefix in ((golden["rewards_base"], ""), (golden["group4_rewards"], "group4_")):
-        outcomes = outcomes_of(rewards)
+        inputs = inputs_of(rewards)
         names = {
-            "group4_mean_only" if prefix else "mean_only(REC/Dr.GRPO)": centered(outcomes),
-            "group4_grpo_ddof0" if prefix else "grpo_std_ddof0_eps1e-6(REC std_normalize)": standardized(
-                outcomes, "population"
-            ),
-            "group4_grpo_ddof1" if prefix else "grpo_std_ddof1_eps1e-6": standardized(outcomes, "sample"),
-            f"{prefix}rloo": leave_one_out(outcomes),
-            f"{prefix}opmd_logavgexp_tau1": above_log_mean_exp(outcomes, 1.0),
-            f"{prefix}red_weight_A*w_T1": centered(outcomes) * centered(outcomes).exp(),
+            "group4_mean_only" if prefix else "mean_only(REC/Dr.GRPO)": centered(inputs),
+            "group4_grpo_ddof0" if prefix else "grpo_std_ddof0_eps1e-6(REC std_normalize)": standardized(inputs, "population"),
+            "group4_grpo_ddof1" if prefix else "grpo_std_ddof1_eps1e-6": standardized(inputs, "sample"),
+            f"{prefix}rloo": leave_one_out(inputs),
+            f"{prefix}opmd_logavgexp_tau1": above_log_mean_exp(inputs, 1.0),
+            f"{prefix}red_weight_A*w_T1": centered(inputs) * centered(inputs).exp(),
         }
         for name, values in names.items():
             torch.testing.assert_close(values, double(golden[name]), msg=lambda text, name=name: f"{name}: {text}")
-    torch.testing.assert_close(AsymRE(shift=-0.1, tau=0.0).advantages(outcomes_of([1, 0])), double(golden["asymre_shift-0.1"]))
+    torch.testing.assert_close(AsymRE(shift=-0.1, tau=0.0).advantages(inputs_of([1, 0])), double(golden["asymre_shift-0.1"]))
 
 
 def test_whitened_returns_equal_the_reference_values() -> None:
@@ -340,13 +340,13 @@ def test_whitened_returns_equal_the_reference_values() -> None:
         (plain, ragged, "reinforce++_whitened_tokens_ragged"),
         (based, ragged, "reinforce++baseline_tokens_ragged"),
     ):
-        torch.testing.assert_close(objective.advantages(outcomes_of([1.0, 0.0], mask)), double(golden[name]), atol=1e-7, rtol=0)
+        torch.testing.assert_close(objective.advantages(inputs_of([1.0, 0.0], mask)), double(golden[name]), atol=1e-7, rtol=0)
 
 
 def test_a_token_pays_for_its_own_penalty_and_those_that_follow() -> None:
-    outcomes = outcomes_of([1.0], double([[0, 1, 1, 1]]), penalties=double([[0, 0.1, 0.2, 0.4]]))
-    torch.testing.assert_close(returns_to_go(outcomes), double([[0, 0.3, 0.4, 0.6]]))
-    torch.testing.assert_close(outcomes.returns, double([0.3]))
+    inputs = inputs_of([1.0], double([[0, 1, 1, 1]]), penalties=double([[0, 0.1, 0.2, 0.4]]))
+    torch.testing.assert_close(returns_to_go(inputs), double([[0, 0.3, 0.4, 0.6]]))
+    torch.testing.assert_close(inputs.returns, double([0.3]))
 
 
 def test_the_temperature_of_adaptive_red_weight_is_that_of_the_reference() -> None:
@@ -366,14 +366,14 @@ def test_the_overlong_punishment_is_dapos() -> None:
 
 
 def test_two_groups_are_credited_apart() -> None:
-    outcomes = outcomes_of([1, 0, 0, 5, 5], group=torch.tensor([0, 0, 0, 1, 1]))
-    torch.testing.assert_close(centered(outcomes), double([2 / 3, -1 / 3, -1 / 3, 0, 0]))
-    torch.testing.assert_close(leave_one_out(outcomes), double([1, -0.5, -0.5, 0, 0]))
+    inputs = inputs_of([1, 0, 0, 5, 5], group=torch.tensor([0, 0, 0, 1, 1]))
+    torch.testing.assert_close(centered(inputs), double([2 / 3, -1 / 3, -1 / 3, 0, 0]))
+    torch.testing.assert_close(leave_one_out(inputs), double([1, -0.5, -0.5, 0, 0]))
 
 
 def test_rewards_that_are_equal_but_for_rounding_get_no_credit() -> None:
-    assert centered(outcomes_of([0.1] * 3)).tolist() == [0.0, 0.0, 0.0]
-    assert standardized(outcomes_of([0.1] * 3), "sample").tolist() == [0.0, 0.0, 0.0]
+    assert centered(inputs_of([0.1] * 3)).tolist() == [0.0, 0.0, 0.0]
+    assert standardized(inputs_of([0.1] * 3), "sample").tolist() == [0.0, 0.0, 0.0]
 
 
 ESTIMATORS = {"k1": "k1", "k2": "k2", "k3": "k3", "abs": "abs"} | {
@@ -395,7 +395,7 @@ def test_kl_estimators_equal_the_reference_values(estimator: str) -> None:
 def test_statistics_equal_the_reference_values() -> None:
     fixture = GOLDEN["fixtures"]["base"]
     golden = GOLDEN["kl"]["off_policy_diagnostics(new vs old)"]
-    scores = Scores(double(fixture["new"]), double(fixture["new"]))
+    scores = PolicyOutputs(double(fixture["new"]), double(fixture["new"]))
     metrics = total_loss(grpo(), terms(), batch_of(Case(grpo()), fixture), scores).metrics
     assert metrics["offpolicy/behavior_kl"].value == pytest.approx(golden["ppo_kl = mean(old-new)"])
     assert metrics["offpolicy/ess"].value == pytest.approx(golden["ESS_token = (sum r)^2/(n sum r^2)"])
@@ -408,7 +408,7 @@ def test_statistics_equal_the_reference_values() -> None:
 def test_terms_add_kl_and_subtract_entropy() -> None:
     fixture = GOLDEN["fixtures"]["base"]
     batch = batch_of(Case(grpo()), fixture)
-    scores = Scores(double(fixture["new"]), torch.full((2, 3), 0.7, dtype=torch.float64))
+    scores = PolicyOutputs(double(fixture["new"]), torch.full((2, 3), 0.7, dtype=torch.float64))
     plain = (total_loss(grpo(), terms(), batch, scores).per_token * batch.weights).sum()
     full = total_loss(grpo(), terms(kl_coef=0.5, kl_estimator="k3", entropy_coef=0.1), batch, scores)
     expected = plain + 0.5 * GOLDEN["kl"]["k3"]["token_mean"] - 0.1 * 0.7
@@ -430,12 +430,12 @@ def pairs_of(objective: Objective) -> tuple[Batch, Tensor]:
     rows = [(side, i) for i in range(2) for side in ("chosen", "rejected")]
     policy = double([inputs[f"{side}_new"][i] for side, i in rows])
     group, mask = torch.tensor([0, 0, 1, 1]), torch.ones(4, 3, dtype=torch.float64)
-    signs = objective.advantages(outcomes_of([1, 0, 1, 0], mask, group=group))
+    signs = objective.advantages(inputs_of([1, 0, 1, 0], mask, group=group))
     zero = torch.zeros_like(mask)
     return Batch(
-        token_ids=zero.long(), lengths=torch.full((4,), 3), mask=mask, behavior=zero, anchor=zero,
+        token_ids=zero.long(), lengths=torch.full((4,), 3), mask=mask, rollout_logprobs=zero, old_logprobs=zero,
         reference=double([inputs[f"{side}_ref"][i] for side, i in rows]), advantages=signs[:, None] * mask,
-        weights=weights(mask, objective.average, group, 4), group=group, lag=torch.zeros(4).long(),
+        weights=loss_weights(mask, objective.average, group, 4), group=group, lag=torch.zeros(4).long(),
     ), policy  # fmt: skip
 
 
@@ -447,7 +447,7 @@ def test_preferences_equal_the_reference_values(name: str) -> None:
     torch.testing.assert_close(loss, double(golden["loss"]), atol=1e-6, rtol=0)
     expected = [golden["grad_chosen"][0], golden["grad_rejected"][0], golden["grad_chosen"][1], golden["grad_rejected"][1]]
     torch.testing.assert_close(gradient, double(expected), atol=1e-6, rtol=0)
-    metrics = objective.loss(batch, Scores(policy, policy)).metrics
+    metrics = objective.loss(batch, PolicyOutputs(policy, policy)).metrics
     assert metrics["preference/margin"].value == pytest.approx(golden["rewards/margins(mean)"])
     assert metrics["preference/accuracy"].value == pytest.approx(golden["rewards/accuracies"])
     assert metrics["preference/chosen"].value == pytest.approx(sum(golden["rewards/chosen"]) / 2)
@@ -466,27 +466,27 @@ def test_a_preference_between_equals_is_refused() -> None:
     with pytest.raises(
         RloptError, match=r"group 0 has rewards \[1.0, 1.0\]: a preference needs two samples, one better than the other"
     ):
-        DPO(beta=0.1, label_smoothing=0.0).advantages(outcomes_of([1.0, 1.0]))
+        DPO(beta=0.1, label_smoothing=0.0).advantages(inputs_of([1.0, 1.0]))
 
 
 def test_an_input_that_is_not_finite_is_refused_by_name_and_place() -> None:
     fixture = GOLDEN["fixtures"]["base"]
     batch, policy = batch_of(Case(grpo()), fixture), double(fixture["new"])
     entropy = torch.zeros_like(policy)
-    for name in ("behavior", "anchor", "reference", "advantages"):
+    for name in ("rollout_logprobs", "old_logprobs", "reference", "advantages"):
         broken = replace(batch, **{name: getattr(batch, name).clone().index_fill_(1, torch.tensor([2]), torch.inf)})
         with pytest.raises(RloptError, match=rf"Batch.{name} is -?inf at sequence 0, token 2: not finite"):
-            total_loss(grpo(), terms(), broken, Scores(policy, entropy))
+            total_loss(grpo(), terms(), broken, PolicyOutputs(policy, entropy))
     with pytest.raises(RloptError, match=r"Scores.logprobs is nan at sequence 0, token 0"):
-        total_loss(grpo(), terms(), batch, Scores(policy * torch.nan, entropy))
+        total_loss(grpo(), terms(), batch, PolicyOutputs(policy * torch.nan, entropy))
 
 
 def test_credit_of_the_users_own_takes_the_place_of_the_advantages() -> None:
-    mine = WithCredit(REINFORCE(), lambda outcomes: outcomes.returns * 2)
-    assert mine.advantages(outcomes_of([1.0, 0.5])).tolist() == [2.0, 1.0]
+    mine = WithAdvantages(REINFORCE(), lambda inputs: inputs.returns * 2)
+    assert mine.advantages(inputs_of([1.0, 0.5])).tolist() == [2.0, 1.0]
     assert mine.average == "token_mean"
     with pytest.raises(RloptError, match=r"algo.credit returned \(1,\) for 2 samples"):
-        WithCredit(REINFORCE(), lambda outcomes: outcomes.returns[:1]).advantages(outcomes_of([1.0, 0.5]))
+        WithAdvantages(REINFORCE(), lambda inputs: inputs.returns[:1]).advantages(inputs_of([1.0, 0.5]))
 
 
 def test_corrections_refuse_bounds_that_mean_nothing() -> None:
@@ -502,31 +502,31 @@ def test_corrections_refuse_bounds_that_mean_nothing() -> None:
 
 def test_red_drop_keeps_the_credit_of_a_sample_at_the_groups_mean() -> None:
     """Mean 1; three bad and two good, so one bad sample, the first in the lottery, is dropped; the others have mean 1.125."""
-    found = REDDrop().advantages(outcomes_of([2.5, 1.0, 0.5, 0.5, 0.5], lottery=double([0.0, 0.0, 0.1, 0.8, 0.9])))
+    found = REDDrop().advantages(inputs_of([2.5, 1.0, 0.5, 0.5, 0.5], random_key=double([0.0, 0.0, 0.1, 0.8, 0.9])))
     torch.testing.assert_close(found, double([1.375, -0.125, 0.0, -0.625, -0.625]))
 
 
 def test_far_apart_groups_do_not_spoil_each_others_log_mean_exp() -> None:
-    outcomes = outcomes_of([-1000.0, -999.0, 0.0, 1.0], group=torch.tensor([0, 0, 1, 1]))
-    far, near = above_log_mean_exp(outcomes, 1.0).split(2)
+    inputs = inputs_of([-1000.0, -999.0, 0.0, 1.0], group=torch.tensor([0, 0, 1, 1]))
+    far, near = above_log_mean_exp(inputs, 1.0).split(2)
     torch.testing.assert_close(far, near)
 
 
 def test_dual_clip_bounds_the_ratio_that_the_objective_multiplies_by() -> None:
     """GSPO's ratio is the sequence's: one wild token in a sequence at 1 is not bounded, and never raised."""
     gspo = GSPO(clip_low=0.2, clip_high=0.2, std="sample")
-    anchor = double([[-1.0, -1.0], [-1.0, -1.0]])
+    old_logprobs = double([[-1.0, -1.0], [-1.0, -1.0]])
     policy = double([[-1.0, -1.0], [0.5, -2.5]])
-    batch = batch_of(Case(gspo), {"mask": [[1, 1], [1, 1]], "old": anchor.tolist(), "rewards": [1.0, 0.0]})
+    batch = batch_of(Case(gspo), {"mask": [[1, 1], [1, 1]], "old": old_logprobs.tolist(), "rewards": [1.0, 0.0]})
     plain, bounded = (loss_and_gradient(gspo, batch, policy, terms(corrections=c)) for c in (NO_CORRECTIONS, dual(3.0)))
     torch.testing.assert_close(plain, bounded)
 
 
 def test_kl_and_opsm_ask_how_far_the_policy_is_from_the_one_that_sampled_whatever_the_anchor() -> None:
-    policy, behavior = double([[-1.0, -1.0], [-2.0, -2.0]]), double([[-1.0, -1.0], [-1.0, -1.0]])
-    fixture = {"mask": [[1, 1], [1, 1]], "old": behavior.tolist(), "new": policy.tolist(), "rewards": [1.0, 0.0]}
-    for anchor in ("old", "new"):
-        batch = batch_of(Case(REINFORCE(), anchor=anchor), fixture)
+    policy, rollout_logprobs = double([[-1.0, -1.0], [-2.0, -2.0]]), double([[-1.0, -1.0], [-1.0, -1.0]])
+    fixture = {"mask": [[1, 1], [1, 1]], "old": rollout_logprobs.tolist(), "new": policy.tolist(), "rewards": [1.0, 0.0]}
+    for old_logprobs in ("old", "new"):
+        batch = batch_of(Case(REINFORCE(), old_logprobs=old_logprobs), fixture)
         masked = terms(corrections=replace(NO_CORRECTIONS, opsm_delta=0.5))
         _, gradient = loss_and_gradient(REINFORCE(), batch, policy, masked)
         assert (gradient != 0).any(1).tolist() == [True, False]
@@ -536,7 +536,7 @@ def test_a_mute_sibling_does_not_count_in_what_a_group_expects() -> None:
     mask = [[1, 1], [1, 1], [0, 0]]
     fixture = {"mask": mask, "old": [[-1.0, -1.0], [-1.0, -1.0], [0.0, 0.0]], "rewards": [1.0, 0.0, 0.0]}
     gepo = GEPO(clip=0.2, std="sample")
-    output = gepo.loss(batch_of(Case(gepo), fixture), Scores(double(fixture["old"]), double(fixture["old"])))
+    output = gepo.loss(batch_of(Case(gepo), fixture), PolicyOutputs(double(fixture["old"]), double(fixture["old"])))
     assert output.metrics["actor/pg_clipfrac"].value == 0  # on policy every weight is 1
 
 
@@ -544,8 +544,10 @@ def test_aspo_has_a_gradient_where_the_policy_has_all_but_given_up_a_good_token(
     aspo = ASPO(clip_low=0.2, clip_high=0.2, cap=3.0, std="sample")
     batch = batch_of(Case(aspo), {"mask": [[1.0], [1.0]], "old": [[-1.0], [-1.0]], "rewards": [1.0, 0.0]})
     policy = torch.tensor([[-95.0], [-1.0]], requires_grad=True)
-    small = replace(batch, **{n: getattr(batch, n).float() for n in ("mask", "behavior", "anchor", "advantages", "weights")})
-    (gradient,) = torch.autograd.grad(aspo.loss(small, Scores(policy, policy)).per_token.sum(), policy)
+    small = replace(
+        batch, **{n: getattr(batch, n).float() for n in ("mask", "rollout_logprobs", "old_logprobs", "advantages", "weights")}
+    )
+    (gradient,) = torch.autograd.grad(aspo.loss(small, PolicyOutputs(policy, policy)).per_token.sum(), policy)
     assert torch.isfinite(gradient).all()
 
 

@@ -8,8 +8,8 @@ import pytest
 from builders import data_config
 
 from rlopt.core.errors import RloptError
-from rlopt.data.prompt_sampler import Unusable
-from rlopt.data.prompts import Loaded, apart, final_answer, load_prompts, wording
+from rlopt.data.prompt_sampler import UnusableRow
+from rlopt.data.prompts import Loaded, drop_eval_overlap, final_answer, load_prompts, wording
 from rlopt.rewards.latex import boxes
 
 
@@ -158,7 +158,7 @@ def test_what_counts_of_an_answer(kind: Any, text: str, answer: str) -> None:
     ("kind", "text"), [("hash", "2"), ("hash", "####"), ("boxed", "2"), ("boxed", r"\boxed{"), ("text", " ")]
 )
 def test_an_answer_without_what_counts_cannot_be_used(kind: Any, text: str) -> None:
-    with pytest.raises(Unusable):
+    with pytest.raises(UnusableRow):
         final_answer(text, kind)
 
 
@@ -220,11 +220,11 @@ def test_rows_to_be_dropped_and_prompts_that_are_too_long_are_counted(tmp_path: 
 
 def test_prompts_that_are_evaluated_on_are_not_trained_on(tmp_path: Path) -> None:
     loaded = load(tmp_path, *({"prompt": text, "answer": "b"} for text in "abca"))
-    kept = apart(loaded, loaded.prompts[:1])
+    kept = drop_eval_overlap(loaded, loaded.prompts[:1])
     assert [prompt.text for prompt in kept.prompts] == ["b", "c"]
     assert (kept.numbers, kept.left_out) == ([2, 3], {"also in data.eval": [1, 4]})
     with pytest.raises(RloptError, match=r"every prompt is in data.eval too"):
-        apart(loaded, loaded.prompts)
+        drop_eval_overlap(loaded, loaded.prompts)
 
 
 def test_prompts_may_be_kept_shorter_than_the_model_has_room_for(tmp_path: Path) -> None:
@@ -328,6 +328,6 @@ def test_rows_that_repeat_and_columns_beside_are_said(tmp_path: Path) -> None:
 def test_a_prompt_that_is_evaluated_on_is_left_out_whatever_its_white_space(tmp_path: Path) -> None:
     train = load(tmp_path, {"prompt": "1 +  1", "answer": "2"}, {"prompt": "1+2", "answer": "3"})
     held_out = load(tmp_path, {"prompt": "1 + 1\n", "answer": "2"}).prompts
-    kept = apart(train, held_out)
+    kept = drop_eval_overlap(train, held_out)
     assert [prompt.text for prompt in kept.prompts] == ["1+2"]
     assert kept.left_out == {"also in data.eval": [1]}

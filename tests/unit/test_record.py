@@ -51,7 +51,7 @@ def test_groups_come_back_as_they_were_recorded_to_the_last_bit() -> None:
     before = group("a", (0.1, 1 / 3), version=7)
     after = group_from_json(json.loads(json.dumps(group_to_json(before))))
     for old, new in zip(before.samples, after.samples, strict=True):
-        for name in ("token_ids", "spoken", "logprobs", "versions"):
+        for name in ("token_ids", "action_mask", "logprobs", "versions"):
             np.testing.assert_array_equal(getattr(new, name), getattr(old, name))
             assert getattr(new, name).dtype == getattr(old, name).dtype
         assert (new.text, new.finish, new.reward) == (old.text, old.finish, old.reward)

@@ -2,13 +2,13 @@
 
 from builders import group
 
-from rlopt.core.samples import Group, Stock
-from rlopt.orchestrator.online_source import Groups, Shares
-from rlopt.orchestrator.replay_buffer import Replay, ReplayPlan
+from rlopt.core.samples import Group, PendingRollouts
+from rlopt.orchestrator.online_source import OnlineSource, Shares
+from rlopt.orchestrator.replay_buffer import ReplayBuffer, ReplayPlan
 
 
-def make(capacity: int = 10, reuse: int = 3, decay: float = 2.0, max_lag: int | None = None) -> Replay:
-    return Replay(ReplayPlan(capacity, reuse, decay, max_lag))
+def make(capacity: int = 10, reuse: int = 3, decay: float = 2.0, max_lag: int | None = None) -> ReplayBuffer:
+    return ReplayBuffer(ReplayPlan(capacity, reuse, decay, max_lag))
 
 
 def names(groups: list[Group]) -> list[str]:
@@ -55,7 +55,7 @@ def test_a_buffer_that_was_kept_goes_on_as_if_nothing_had_happened() -> None:
     first, second = make(), make()
     first.insert([group(f"g{i}", version=i) for i in range(4)])
     first.draw(5, 2)
-    second.restore(first.stock())
+    second.restore(first.pending())
     first.insert([group("more", version=4)])
     second.insert([group("more", version=4)])
     for _ in range(3):
@@ -72,13 +72,13 @@ def test_a_step_learns_from_new_groups_and_from_those_that_are_drawn_but_never_t
         def learned(self, step: int) -> dict[str, float]:
             return {}
 
-        def stock(self, step: int) -> Stock:
-            return Stock({}, {})
+        def pending(self, step: int) -> PendingRollouts:
+            return PendingRollouts({}, {})
 
     class Learner:
         score = None
 
-    source = Groups(
+    source = OnlineSource(
         Shares(1, 1, 1, 2), Sampler(), make(), lambda first, count: [group(f"r{first}", (1.0, 0.0) * 2)], Learner(), None
     )  # type: ignore[arg-type]
     first = source.take(1)
@@ -88,4 +88,4 @@ def test_a_step_learns_from_new_groups_and_from_those_that_are_drawn_but_never_t
     assert names(second.groups) == ["2", "1", "r1"]
     assert second.metrics["replay/samples_per_insert"] == 1.5
     assert second.metrics["offpolicy/lag_max"] == 1
-    assert list(source.stock(2).shelves) == ["replay"]
+    assert list(source.pending(2).sections) == ["replay"]

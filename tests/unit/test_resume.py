@@ -10,7 +10,7 @@ from test_settings import compose
 
 from rlopt.core.errors import RloptError
 from rlopt.run.engine_count import ask_for, wanted_engines
-from rlopt.run.resume import find_resume, settle, why_left_behind
+from rlopt.run.resume import find_resume, why_left_behind, write_config
 
 
 def checkpoint_of(run: Path, step: int = 3, batches: Iterable[int] = range(4, 21)) -> Path:
@@ -31,15 +31,15 @@ def test_a_checkpoint_goes_on_as_the_same_run_in_its_folder_and_as_another_elsew
     first, second = tmp_path / "first", tmp_path / "second"
     folder = checkpoint_of(first)
     here = compose("+algo=grpo", "run.dir=first")
-    assert settle(here, Path("first"), find_resume(here, Path("first")))["wandb_id"] == "first"
+    assert write_config(here, Path("first"), find_resume(here, Path("first")))["wandb_id"] == "first"
     elsewhere = compose("+algo=grpo", "run.dir=second", f"run.resume={folder}")
-    state = settle(elsewhere, second, find_resume(elsewhere, second))
+    state = write_config(elsewhere, second, find_resume(elsewhere, second))
     assert (state["position"], state["wandb_id"] != "first") == ({"step": 3}, True)
 
 
 def test_a_checkpoint_of_another_run_does_not_go_on_where_a_run_stands(tmp_path: Path) -> None:
     folder, stands = checkpoint_of(tmp_path / "first"), tmp_path / "second"
-    settle(compose("+algo=grpo"), stands, None)
+    write_config(compose("+algo=grpo"), stands, None)
     with pytest.raises(
         RloptError, match=r"run.resume=.*step_3: is no checkpoint of .*second, which holds a run; choose another"
     ):
@@ -57,12 +57,12 @@ def test_the_command_that_began_a_fork_goes_on_with_it_and_so_does_one_without_i
     ]
     for config in commands:  # interrupted before its first checkpoint
         assert find_resume(config, fork) == folder or config is commands[1]
-        settle(config, fork, find_resume(config, fork))
+        write_config(config, fork, find_resume(config, fork))
     assert find_resume(commands[1], fork) == folder
     later = checkpoint_of(fork, 5, range(6, 21))
     for config in commands:
         assert find_resume(config, fork) == later
-        settle(config, fork, later)
+        write_config(config, fork, later)
     other = checkpoint_of(tmp_path / "other")
     with pytest.raises(RloptError, match="is no checkpoint of .*fork, which holds a run"):
         find_resume(compose("+algo=grpo", f"run.dir={fork}", f"run.resume={other}"), fork)
@@ -95,7 +95,7 @@ def test_a_finished_run_is_made_longer_only_where_the_weights_to_sample_with_are
 def test_a_fork_that_samples_otherwise_leaves_the_samples_of_the_first_behind(tmp_path: Path) -> None:
     first = tmp_path / "first"
     folder = checkpoint_of(first)
-    settle(compose("+algo=grpo", f"run.dir={first}"), first, None)
+    write_config(compose("+algo=grpo", f"run.dir={first}"), first, None)
 
     def why(*keys: str) -> str | None:
         config = compose("+algo=grpo", f"run.dir={tmp_path / 'fork'}", f"run.resume={folder}", *keys)
@@ -115,10 +115,10 @@ def test_a_fork_that_samples_otherwise_leaves_the_samples_of_the_first_behind(tm
 
 
 def test_what_decides_the_numbers_of_a_run_may_not_change_and_the_machine_may(tmp_path: Path) -> None:
-    settle(compose("+algo=grpo", f"run.dir={tmp_path}"), tmp_path, None)
+    write_config(compose("+algo=grpo", f"run.dir={tmp_path}"), tmp_path, None)
     config = compose("+algo=grpo", f"run.dir={tmp_path}", "trainer.total_steps=500", "cluster.cpu_threads=2")
     assert find_resume(config, tmp_path) is None
-    settle(config, tmp_path, None)
+    write_config(config, tmp_path, None)
     for key, said in (
         ("learner.lr=1e-5", r"learner.lr=1e-05 \(there: 0.0003\)"),
         ("run.seed=7", r"run.seed=7 \(there: 42\)"),
@@ -129,7 +129,7 @@ def test_what_decides_the_numbers_of_a_run_may_not_change_and_the_machine_may(tm
 
 
 def test_another_run_is_named_before_anything_that_this_one_could_not_do_there(tmp_path: Path) -> None:
-    settle(compose("+algo=grpo", f"run.dir={tmp_path}"), tmp_path, None)
+    write_config(compose("+algo=grpo", f"run.dir={tmp_path}"), tmp_path, None)
     checkpoint_of(tmp_path, 30, [])
     with pytest.raises(RloptError, match=r"holds another run, algo.name=red_weight \(there: grpo\)"):
         find_resume(compose("+algo=red_weight", f"run.dir={tmp_path}"), tmp_path)
@@ -137,7 +137,7 @@ def test_another_run_is_named_before_anything_that_this_one_could_not_do_there(t
 
 def test_a_schedule_of_the_learning_rate_that_runs_to_the_last_step_fixes_that_step(tmp_path: Path) -> None:
     keys = ["+algo=grpo", f"run.dir={tmp_path}", "learner.lr_schedule=linear"]
-    settle(compose(*keys), tmp_path, None)
+    write_config(compose(*keys), tmp_path, None)
     with pytest.raises(RloptError, match=r"trainer.total_steps=500 \(there: 400\), on which learner.lr_schedule depends"):
         find_resume(compose(*keys, "trainer.total_steps=500"), tmp_path)
 
@@ -150,10 +150,10 @@ def test_a_config_that_cannot_be_read_is_refused_in_one_line(tmp_path: Path, tex
 
 
 def test_a_number_of_engines_in_the_command_counts_again_over_one_that_was_asked_for_before(tmp_path: Path) -> None:
-    settle(compose("+algo=grpo", f"run.dir={tmp_path}"), tmp_path, None)
+    write_config(compose("+algo=grpo", f"run.dir={tmp_path}"), tmp_path, None)
     ask_for(tmp_path, 3)
-    settle(compose("+algo=grpo", f"run.dir={tmp_path}"), tmp_path, None)
+    write_config(compose("+algo=grpo", f"run.dir={tmp_path}"), tmp_path, None)
     assert wanted_engines(tmp_path, 1) == 3
-    settle(compose("+algo=grpo", f"run.dir={tmp_path}", "rollout.engines=2"), tmp_path, None)
+    write_config(compose("+algo=grpo", f"run.dir={tmp_path}", "rollout.engines=2"), tmp_path, None)
     assert wanted_engines(tmp_path, 2) == 2
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["rollout"]["engines"] == 2

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 import pytest
 
 from rlopt.core.errors import RloptError
-from rlopt.core.requests import Answer, Opening
+from rlopt.core.requests import Answer, Continuation
 from rlopt.core.samples import Prompt
 from rlopt.data import arithmetic
 from rlopt.step_pairs.mining import (
     MEANING,
     Chunk,
-    Ledger,
+    PairWriter,
     Recipe,
     Row,
     check_place,
@@ -52,10 +52,10 @@ class Script:
 
     def __init__(self, answers: list[Answer], continuations: dict[str, list[Answer]]) -> None:
         self.answers, self.continuations = answers, continuations
-        self.asked: list[Opening] = []
+        self.asked: list[Continuation] = []
         self.located: list[list[str]] = []
 
-    def complete(self, openings: list[Opening], count: int) -> list[list[Answer]]:
+    def complete(self, openings: list[Continuation], count: int) -> list[list[Answer]]:
         self.asked += openings
         if all(opening.id.endswith("/answer") for opening in openings):
             return [self.answers for _ in openings]
@@ -111,8 +111,8 @@ def test_a_wrong_answer_and_a_right_continuation_of_what_stood_before_its_first_
         "right_continuations": 1,
     }
     assert script.asked == [
-        Opening("p/answer", ids("12+7*3+5="), ()),
-        Opening("p/continuation/1", ids("12+7*3+5="), ids(PREFIX)),
+        Continuation("p/answer", ids("12+7*3+5="), ()),
+        Continuation("p/continuation/1", ids("12+7*3+5="), ids(PREFIX)),
     ]
 
 
@@ -178,7 +178,7 @@ def test_each_different_step_is_judged_once_and_one_of_them_is_chosen_by_the_see
 def test_all_answers_left_out_right_or_wrong_and_all_wrong_ones_dropped_once_or_rows() -> None:
     answers = [said(RIGHT), said(WRONG), said("?"), said("Answer: 1"), cut_off("Step"), said("")]
     chunk = make_chunk([TASK], Script(answers, {PREFIX: [said(RIGHT)], "": [said(WRONG)]}), RECIPE)
-    ledger = Ledger(count=10, eval_share=0.0)
+    ledger = PairWriter(count=10, eval_share=0.0)
     ledger.add(chunk)
     c = ledger.counts
     assert c["answers"] == 6 == c["left_out"] + c["right"] + c["wrong"]
@@ -188,14 +188,14 @@ def test_all_answers_left_out_right_or_wrong_and_all_wrong_ones_dropped_once_or_
 
 def test_the_prefix_is_cut_from_the_tokens_that_were_spoken_and_never_encoded_again() -> None:
     pieces = {1: "Step 1", 2: ": 7*3=21\n", 3: "Step", 4: " 2\n", 5: "", 6: "1\nStep"}
-    spoken = (1, 2, 3, 4, 5)
+    sampled = (1, 2, 3, 4, 5)
 
     def words(token_ids: Sequence[int]) -> str:
         return "".join(pieces[token] for token in token_ids)
 
-    assert cut(spoken, "", words) == ()
-    assert cut(spoken, "Step 1: 7*3=21\n", words) == (1, 2)
-    assert cut(spoken, "Step 1: 7*3=21\nStep 2\n", words) == (1, 2, 3, 4)
+    assert cut(sampled, "", words) == ()
+    assert cut(sampled, "Step 1: 7*3=21\n", words) == (1, 2)
+    assert cut(sampled, "Step 1: 7*3=21\nStep 2\n", words) == (1, 2, 3, 4)
     assert cut((1, 6), "Step 11\n", words) is None  # the second token goes on into the next step
     wrong = Answer((1, 6), "Step 11\nStep", "stop")
     assert find_fault(TASK, 0, wrong, ["Step 11\n", "Step"], 1, words) == "inside_token"
@@ -206,7 +206,7 @@ def row(name: str, chosen: str = "b") -> Row:
 
 
 def test_no_row_stands_twice_and_what_comes_after_the_last_one_wanted_is_counted() -> None:
-    ledger = Ledger(count=3, eval_share=0.0)
+    ledger = PairWriter(count=3, eval_share=0.0)
     ledger.add(Chunk([row("1+1="), row("1+1=", "c"), row("1+1=")], Counter()))
     assert (ledger.rows, ledger.full, ledger.counts["duplicate"]) == (2, False, 1)
     ledger.add(Chunk([row("1+1="), row("2+2="), row("3+3="), row("2+2=")], Counter()))
@@ -217,7 +217,7 @@ def test_no_row_stands_twice_and_what_comes_after_the_last_one_wanted_is_counted
 
 def test_a_prompt_has_all_its_rows_on_one_side_and_the_share_is_as_asked() -> None:
     prompts = [problem.text for problem in arithmetic.problems(1, 2000)]
-    ledger = Ledger(count=10_000, eval_share=0.2)
+    ledger = PairWriter(count=10_000, eval_share=0.2)
     ledger.add(Chunk([row(p, chosen) for chosen in "bc" for p in prompts], Counter()))
     sides = {r["prompt"] for r in ledger.train}, {r["prompt"] for r in ledger.eval}
     assert not sides[0] & sides[1]

@@ -7,26 +7,28 @@ from builders import group, prompt
 from fakes import Diary, Engines, Trainer
 
 from rlopt.core.errors import RloptError
-from rlopt.core.requests import Deal
-from rlopt.core.samples import Stock
-from rlopt.orchestrator.async_sampling import Stream, StreamPlan, streamed
+from rlopt.core.requests import SampleRequest
+from rlopt.core.samples import PendingRollouts
+from rlopt.orchestrator.async_sampling import AsyncPlan, AsyncSampler, streamed
 from rlopt.orchestrator.lockstep import Fleet
-from rlopt.orchestrator.online_source import Groups, Shares
-from rlopt.weight_sync.synchronizer import Synchroniser
+from rlopt.orchestrator.online_source import OnlineSource, Shares
+from rlopt.weight_sync.synchronizer import Synchronizer
 
 
-def make(**changed: Any) -> tuple[Stream, Engines, Trainer]:
+def make(**changed: Any) -> tuple[AsyncSampler, Engines, Trainer]:
     plan: dict[str, Any] = {"per_step": 2, "total_steps": 12, "interval": 1, "max_lag": 2, "stale": "wait", "ahead": 4}
     plan |= changed
     engines = Engines()
     trainer = Trainer(engines)
-    sync = Synchroniser(trainer, engines, [(1, 2, 3)], True, 1e-3, 1, Diary(), lambda: 2)
-    fleet: Fleet = engines
-    stream = Stream(StreamPlan(**plan, deadline_s=1.0), lambda n: Deal(prompt(f"p{n}"), "0"), fleet, sync, 0, [])
+    sync = Synchronizer(trainer, engines, [(1, 2, 3)], True, 1e-3, 1, Diary(), lambda: 2)
+    engines: Fleet = engines
+    stream = AsyncSampler(
+        AsyncPlan(**plan, deadline_s=1.0), lambda n: SampleRequest(prompt(f"p{n}"), "0"), engines, sync, 0, []
+    )
     return stream, engines, trainer
 
 
-def walk(stream: Stream, steps: int, first: int = 1) -> list[list[str]]:
+def walk(stream: AsyncSampler, steps: int, first: int = 1) -> list[list[str]]:
     """The prompts of every step, with a synchronisation after each."""
     taken = []
     for step in range(first, first + steps):
@@ -118,15 +120,15 @@ def test_a_stream_goes_on_with_what_was_finished_and_asks_again_for_what_was_und
     engines.slow = {2, 5}
     stream.open(0)
     first = walk(stream, 2)
-    stock = stream.stock(2)
+    pending = stream.pending(2)
     more, again, _ = make()
-    under = streamed(stock)
+    under = streamed(pending)
     more.next, more.again = under.next, under.under_way
     again.done = dict(under.done)
     more.open(2)
     rest = walk(more, 10, first=3)
     assert sorted(int(name[1:]) for names in first + rest for name in names) == list(range(24))
-    assert streamed(Stock({}, {})).next == 0
+    assert streamed(PendingRollouts({}, {})).next == 0
 
 
 def test_a_group_that_is_older_than_the_bound_ends_the_run() -> None:
@@ -139,10 +141,10 @@ def test_a_group_that_is_older_than_the_bound_ends_the_run() -> None:
 
 def test_a_stream_is_a_source_like_any_other() -> None:
     stream, _, trainer = make()
-    source = Groups(Shares(2, 0, 0, 2), stream, None, None, trainer, None)
+    source = OnlineSource(Shares(2, 0, 0, 2), stream, None, None, trainer, None)
     source.open(0)
     drawn = source.take(1)
     assert len(drawn.sequences) == 4
     assert drawn.metrics["offpolicy/dropped_groups"] == 0
     assert source.learned(1)["sync/verified"] == 1
-    assert set(source.stock(1).facts) == {"stream"}
+    assert set(source.pending(1).facts) == {"stream"}

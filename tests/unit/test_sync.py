@@ -8,13 +8,13 @@ from builders import prompt
 from fakes import Diary, Engines, Heard, Trainer
 
 from rlopt.core.errors import RloptError
-from rlopt.weight_sync.synchronizer import Synchroniser, canary_texts
+from rlopt.weight_sync.synchronizer import Synchronizer, canary_texts
 
 
-def make(numbers: tuple[int, ...] = (0, 1)) -> tuple[Synchroniser, Engines, Trainer, Diary]:
+def make(numbers: tuple[int, ...] = (0, 1)) -> tuple[Synchronizer, Engines, Trainer, Diary]:
     engines, diary = Engines(numbers=[*numbers]), Diary()
     trainer = Trainer(engines)
-    return Synchroniser(trainer, engines, [(1, 2, 3), (4, 5)], True, 1e-3, 1, diary, lambda: 2), engines, trainer, diary
+    return Synchronizer(trainer, engines, [(1, 2, 3), (4, 5)], True, 1e-3, 1, diary, lambda: 2), engines, trainer, diary
 
 
 def test_a_sync_says_what_it_cost_and_how_far_the_worst_engine_is_from_the_learner() -> None:

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from rlopt.core.batches import Batch, Outcomes, Scores
+from rlopt.core.batches import AdvantageInputs, Batch, PolicyOutputs
 from rlopt.objectives.advantages import EPSILON, centered, standardized
 from rlopt.objectives.cispo import CISPO
-from rlopt.objectives.core import Objective, Terms, no_terms, total_loss
+from rlopt.objectives.core import LossTerms, Objective, no_loss_terms, total_loss
 from rlopt.objectives.corrections import NO_CORRECTIONS
-from rlopt.objectives.credit import weights
+from rlopt.objectives.credit import loss_weights
 from rlopt.objectives.dapo import DAPO
 from rlopt.objectives.dpo import DPO
 from rlopt.objectives.dr_grpo import DrGRPO
@@ -35,7 +35,7 @@ pytest.importorskip("trl", reason="TRL is not installed; the lock file has it, f
 PROMPT = 3  # tokens of every prompt
 LIMIT = 14  # of the longest response that a run would allow
 TRL_EPSILON = 1e-4  # beside the standard deviation
-PLAIN = replace(no_terms(LIMIT), kl_estimator="k3", off_policy=True)
+PLAIN = replace(no_loss_terms(LIMIT), kl_estimator="k3", off_policy=True)
 
 
 @pytest.fixture(scope="module")
@@ -56,16 +56,16 @@ class Responses:
     """
 
     policy: Tensor
-    anchor: Tensor
+    old_logprobs: Tensor
     reference: Tensor
     present: Tensor
-    spoken: Tensor
+    action_mask: Tensor
     advantages: Tensor
     group: Tensor
 
     @property
     def mask(self) -> Tensor:
-        return self.present * self.spoken
+        return self.present * self.action_mask
 
     def rows(self, start: int, end: int) -> "Responses":
         return Responses(**{name: value[start:end] for name, value in vars(self).items()})
@@ -81,41 +81,43 @@ def responses(seed: int = 0) -> Responses:
         return low + (high - low) * torch.rand(size, generator=draw, dtype=torch.float64)
 
     present = (torch.arange(12) < lengths[:, None]).long()
-    spoken = (uniform(0, 1, *shape) < 0.8).long()
-    spoken[:, 0] = 1
-    mask = present * spoken
-    anchor, noise = uniform(-3.0, -0.1, *shape), uniform(-0.8, 0.8, *shape)
+    action_mask = (uniform(0, 1, *shape) < 0.8).long()
+    action_mask[:, 0] = 1
+    mask = present * action_mask
+    old_logprobs, noise = uniform(-3.0, -0.1, *shape), uniform(-0.8, 0.8, *shape)
     sequence_drift = torch.tensor([0.3, -0.3, 0.02, 0.35, -0.3, -0.35, 0.01, 0.3], dtype=torch.float64)
     drift = noise - ((noise * mask).sum(1) / mask.sum(1) - sequence_drift)[:, None]
     return Responses(
-        policy=(anchor + drift).requires_grad_(),
-        anchor=anchor,
-        reference=anchor + uniform(-0.5, 0.5, *shape),
+        policy=(old_logprobs + drift).requires_grad_(),
+        old_logprobs=old_logprobs,
+        reference=old_logprobs + uniform(-0.5, 0.5, *shape),
         present=present,
-        spoken=spoken,
+        action_mask=action_mask,
         advantages=torch.tensor([1.2, -0.7, 0.4, -1.5, 0.9, -0.2, -0.6, 0.5], dtype=torch.float64),
         group=torch.arange(8) // 2,
     )
 
 
-def ours(objective: Objective, given: Responses, terms: Terms = PLAIN) -> Tensor:
+def ours(objective: Objective, given: Responses, terms: LossTerms = PLAIN) -> Tensor:
     """The loss that rlopt trains on, prompts before the responses."""
     mask = pad(given.mask.double(), (PROMPT, 0))
-    anchor = pad(given.anchor, (PROMPT, 0))
+    old_logprobs = pad(given.old_logprobs, (PROMPT, 0))
     policy = pad(given.policy, (PROMPT, 0))
     batch = Batch(
         token_ids=torch.zeros(mask.shape, dtype=torch.int64),
         lengths=PROMPT + given.present.sum(1),
         mask=mask,
-        behavior=anchor,
-        anchor=anchor,
+        rollout_logprobs=old_logprobs,
+        old_logprobs=old_logprobs,
         reference=pad(given.reference, (PROMPT, 0)),
         advantages=given.advantages[:, None] * mask,
-        weights=weights(mask, objective.average, given.group, terms.limit),
+        weights=loss_weights(mask, objective.average, given.group, terms.limit),
         group=given.group,
         lag=torch.zeros(len(mask), dtype=torch.int64),
     )
-    return (total_loss(objective, terms, batch, Scores(policy, torch.zeros_like(policy))).per_token * batch.weights).sum()
+    return (
+        total_loss(objective, terms, batch, PolicyOutputs(policy, torch.zeros_like(policy))).per_token * batch.weights
+    ).sum()
 
 
 class OneProcess:
@@ -186,9 +188,9 @@ def theirs(trl: SimpleNamespace, given: Responses, tokens: int | None = None, **
         "prompt_mask": prompt,
         "completion_ids": torch.zeros_like(given.present),
         "completion_mask": given.present,
-        "tool_mask": given.spoken,
+        "tool_mask": given.action_mask,
         "advantages": given.advantages,
-        "old_per_token_logps": given.anchor,
+        "old_per_token_logps": given.old_logprobs,
         "ref_per_token_logps": given.reference,
         "num_items_in_batch": given.mask.sum() if tokens is None else torch.tensor(tokens),
     }
@@ -209,7 +211,7 @@ class Case:
 
     objective: Objective
     settings: dict[str, object]
-    terms: Terms = field(default=PLAIN)
+    terms: LossTerms = field(default=PLAIN)
 
 
 TOKEN_GRPO = GRPO(clip_low=0.2, clip_high=0.2, std="sample", average="token_mean")
@@ -268,7 +270,7 @@ def test_loss_and_gradient_are_those_of_trl(trl: SimpleNamespace, name: str, see
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_responses_lie_on_both_sides_of_every_clip_with_advantages_of_both_signs(seed: int) -> None:
     given = responses(seed)
-    log_ratio = (given.policy - given.anchor).detach()
+    log_ratio = (given.policy - given.old_logprobs).detach()
     whole = (log_ratio * given.mask).sum(1) / given.mask.sum(1)
     for ratio, mask in ((log_ratio.exp(), given.mask), (whole.exp()[:, None], torch.ones(8, 1))):
         side = torch.where(ratio < 0.8, -1, torch.where(ratio > 1.28, 1, 0))
@@ -299,9 +301,9 @@ def test_trl_in_two_micro_batches_departs_from_the_whole_where_it_averages_each_
 def test_a_response_without_a_spoken_token_counts_for_trl_and_not_for_us(trl: SimpleNamespace, name: str) -> None:
     """TRL divides by all sequences, ours by those that have a token: with 2 of 8 masked, TRL's loss is 6/8 of ours."""
     case, given = CASES[name], responses()
-    spoken = given.spoken.clone()
-    spoken[[2, 5]] = 0
-    given = replace(given, spoken=spoken)
+    action_mask = given.action_mask.clone()
+    action_mask[[2, 5]] = 0
+    given = replace(given, action_mask=action_mask)
     mine = ours(case.objective, given, case.terms)
     assert_one_loss_and_gradient(mine * 6 / 8, theirs(trl, given, **case.settings), given.policy)
 
@@ -352,14 +354,14 @@ def test_advantages_are_those_of_trl_up_to_its_epsilon(trl: SimpleNamespace) -> 
     """
     rewards = torch.tensor([[1, 0, 0, 0.5, 1], [0.3, 0.3, 0.3, 0.3, 0.3], [-2, 3, 0.1, 0.7, 0]], dtype=torch.float64)
     tokens = torch.ones(15, 2, dtype=torch.float64)
-    outcomes = Outcomes(
+    outcomes = AdvantageInputs(
         rewards=rewards.flatten(),
         penalties=0 * tokens,
         group=torch.arange(15) // 5,
         mask=tokens,
-        lottery=torch.zeros(15, dtype=torch.float64),
-        behavior=-tokens,
-        anchor=-tokens,
+        random_key=torch.zeros(15, dtype=torch.float64),
+        rollout_logprobs=-tokens,
+        old_logprobs=-tokens,
     )
     spread = rewards.std(1).repeat_interleave(5)
     scaled = standardized(outcomes, "sample") * (spread + EPSILON) / (spread + TRL_EPSILON)

@@ -9,7 +9,7 @@ from conftest import SMALL, rows, try_out
 from crews import prepared_for, train
 
 from rlopt.run import workers
-from rlopt.run.summary import describe
+from rlopt.run.summary import summarize
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::ResourceWarning")
 
@@ -35,7 +35,7 @@ def evaluate(*overrides: str) -> list[str]:
 
 
 def test_what_a_run_measures_on_gsm8k_is_what_the_command_says_of_its_checkpoint(
-    crew: workers.Crew, home: Path, tmp_path: Path
+    crew: workers.RunWorkers, home: Path, tmp_path: Path
 ) -> None:
     problems = DATA.read_text().splitlines(keepends=True)
     (tmp_path / "train.jsonl").write_text("".join(problems[:32] + problems[60:]))
@@ -47,7 +47,7 @@ def test_what_a_run_measures_on_gsm8k_is_what_the_command_says_of_its_checkpoint
     reward = (f"reward.fn=[rlopt.rewards:mathematics,{tmp_path}/own.py:compute_score]", "reward.weights=[1.0,0.5]")
     held_out = ("trainer.eval_every=2", "trainer.best=eval/test/greedy", "eval.samples=2", "eval.limit=6")
     prepared = prepared_for(run, "+algo=grpo", *SMALL, *data, *kind, *reward, "reward.timeout_s=3", *held_out)
-    said = describe(prepared)
+    said = summarize(prepared)
     assert "questions and answers (question, answer after ####)" in said
     assert "left out 3 row(s) of data.train: also in data.eval" in said  # the fourth is too long
     train(crew, prepared, home / "fresh", keep=True)

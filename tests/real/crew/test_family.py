@@ -17,7 +17,7 @@ import transformers
 from conftest import rows
 from crews import SMALL, prepared_for, train
 
-from rlopt.data.prompt_sampler import Dealer
+from rlopt.data.prompt_sampler import PromptSampler
 from rlopt.models.loading import find_model, load_tokenizer
 from rlopt.models.policy import own_logprobs
 from rlopt.run import workers
@@ -72,7 +72,7 @@ SAMPLED = {
 
 @pytest.mark.parametrize("name", SAMPLED)
 def test_the_first_loss_of_sampled_groups_is_what_their_rewards_make_it(
-    name: str, crew: workers.Crew, home: Path, tmp_path: Path
+    name: str, crew: workers.RunWorkers, home: Path, tmp_path: Path
 ) -> None:
     overrides = [*SMALL, "sync.interval=1", "trainer.total_steps=2", "run.record=true"]
     overrides += ["algo.overlong.buffer=0.0"] if name == "dapo" else []
@@ -90,7 +90,9 @@ def test_the_first_loss_of_sampled_groups_is_what_their_rewards_make_it(
         assert first["reward/zero_std_frac"] == second["reward/zero_std_frac"] == 0
 
 
-def test_several_updates_of_a_step_move_the_policy_away_from_its_anchor(crew: workers.Crew, home: Path, tmp_path: Path) -> None:
+def test_several_updates_of_a_step_move_the_policy_away_from_its_anchor(
+    crew: workers.RunWorkers, home: Path, tmp_path: Path
+) -> None:
     overrides = ["+algo=decoupled_ppo", *SMALL, "sync.interval=1", "trainer.total_steps=1"]
     train(crew, prepared_for(tmp_path / "run", *overrides), home / "fresh")
     (step,) = rows(tmp_path / "run" / "metrics.jsonl")
@@ -100,7 +102,7 @@ def test_several_updates_of_a_step_move_the_policy_away_from_its_anchor(crew: wo
 
 @pytest.mark.parametrize("name", ["dpo", "step_dpo", "sft"])
 def test_the_first_loss_of_recorded_rows_is_ln_2_or_that_of_the_models_own_forward_pass(
-    name: str, crew: workers.Crew, home: Path, tmp_path: Path
+    name: str, crew: workers.RunWorkers, home: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
@@ -112,7 +114,7 @@ def test_the_first_loss_of_recorded_rows_is_ln_2_or_that_of_the_models_own_forwa
     if name == "sft":
         folder = find_model("tiny_s", lambda *_: None)
         tokenizer, lm, said = load_tokenizer(folder), transformers.AutoModelForCausalLM.from_pretrained(folder), []
-        for row, _ in Dealer(len(ROWS), 4, prepared.config.run.seed).rows(1):
+        for row, _ in PromptSampler(len(ROWS), 4, prepared.config.run.seed).rows(1):
             prompt = tokenizer.encode(ROWS[row]["prompt"])
             answer = [*tokenizer.encode(ROWS[row]["answer"], add_special_tokens=False), tokenizer.eos_token_id]
             with torch.no_grad():

@@ -13,7 +13,7 @@ from crews import instruct
 
 from rlopt.core.errors import RloptError
 from rlopt.run import launch, workers
-from rlopt.weight_sync.synchronizer import Synchroniser, canary_texts
+from rlopt.weight_sync.synchronizer import Synchronizer, canary_texts
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::ResourceWarning")
 
@@ -29,23 +29,23 @@ class Notes:
 
 
 @pytest.fixture
-def sync(crew: workers.Crew, home: Path) -> tuple[Synchroniser, Notes]:
+def sync(crew: workers.RunWorkers, home: Path) -> tuple[Synchronizer, Notes]:
     notes = Notes()
-    assert crew.fleet
-    crew.fleet.report = notes.event
+    assert crew.engines
+    crew.engines.report = notes.event
     texts = canary_texts(crew._prepared.prompts, 4)
     instruct(crew, crew._prepared, home / "fresh")
-    made = Synchroniser(crew.learners, crew.fleet, texts, True, 1e-4, 1, notes, lambda: 2)
+    made = Synchronizer(crew.learners, crew.engines, texts, True, 1e-4, 1, notes, lambda: 2)
     made.to(0)
     notes.events.clear()
     crew._ranks.call("push", [1e-3])  # type: ignore[union-attr]
     return made, notes
 
 
-def spoil(crew: workers.Crew, how: str, times: int) -> None:
+def spoil(crew: workers.RunWorkers, how: str, times: int) -> None:
     """Have the second engine spoil what it gets."""
-    assert crew.fleet
-    ray.get(list(crew.fleet.handles.values())[1].spoil.remote(how, times))
+    assert crew.engines
+    ray.get(list(crew.engines.handles.values())[1].spoil.remote(how, times))
 
 
 @pytest.mark.parametrize(
@@ -58,22 +58,22 @@ def spoil(crew: workers.Crew, how: str, times: int) -> None:
     ],
 )
 def test_a_fault_is_told_at_its_sync_by_engine_and_tensor_and_cured_by_sending_again(
-    crew: workers.Crew, sync: tuple[Synchroniser, Notes], how: str, what: str
+    crew: workers.RunWorkers, sync: tuple[Synchronizer, Notes], how: str, what: str
 ) -> None:
     made, notes = sync
     spoil(crew, how, times=1)
     metrics = made.to(1)
     assert [kind for kind, _ in notes.events] == ["sync_fault", "sync"]
     fault = notes.events[0][1]
-    assert crew.fleet
-    assert (fault["version"], fault["engine"], fault["attempt"]) == (1, sorted(crew.fleet.handles)[1], 1)
+    assert crew.engines
+    assert (fault["version"], fault["engine"], fault["attempt"]) == (1, sorted(crew.engines.handles)[1], 1)
     assert re.match(what, fault["why"]), fault
     assert metrics["sync/faults"] == 1
     assert metrics["sync/canary_abs_diff"] < 1e-4  # and now it has them
 
 
 def test_a_fault_that_stays_ends_the_run_by_engine_tensor_and_version(
-    crew: workers.Crew, sync: tuple[Synchroniser, Notes]
+    crew: workers.RunWorkers, sync: tuple[Synchronizer, Notes]
 ) -> None:
     made, _ = sync
     spoil(crew, "corrupt", times=3)
@@ -84,7 +84,7 @@ def test_a_fault_that_stays_ends_the_run_by_engine_tensor_and_version(
 
 
 def test_an_optimizer_that_moved_without_changing_a_weight_is_told(
-    crew: workers.Crew, sync: tuple[Synchroniser, Notes]
+    crew: workers.RunWorkers, sync: tuple[Synchronizer, Notes]
 ) -> None:
     made, _ = sync
     made.to(1)
@@ -96,45 +96,45 @@ def test_an_optimizer_that_moved_without_changing_a_weight_is_told(
 
 
 def test_engines_are_lost_replaced_removed_and_added_and_all_samples_stay_the_same(
-    crew: workers.Crew, sync: tuple[Synchroniser, Notes]
+    crew: workers.RunWorkers, sync: tuple[Synchronizer, Notes]
 ) -> None:
     made, notes = sync
-    fleet = crew.fleet
-    assert fleet
+    engines = crew.engines
+    assert engines
     made.to(1)
-    dealer = launch.Dealer(len(crew._prepared.prompts), 12, 5)
-    deals = dealer.deals(1, crew._prepared.prompts, 0)
+    prompt_sampler = launch.Dealer(len(crew._prepared.prompts), 12, 5)
+    requests = prompt_sampler.requests(1, crew._prepared.prompts, 0)
 
     def sample(kill: bool) -> list[list[list[int]]]:
         keys = [(1, place) for place in range(12)]
-        second = list(fleet.handles.values())[-1]
+        second = list(engines.handles.values())[-1]
         if kill:  # while it is at its samples
             ray.get(second.meddle.remote("slow sampler"))
-        for key, deal in zip(keys, deals, strict=True):
-            fleet.ask(key, deal)
+        for key, request in zip(keys, requests, strict=True):
+            engines.ask(key, request)
         if kill:
             ray.kill(second)
-        while not all(key in fleet.done for key in keys):
-            fleet.wait(60.0)
-        return [[s.token_ids.tolist() for s in fleet.hand_over(key).samples] for key in keys]
+        while not all(key in engines.done for key in keys):
+            engines.wait(60.0)
+        return [[s.token_ids.tolist() for s in engines.take(key).samples] for key in keys]
 
     whole = sample(kill=False)
     assert sample(kill=True) == whole
     assert notes.events[-1][0] == "engine_lost"
-    assert len(fleet.handles) == 1
-    fleet.join(wait=True)
-    assert len(fleet.handles) == 2
+    assert len(engines.handles) == 1
+    engines.join(wait=True)
+    assert len(engines.handles) == 2
     notes.events.clear()
     made.to(1)
-    assert notes.events[-1][1]["engines"] == sorted(fleet.handles)
+    assert notes.events[-1][1]["engines"] == sorted(engines.handles)
     assert sample(kill=False) == whole
     made.wanted = lambda: 1
     made.to(1)
-    assert len(fleet.handles) == 1
+    assert len(engines.handles) == 1
     assert sample(kill=False) == whole
     made.wanted = lambda: 2
     made.to(1)
-    fleet.join(wait=True)
+    engines.join(wait=True)
     made.to(1)
-    assert len(fleet.handles) == 2
+    assert len(engines.handles) == 2
     assert sample(kill=False) == whole

@@ -48,7 +48,7 @@ def test_the_margin_grows_and_is_measured_on_held_out_rows_when_it_is_time(whole
 
 
 @pytest.fixture(scope="module")
-def alone(pairs: Path, crew: workers.Crew, home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def alone(pairs: Path, crew: workers.RunWorkers, home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same run of one rank."""
     folder = tmp_path_factory.mktemp("alone") / "run"
     crews.train(crew, crews.prepared_for(folder, *overrides(pairs)), home / "fresh", keep=True)
@@ -65,7 +65,7 @@ def test_two_ranks_report_what_one_does(whole: Path, alone: Path) -> None:
 
 
 def test_a_run_that_goes_on_from_a_checkpoint_ends_with_the_same_numbers(
-    alone: Path, pairs: Path, crew: workers.Crew, tmp_path: Path
+    alone: Path, pairs: Path, crew: workers.RunWorkers, tmp_path: Path
 ) -> None:
     prepared = crews.prepared_for(tmp_path / "run", *overrides(pairs, f"run.resume={alone / 'checkpoints' / 'step_3'}"))
     crews.train(crew, prepared)

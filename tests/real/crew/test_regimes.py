@@ -26,7 +26,7 @@ BASE = (*SMALL, f"trainer.total_steps={STEPS}", "run.record=true")
 
 
 @pytest.fixture(scope="module")
-def recorded(home: Path, crew: workers.Crew) -> Path:
+def recorded(home: Path, crew: workers.RunWorkers) -> Path:
     """A run of (4, 0) with its record."""
     folder = home / "recorded"
     train(crew, prepared_for(folder, "+algo=grpo", *BASE, "sync.interval=4"), home / "fresh")
@@ -50,7 +50,7 @@ def versions(folder: Path) -> list[set[int]]:
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(("interval", "offset"), [(1, 0), (8, 0), (1, 4), (4, 2), (300, 199)])
 def test_every_token_is_spoken_by_the_version_of_the_schedule(
-    crew: workers.Crew, home: Path, tmp_path: Path, interval: int, offset: int, seed: int
+    crew: workers.RunWorkers, home: Path, tmp_path: Path, interval: int, offset: int, seed: int
 ) -> None:
     overrides = [f"sync.interval={interval}", f"sync.offset={offset}", f"run.seed={seed}"]
     train(crew, prepared_for(tmp_path / "run", "+algo=grpo", *BASE, *overrides), home / "fresh")
@@ -61,7 +61,7 @@ def test_every_token_is_spoken_by_the_version_of_the_schedule(
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("in_flight", ["keep", "abort", "wait"])
 def test_samplers_that_never_stop_keep_to_the_bound_and_every_token_knows_its_version(
-    crew: workers.Crew, home: Path, tmp_path: Path, in_flight: str, seed: int
+    crew: workers.RunWorkers, home: Path, tmp_path: Path, in_flight: str, seed: int
 ) -> None:
     overrides = ["sync.mode=async", "sync.interval=1", "sync.max_lag=3", f"sync.in_flight={in_flight}", f"run.seed={seed}"]
     train(crew, prepared_for(tmp_path / "run", "+algo=grpo", *BASE, *overrides), home / "fresh")
@@ -76,18 +76,18 @@ def test_samplers_that_never_stop_keep_to_the_bound_and_every_token_knows_its_ve
 
 
 def test_engines_that_sleep_while_the_learner_learns_speak_the_same_samples(
-    crew: workers.Crew, home: Path, recorded: Path, tmp_path: Path
+    crew: workers.RunWorkers, home: Path, recorded: Path, tmp_path: Path
 ) -> None:
     train(crew, prepared_for(tmp_path / "run", "+algo=grpo", *BASE, "sync.interval=4", "rollout.sleep=true"), home / "fresh")
-    assert crew.fleet
-    assert ray.get([engine.napped.remote() for engine in crew.fleet.handles.values()]) == [STEPS / 4] * 2
+    assert crew.engines
+    assert ray.get([engine.napped.remote() for engine in crew.engines.handles.values()]) == [STEPS / 4] * 2
     awake, asleep = rows(recorded / "metrics.jsonl"), rows(tmp_path / "run" / "metrics.jsonl")
     same = ("version", "reward/mean", "response_length/mean", "actor/pg_loss", "actor/kl_k2", "offpolicy/ratio_max")
     for a, b in zip(awake, asleep, strict=True):
         assert [b[name] for name in same] == pytest.approx([a[name] for name in same], rel=1e-4, abs=1e-9)
 
 
-def test_a_group_that_is_late_is_given_up_and_counted(crew: workers.Crew, home: Path, tmp_path: Path) -> None:
+def test_a_group_that_is_late_is_given_up_and_counted(crew: workers.RunWorkers, home: Path, tmp_path: Path) -> None:
     overrides = ["sync.mode=async", "sync.interval=1", "sync.max_lag=2", "sync.stale=drop"]
     train(crew, prepared_for(tmp_path / "run", "+algo=grpo", *BASE, *overrides), home / "fresh", "some slow")
     metrics = rows(tmp_path / "run" / "metrics.jsonl")
@@ -97,7 +97,7 @@ def test_a_group_that_is_late_is_given_up_and_counted(crew: workers.Crew, home: 
 
 
 def test_a_run_can_be_learned_from_again_without_samplers_and_counts_its_own_updates_as_lag(
-    crew: workers.Crew, home: Path, recorded: Path, tmp_path: Path
+    crew: workers.RunWorkers, home: Path, recorded: Path, tmp_path: Path
 ) -> None:
     prepared = prepared_for(tmp_path / "run", "+algo=grpo", *BASE, f"data.experience={recorded}/experience.jsonl.gz")
     assert (prepared.prompts, prepared.config.samples) == ([], False)
@@ -113,7 +113,7 @@ def test_a_run_can_be_learned_from_again_without_samplers_and_counts_its_own_upd
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_share_of_every_batch_may_be_recorded_and_another_replayed(
-    crew: workers.Crew, home: Path, recorded: Path, tmp_path: Path, seed: int
+    crew: workers.RunWorkers, home: Path, recorded: Path, tmp_path: Path, seed: int
 ) -> None:
     overrides = [f"data.experience={recorded}/experience.jsonl.gz", "data.experience_share=0.5", "sync.interval=1"]
     replay = ["replay.capacity=16", "replay.share=0.5", "replay.reuse=3", f"run.seed={seed}"]
@@ -158,7 +158,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_the_doctor_names_what_is_wrong(crew: workers.Crew, home: Path, tmp_path: Path, wrong: str) -> None:
+def test_the_doctor_names_what_is_wrong(crew: workers.RunWorkers, home: Path, tmp_path: Path, wrong: str) -> None:
     overrides = ["sync.verify=false", "sync.interval=4"]
     if wrong.startswith("slow"):
         overrides += ["trainer.total_steps=4", "sync.interval=1"]
@@ -171,7 +171,7 @@ def test_the_doctor_names_what_is_wrong(crew: workers.Crew, home: Path, tmp_path
 
 
 def test_the_doctor_sees_entropy_collapse_staleness_and_exploding_ratios(
-    crew: workers.Crew, home: Path, tmp_path: Path
+    crew: workers.RunWorkers, home: Path, tmp_path: Path
 ) -> None:
     row = tmp_path / "row.jsonl"
     row.write_text('{"prompt": "12+7*3=", "completion": "Step 1: 7*3=21\\nStep 2: 12+21=33\\nAnswer: 33"}\n')

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from conftest import SMALL, alike, rows, sound, steps, try_out, until
 
-from rlopt.run import workers
+from rlopt.run import workers as workers_run
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::ResourceWarning")
 
@@ -99,7 +99,7 @@ def submit(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_job_over_two_nodes_outlives_an_engine_is_stopped_with_a_checkpoint_goes_on_and_is_followed_and_its_key_is_in_no_log(
-    head: tuple[str, Path], short: Path, crew: workers.Crew, home: Path, tmp_path: Path
+    head: tuple[str, Path], short: Path, crew: workers_run.RunWorkers, home: Path, tmp_path: Path
 ) -> None:
     address, logs = head
     (tmp_path / "mine.py").write_text("from rlopt.data.arithmetic import reward as score\n")

@@ -48,7 +48,7 @@ def test_weights_arrive_when_it_is_time_and_engine_and_learner_then_agree(run: R
 
 
 def test_a_fork_on_another_schedule_samples_anew_with_the_weights_that_it_takes(
-    run: Runs, crew: workers.Crew, tmp_path: Path
+    run: Runs, crew: workers.RunWorkers, tmp_path: Path
 ) -> None:
     begin = run("grpo") / "checkpoints" / "step_30"  # with batches 31 to 40 on its shelves, spoken by version 20
     keys = ("+algo=grpo", *SMALL, "sync.interval=1", "trainer.total_steps=32", f"run.resume={begin}")
@@ -58,7 +58,7 @@ def test_a_fork_on_another_schedule_samples_anew_with_the_weights_that_it_takes(
     assert [(row["step"], row["version"]) for row in rows(tmp_path / "fork" / "metrics.jsonl")] == [(31, 30), (32, 31)]
 
 
-def test_an_engines_process_is_forked_from_one_that_has_imported_vllm_and_holds_the_model(crew: workers.Crew) -> None:
+def test_an_engines_process_is_forked_from_one_that_has_imported_vllm_and_holds_the_model(crew: workers.RunWorkers) -> None:
     family = psutil.Process().children(recursive=True)
     engines = [process for process in family if process.name() == "VLLM::EngineCore"]
     assert len(engines) == 2

@@ -48,7 +48,7 @@ def case(folder: Path, cut: Cut, world: int) -> Case:
     both = [whole.take([0]), whole.take([1])]
     shares: Shares = [both] if world == 1 else [both[:1], both[1:]]
     if world == 2 and cut.layout == "none on one rank":
-        shares = [[whole], [whole.silent()]]
+        shares = [[whole], [whole.dummy()]]
     config = learner_config(
         workers=world,
         zero_stage=cut.zero,
