@@ -15,7 +15,7 @@ import ray
 from ray.util import get_node_ip_address
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rlopt.config.schema import ClusterConfig
+from rlopt.config.sections import ClusterConfig
 from rlopt.core.errors import RloptError, first_line
 
 GONE = (

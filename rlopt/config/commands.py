@@ -2,17 +2,20 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from rlopt.config.schema import (
-    _STRICT,
+from pydantic import Field
+
+from rlopt.config.sections import (
+    STRICT,
+    AtLeastOne,
     ClusterConfig,
     DataConfig,
     EvalConfig,
     ModelConfig,
     RewardConfig,
     RolloutConfig,
-    check_seed,
+    Seed,
 )
 from rlopt.core.errors import need
 
@@ -21,30 +24,24 @@ from rlopt.core.errors import need
 class SeedConfig:
     """The section `run` of a command that makes no run."""
 
-    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
-    seed: int
-
-    def __post_init__(self) -> None:
-        check_seed(self.seed)
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
+    seed: Seed
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
     run: str | None
     checkpoint: str | int
     out: str | None
-    rounds: int
-
-    def __post_init__(self) -> None:
-        need(self.rounds >= 1, "evaluate.rounds", self.rounds, "must be at least 1")
+    rounds: AtLeastOne
 
 
 @dataclass(frozen=True)
 class EvaluateJob:
     """Everything that `rlopt.evaluate` depends on: its own section, and those of `Config` that it shares."""
 
-    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
     evaluate: EvaluateConfig
     eval: EvalConfig
     run: SeedConfig
@@ -61,31 +58,23 @@ class EvaluateJob:
 
 @dataclass(frozen=True)
 class PairsConfig:
-    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
-    out: str
-    count: int
-    attempts: int
-    continuations: int
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
+    out: Annotated[str, Field(pattern=r"\.jsonl$", description="must end with .jsonl; the eval rows go to .eval.jsonl")]
+    count: Annotated[int, Field(ge=1, description="must be at least 1 row")]
+    attempts: Annotated[int, Field(ge=1, description="must be at least 1 answer per prompt")]
+    continuations: Annotated[int, Field(ge=1, description="must be at least 1 per wrong answer")]
     right: float
     split: str
     locate: str
-    chunk: int
-    eval_share: float
-
-    def __post_init__(self) -> None:
-        need(self.out.endswith(".jsonl"), "pairs.out", self.out, "must end with .jsonl; the eval rows go to .eval.jsonl")
-        need(self.count >= 1, "pairs.count", self.count, "must be at least 1 row")
-        need(self.attempts >= 1, "pairs.attempts", self.attempts, "must be at least 1 answer per prompt")
-        need(self.continuations >= 1, "pairs.continuations", self.continuations, "must be at least 1 per wrong answer")
-        need(self.chunk >= 1, "pairs.chunk", self.chunk, "must be at least 1 prompt")
-        need(0 <= self.eval_share < 1, "pairs.eval_share", self.eval_share, "must be at least 0 and below 1")
+    chunk: Annotated[int, Field(ge=1, description="must be at least 1 prompt")]
+    eval_share: Annotated[float, Field(ge=0, lt=1, description="must be at least 0 and below 1")]
 
 
 @dataclass(frozen=True)
 class PairsJob:
     """Everything that `rlopt.pairs` depends on: its own section, and those of `Config` that it shares."""
 
-    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
     pairs: PairsConfig
     run: SeedConfig
     model: ModelConfig

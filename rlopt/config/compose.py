@@ -4,15 +4,16 @@ import difflib
 import json
 import os
 import re
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import pydantic
 from omegaconf import DictConfig, OmegaConf
 
 import rlopt
-from rlopt.config.schema import Config, GroupRelativeConfig
+from rlopt.config.schema import Config
+from rlopt.config.sections import GroupRelativeConfig
 from rlopt.config.synonyms import meant
 from rlopt.core.errors import RloptError, first_line
 from rlopt.core.sandbox import current_name
@@ -99,7 +100,29 @@ def read(kind: type[T], raw: Any, prefix: str) -> T:
     except pydantic.ValidationError as invalid:
         first = invalid.errors()[0]
         key = prefix + ".".join(str(part) for part in first["loc"]).replace("options.", "").replace("group_relative.", "")
+        if bound := _broken_bound(kind, raw, first["loc"]) if first["type"] in BOUNDS else None:
+            raise RloptError(f"{prefix}{bound}".replace("group_relative.", "")) from None
         raise RloptError(_explain(key, first)) from None
+
+
+BOUNDS = {"greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number", "value_error"}
+BOUNDS |= {"too_short", "too_long", "string_pattern_mismatch"}
+"""What pydantic calls a value of the right type that its `Field` does not allow."""
+
+
+def _broken_bound(kind: Any, raw: Any, place: tuple[str | int, ...]) -> str | None:
+    """`key=value: description` of the field whose value is out of bounds; None where the field describes none."""
+    for depth, name in enumerate(place, 1):
+        hint = get_type_hints(kind, include_extras=True)[str(name)]
+        raw = raw[name]
+        for member in (hint, *get_args(hint)):
+            for told in getattr(member, "__metadata__", ()):
+                if getattr(told, "description", None):
+                    return f"{'.'.join(map(str, place[:depth]))}={raw}: {told.description}"
+        kind = next((one for one in (hint, *get_args(hint)) if is_dataclass(one)), None)
+        if kind is None:
+            return None
+    return None
 
 
 def normalised(raw: Any) -> Any:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from rlopt.config.schema import DataConfig
+from rlopt.config.sections import DataConfig
 from rlopt.core.errors import RloptError
 from rlopt.core.samples import Example, Prompt
 from rlopt.data import arithmetic

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from rlopt.config.schema import DataConfig
+from rlopt.config.sections import DataConfig
 from rlopt.core.errors import RloptError
 from rlopt.core.samples import Prompt
 from rlopt.data import arithmetic

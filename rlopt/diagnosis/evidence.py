@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import yaml
 
-from rlopt.config.schema import ModelConfig
+from rlopt.config.sections import ModelConfig
 from rlopt.core.errors import first_line
 from rlopt.data.rollout_log import NAME, Damaged, blocks
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from rlopt.config.schema import DataConfig
+from rlopt.config.sections import DataConfig
 from rlopt.data.prompts import Loaded, Wording, load_prompts
 from rlopt.evaluation import evaluator
 

@@ -2,7 +2,7 @@
 
 import math
 
-from rlopt.config.schema import LearnerConfig
+from rlopt.config.sections import LearnerConfig
 
 
 def lr_factor(config: LearnerConfig, step: int, total_steps: int) -> float:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from rlopt.cluster.actors import free_port, own_address
-from rlopt.config.schema import LearnerConfig
+from rlopt.config.sections import LearnerConfig
 from rlopt.core.atomic_write import all_to_disk
 from rlopt.core.batches import Batch, PolicyOutputs, Sequences
 from rlopt.core.errors import RloptError

@@ -12,7 +12,7 @@ import torch
 import transformers
 from filelock import FileLock
 
-from rlopt.config.schema import LoraConfig
+from rlopt.config.sections import LoraConfig
 from rlopt.core.errors import RloptError, first_line
 from rlopt.models import lora, tiny
 

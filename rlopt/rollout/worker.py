@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from rlopt.cluster.actors import Cluster, Workers, environment
-from rlopt.config.schema import ClusterConfig, RewardConfig, RolloutConfig
+from rlopt.config.sections import ClusterConfig, RewardConfig, RolloutConfig
 from rlopt.core.errors import Fault, RloptError
 from rlopt.core.garbage import collect_seldom
 from rlopt.core.requests import Answer, Continuation, EngineLogprobs, SampleRequest, SamplingSpec, sample_seed

@@ -3,7 +3,8 @@
 from typing import Any, get_args
 
 from rlopt.config.compose import read
-from rlopt.config.schema import Config, GroupRelativeConfig
+from rlopt.config.schema import Config
+from rlopt.config.sections import GroupRelativeConfig
 from rlopt.core import sandbox
 from rlopt.core.batches import Average
 from rlopt.core.errors import RloptError, need

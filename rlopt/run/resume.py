@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 
 from rlopt.config.compose import normalised
-from rlopt.config.schema import Config, DataConfig, ModelConfig
+from rlopt.config.schema import Config
+from rlopt.config.sections import DataConfig, ModelConfig
 from rlopt.core.atomic_write import write_whole
 from rlopt.core.errors import RloptError
 from rlopt.orchestrator.lockstep import batches_of

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import rlopt
-from rlopt.config.schema import TrackingConfig
+from rlopt.config.sections import TrackingConfig
 from rlopt.core.errors import first_line
 
 FIGURE = {

@@ -20,7 +20,7 @@ from conftest import SMALL
 from rich.console import Console
 
 from rlopt.config.compose import conf_dir, typed
-from rlopt.config.schema import RewardConfig, RolloutConfig
+from rlopt.config.sections import RewardConfig, RolloutConfig
 from rlopt.core.reduce import Metric
 from rlopt.core.requests import SampleRequest
 from rlopt.core.samples import Group, PendingRollouts

@@ -17,7 +17,7 @@ from builders import OBJECTIVE, batch_of, sample, terms
 from torch import Tensor
 
 from rlopt.config.compose import conf_dir, read
-from rlopt.config.schema import LearnerConfig
+from rlopt.config.sections import LearnerConfig
 from rlopt.core.batches import Batch
 from rlopt.core.samples import Group, Prompt
 from rlopt.learner.worker import LearnerSetup, LearnerWorker

@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from rlopt.config.compose import conf_dir
-from rlopt.config.schema import DataConfig
+from rlopt.config.sections import DataConfig
 from rlopt.core.batches import Batch
 from rlopt.core.samples import Group, Prompt, Sample
 from rlopt.data.collate import pad

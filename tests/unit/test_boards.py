@@ -10,7 +10,7 @@ import psutil
 import pytest
 from google.protobuf.message import DecodeError
 
-from rlopt.config.schema import TrackingConfig
+from rlopt.config.sections import TrackingConfig
 from rlopt.diagnosis.curves import PANELS
 from rlopt.tracking.loggers import FIGURE, TABLE_EVERY, TensorBoard, start_boards, workspace
 

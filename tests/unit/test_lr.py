@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlopt.config.schema import LearnerConfig, LoraConfig
+from rlopt.config.sections import LearnerConfig, LoraConfig
 from rlopt.learner.lr_schedule import lr_factor
 
 

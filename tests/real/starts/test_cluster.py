@@ -15,7 +15,7 @@ import torch
 from ray.cluster_utils import Cluster as Nodes
 
 from rlopt.cluster.actors import Cluster, Stalled
-from rlopt.config.schema import ClusterConfig
+from rlopt.config.sections import ClusterConfig
 from rlopt.core.errors import RloptError
 from rlopt.weight_sync.engine_client import EngineClient
 from rlopt.weight_sync.sender import ShmSender, digest, read_bucket, write_shared

@@ -1,0 +1,309 @@
+"""The sections of the configuration, typed, one for each part of rlopt. `conf/config.yaml` has every default, unit and meaning.
+
+A `Field` bounds a value by itself; its description is what an error says. Rules between keys of one section stand in
+`__post_init__`, rules between sections in `schema.Config`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, Field
+
+from rlopt.core.errors import need
+
+STRICT = {"extra": "forbid", "strict": True}
+"""For the reader in `compose`: no unknown key, no silent conversion."""
+
+
+def _whole_or_share(gpus: float) -> float:
+    if not (0 <= gpus < 1 or (gpus >= 1 and gpus == int(gpus))):
+        raise ValueError
+    return gpus
+
+
+AtLeastOne = Annotated[int, Field(ge=1, description="must be at least 1")]
+Seconds = Annotated[float, Field(gt=0, description="must be above 0 seconds")]
+Temperature = Annotated[float, Field(gt=0, description="must be above 0: training needs chance")]
+TopP = Annotated[float, Field(gt=0, le=1, description="must be above 0 and at most 1")]
+Gpus = Annotated[
+    float,
+    AfterValidator(_whole_or_share),
+    Field(description="must be 0, a share of one GPU, or a whole number of them"),
+]
+Seed = Annotated[int, Field(ge=0, lt=2**32, description="must be 0 to 4294967295")]
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
+    name: str
+    dir: str
+    seed: Seed
+    record: bool
+    resume: str
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
+    path: str
+    dtype: Literal["auto", "float32", "bfloat16"]
+
+    def resolved_dtype(self, gpus: float) -> Literal["float32", "bfloat16"]:
+        """`auto` decided, for a worker with `gpus` of them."""
+        if self.dtype == "auto":
+            return "bfloat16" if gpus else "float32"
+        return self.dtype
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
+    train: str
+    eval: str | list[str] | None
+    size: AtLeastOne
+    experience: str | None
+    experience_share: Annotated[float, Field(gt=0, le=1, description="must be above 0 and at most 1")]
+    prompts_per_step: AtLeastOne
+    subset: str | None
+    split: str
+    eval_split: str
+    prompt_key: str | None
+    answer_key: str | None
+    answer_format: Literal["auto", "text", "hash", "boxed"]
+    max_prompt_tokens: Annotated[int | None, Field(ge=1, description="must be at least 1; null: what the model has room for")]
+    template: Annotated[str | None, Field(pattern=r"\{prompt\}", description="has no {prompt}, where the prompt stands")]
+    chat: Literal["auto", "always", "never"]
+    system: str | None
+    invalid_rows: Literal["refuse", "drop"]
+
+    def __post_init__(self) -> None:
+        share = self.experience_share
+        need(
+            self.experience is not None or share == 1,
+            "data.experience_share",
+            share,
+            "nothing is recorded; set data.experience",
+        )
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
+    fn: str | Annotated[list[str], Field(min_length=1, description="names no function")]
+    weights: list[float] | None
+    timeout_s: Seconds
+    workers: AtLeastOne
+    on_error: Literal["stop", "skip"]
+
+    def __post_init__(self) -> None:
+        count = 1 if isinstance(self.fn, str) else len(self.fn)
+        fits = self.weights is None or len(self.weights) == count
+        need(fits, "reward.weights", self.weights, f"reward.fn names {count} function(s); give one weight for each")
+
+
+@dataclass(frozen=True)
+class KLConfig:
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
+    coef: Annotated[float, Field(ge=0, allow_inf_nan=False, description="must be 0 (measure only) or above")]
+    estimator: Literal["k1", "k2", "k3", "abs", "k3_corrected", "k3_unbiased"]
+    place: Literal["loss", "reward"]
+
+
+@dataclass(frozen=True)
+class CorrectionConfig:
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
+    weight: Literal["none", "token", "sequence"]
+    cap: float | None
+    mask: Literal["none", "token", "sequence", "geometric"]
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class OverlongConfig:
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
+    buffer: Annotated[float, Field(ge=0, le=1, description="is a share of rollout.max_new_tokens: 0 to 1")]
+    filter: bool
+
+
+@dataclass(frozen=True)
+class GroupRelativeConfig:
+    """What objectives that learn from groups of samples have; `objectives.core.LossTerms` is made of it."""
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
+    group_size: Annotated[int, Field(ge=2, description="credit is relative to siblings: at least 2")]
+    minibatches: AtLeastOne
+    credit: str | None
+    anchor: Literal["behavior", "proximal"]
+    refills: Annotated[int, Field(ge=0, description="must be 0 (off) or more")]
+    dual_clip: float | None
+    opsm_delta: float | None
+    entropy_coef: Annotated[float, Field(allow_inf_nan=False, description="must be a finite number")]
+    kl: KLConfig
+    correction: CorrectionConfig
+    overlong: OverlongConfig
+
+    def __post_init__(self) -> None:
+        corrected = self.correction.weight != "none" or self.correction.mask != "none"
+        need(
+            self.anchor == "proximal" or not corrected,
+            "algo.anchor",
+            self.anchor,
+            "algo.correction weighs the anchor against the behavior policy, which is 1 everywhere; set algo.anchor=proximal",
+        )
+
+
+@dataclass(frozen=True)
+class AlgoConfig:
+    """`options` are the fields of the class that `objective` names; `group_relative` is None where it learns from recorded
+    rows."""
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
+    name: str
+    objective: str
+    group_relative: GroupRelativeConfig | None
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
+    engines: AtLeastOne
+    tensor_parallel: AtLeastOne
+    temperature: Temperature
+    top_p: TopP
+    max_new_tokens: AtLeastOne
+    max_num_seqs: AtLeastOne
+    kv_cache_gib: Annotated[float, Field(gt=0, description="must be above 0 GiB")]
+    gpu_memory_share: Annotated[float, Field(gt=0, le=1, description="is a share of the card: above 0 and at most 1")]
+    sleep: bool
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
+    rank: Annotated[int, Field(ge=0, description="must be 0 (off: all weights learn) or more")]
+    alpha: Annotated[float, Field(gt=0, description="must be above 0")]
+    targets: str | list[str]
+
+    def __post_init__(self) -> None:
+        for key, value, default in (("alpha", self.alpha, 32.0), ("targets", self.targets, "all-linear")):
+            vain = not self.rank and value != default
+            need(not vain, f"learner.lora.{key}", value, "means nothing without learner.lora.rank; set that too")
+        named = self.targets == "all-linear" or (isinstance(self.targets, list) and self.targets)
+        way_out = "give all-linear, or a list of layer names such as [q_proj,v_proj]"
+        need(bool(named), "learner.lora.targets", self.targets, way_out)
+
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
+    workers: AtLeastOne
+    zero_stage: Literal[0, 1, 2, 3]
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False, description="must be above 0")]
+    lr_schedule: Literal["constant", "linear", "cosine"]
+    betas: Annotated[
+        list[Beta],
+        Field(min_length=2, max_length=2, description="AdamW has two, at least 0 and below 1, e.g. [0.9, 0.999]"),
+    ]
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False, description="must be 0 (off) or above")]
+    warmup_steps: Annotated[int, Field(ge=0, description="must be 0 (off) or more")]
+    max_grad_norm: Annotated[float, Field(gt=0, description="must be above 0")]
+    token_budget: int
+    logit_chunk: Annotated[int, Field(ge=1, description="must be at least 1 token")]
+    gradient_checkpointing: bool
+    lora: LoraConfig
+
+
+@dataclass(frozen=True)
+class SyncConfig:
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
+    mode: Literal["lockstep", "async"]
+    interval: Annotated[int, Field(ge=1, description="must be at least 1 learner step")]
+    offset: Annotated[int, Field(ge=0, description="must be 0 or more batches")]
+    max_lag: int | None
+    in_flight: Literal["keep", "abort", "wait"]
+    stale: Literal["wait", "drop"]
+    backend: Literal["auto", "shm", "nccl", "ipc"]
+    bucket_mib: Annotated[int, Field(ge=1, description="must be at least 1 MiB")]
+    verify: bool
+    tolerance: float
+
+    def __post_init__(self) -> None:
+        if self.mode == "async":
+            need(self.max_lag is not None, "sync.max_lag", self.max_lag, "sync.mode=async needs a bound, e.g. sync.max_lag=8")
+            way_out = "is of sync.mode=lockstep; sync.max_lag says how far samplers run ahead"
+            need(self.offset == 0, "sync.offset", self.offset, way_out)
+        else:
+            for key, value, default in (("in_flight", self.in_flight, "keep"), ("stale", self.stale, "wait")):
+                need(value == default, f"sync.{key}", value, "is of sync.mode=async; leave it out")
+        worst = self.offset + self.interval - 1
+        way_out = f"sync.interval={self.interval} and sync.offset={self.offset} reach lag {worst}; raise it, or lower those"
+        need(self.max_lag is None or self.max_lag >= worst, "sync.max_lag", self.max_lag, way_out)
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
+    capacity: Annotated[int, Field(ge=0, description="must be 0 (off) or more groups")]
+    share: Annotated[float, Field(gt=0, lt=1, description="must be above 0 and below 1: something must be new")]
+    reuse: Annotated[int, Field(ge=2, description="counts the first time too: at least 2")]
+    decay: Annotated[float, Field(ge=0, description="must be 0 or above")]
+
+    def __post_init__(self) -> None:
+        most = (self.reuse - 1) / self.reuse
+        way_out = f"groups learned from replay.reuse={self.reuse} times fill {most:.2f} of a step at most"
+        need(self.share <= most, "replay.share", self.share, way_out)
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
+    total_steps: AtLeastOne
+    dry_run: bool
+    eval_every: Annotated[int, Field(ge=1, description="must be at least 1 step")]
+    save_every: Annotated[int, Field(ge=0, description="must be 0 (only at the end) or more steps")]
+    keep_checkpoints: AtLeastOne
+    best: str | None
+    log_samples: int
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """How held-out prompts are answered and counted, by `rlopt.evaluate` and between learner steps."""
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
+    samples: Annotated[int, Field(ge=0, description="must be 0 (greedy alone) or more answers per prompt")]
+    temperature: Annotated[float, Field(gt=0, description="must be above 0; eval.greedy=true answers greedily")]
+    top_p: TopP
+    greedy: bool
+    limit: Annotated[int | None, Field(ge=1, description="must be at least 1 prompt; null takes all")]
+    right: float
+
+    def __post_init__(self) -> None:
+        need(self.samples >= 1 or self.greedy, "eval.greedy", self.greedy, "with eval.samples=0 nothing is answered; set one")
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
+    wandb: Literal["auto", "online", "offline", "disabled"]
+    tensorboard: bool
+    project: str
+    group: str | None
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
+    address: str
+    cpu_threads: AtLeastOne
+    gpus_per_engine: Gpus
+    gpus_per_learner: Gpus
+    start_deadline_s: Seconds
+    step_deadline_s: Seconds
