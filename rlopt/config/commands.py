@@ -1,13 +1,10 @@
 """The typed configurations of `rlopt.evaluate` and `rlopt.pairs`."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated
 
 from pydantic import Field
 
 from rlopt.config.sections import (
-    STRICT,
     AtLeastOne,
     ClusterConfig,
     DataConfig,
@@ -16,32 +13,30 @@ from rlopt.config.sections import (
     RewardConfig,
     RolloutConfig,
     Seed,
+    section,
 )
 from rlopt.core.errors import need
 
 
-@dataclass(frozen=True)
+@section
 class SeedConfig:
     """The section `run` of a command that makes no run."""
 
-    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
     seed: Seed
 
 
-@dataclass(frozen=True)
+@section
 class EvaluateConfig:
-    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
     run: str | None
     checkpoint: str | int
     out: str | None
     rounds: AtLeastOne
 
 
-@dataclass(frozen=True)
+@section
 class EvaluateJob:
     """Everything that `rlopt.evaluate` depends on: its own section, and those of `Config` that it shares."""
 
-    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
     evaluate: EvaluateConfig
     eval: EvalConfig
     run: SeedConfig
@@ -56,9 +51,8 @@ class EvaluateJob:
         check_no_learner(self.cluster, self.rollout)
 
 
-@dataclass(frozen=True)
+@section
 class PairsConfig:
-    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
     out: Annotated[str, Field(pattern=r"\.jsonl$", description="must end with .jsonl; the eval rows go to .eval.jsonl")]
     count: Annotated[int, Field(ge=1, description="must be at least 1 row")]
     attempts: Annotated[int, Field(ge=1, description="must be at least 1 answer per prompt")]
@@ -70,11 +64,10 @@ class PairsConfig:
     eval_share: Annotated[float, Field(ge=0, lt=1, description="must be at least 0 and below 1")]
 
 
-@dataclass(frozen=True)
+@section
 class PairsJob:
     """Everything that `rlopt.pairs` depends on: its own section, and those of `Config` that it shares."""
 
-    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
     pairs: PairsConfig
     run: SeedConfig
     model: ModelConfig

@@ -3,12 +3,9 @@
 Each section goes to the package that it is named after; nothing below `run` sees a whole `Config`.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 from rlopt.config.sections import (
-    STRICT,
     AlgoConfig,
     ClusterConfig,
     DataConfig,
@@ -22,15 +19,15 @@ from rlopt.config.sections import (
     SyncConfig,
     TrackingConfig,
     TrainerConfig,
+    section,
 )
 from rlopt.core.errors import need
 
 
-@dataclass(frozen=True)
+@section
 class Config:
     """Everything that a run depends on."""
 
-    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
     run: RunConfig
     model: ModelConfig
     data: DataConfig

@@ -4,16 +4,21 @@ A `Field` bounds a value by itself; its description is what an error says. Rules
 `__post_init__`, rules between sections in `schema.Config`.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
 
 from pydantic import AfterValidator, Field
 
 from rlopt.core.errors import need
 
-STRICT = {"extra": "forbid", "strict": True}
-"""For the reader in `compose`: no unknown key, no silent conversion."""
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True)
+def section(kind: type[T]) -> type[T]:
+    """Make a class a frozen dataclass that `compose.read` reads strictly: no unknown key, no silent conversion."""
+    kind.__pydantic_config__ = {"extra": "forbid", "strict": True}  # type: ignore[attr-defined]
+    return dataclass(frozen=True)(kind)
 
 
 def _whole_or_share(gpus: float) -> float:
@@ -22,10 +27,11 @@ def _whole_or_share(gpus: float) -> float:
     return gpus
 
 
+Positive = Annotated[float, Field(gt=0, description="must be above 0")]
+OffOrMore = Annotated[int, Field(ge=0, description="must be 0 (off) or more")]
 AtLeastOne = Annotated[int, Field(ge=1, description="must be at least 1")]
 Seconds = Annotated[float, Field(gt=0, description="must be above 0 seconds")]
-Temperature = Annotated[float, Field(gt=0, description="must be above 0: training needs chance")]
-TopP = Annotated[float, Field(gt=0, le=1, description="must be above 0 and at most 1")]
+Share = Annotated[float, Field(gt=0, le=1, description="must be above 0 and at most 1")]
 Gpus = Annotated[
     float,
     AfterValidator(_whole_or_share),
@@ -34,9 +40,8 @@ Gpus = Annotated[
 Seed = Annotated[int, Field(ge=0, lt=2**32, description="must be 0 to 4294967295")]
 
 
-@dataclass(frozen=True)
+@section
 class RunConfig:
-    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
     name: str
     dir: str
     seed: Seed
@@ -44,9 +49,8 @@ class RunConfig:
     resume: str
 
 
-@dataclass(frozen=True)
+@section
 class ModelConfig:
-    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
     path: str
     dtype: Literal["auto", "float32", "bfloat16"]
 
@@ -57,14 +61,13 @@ class ModelConfig:
         return self.dtype
 
 
-@dataclass(frozen=True)
+@section
 class DataConfig:
-    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
     train: str
     eval: str | list[str] | None
     size: AtLeastOne
     experience: str | None
-    experience_share: Annotated[float, Field(gt=0, le=1, description="must be above 0 and at most 1")]
+    experience_share: Share
     prompts_per_step: AtLeastOne
     subset: str | None
     split: str
@@ -79,18 +82,12 @@ class DataConfig:
     invalid_rows: Literal["refuse", "drop"]
 
     def __post_init__(self) -> None:
-        share = self.experience_share
-        need(
-            self.experience is not None or share == 1,
-            "data.experience_share",
-            share,
-            "nothing is recorded; set data.experience",
-        )
+        fits = self.experience is not None or self.experience_share == 1
+        need(fits, "data.experience_share", self.experience_share, "nothing is recorded; set data.experience")
 
 
-@dataclass(frozen=True)
+@section
 class RewardConfig:
-    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
     fn: str | Annotated[list[str], Field(min_length=1, description="names no function")]
     weights: list[float] | None
     timeout_s: Seconds
@@ -103,17 +100,15 @@ class RewardConfig:
         need(fits, "reward.weights", self.weights, f"reward.fn names {count} function(s); give one weight for each")
 
 
-@dataclass(frozen=True)
+@section
 class KLConfig:
-    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
     coef: Annotated[float, Field(ge=0, allow_inf_nan=False, description="must be 0 (measure only) or above")]
     estimator: Literal["k1", "k2", "k3", "abs", "k3_corrected", "k3_unbiased"]
     place: Literal["loss", "reward"]
 
 
-@dataclass(frozen=True)
+@section
 class CorrectionConfig:
-    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
     weight: Literal["none", "token", "sequence"]
     cap: float | None
     mask: Literal["none", "token", "sequence", "geometric"]
@@ -121,23 +116,21 @@ class CorrectionConfig:
     high: float
 
 
-@dataclass(frozen=True)
+@section
 class OverlongConfig:
-    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
     buffer: Annotated[float, Field(ge=0, le=1, description="is a share of rollout.max_new_tokens: 0 to 1")]
     filter: bool
 
 
-@dataclass(frozen=True)
+@section
 class GroupRelativeConfig:
     """What objectives that learn from groups of samples have; `objectives.core.LossTerms` is made of it."""
 
-    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
     group_size: Annotated[int, Field(ge=2, description="credit is relative to siblings: at least 2")]
     minibatches: AtLeastOne
     credit: str | None
     anchor: Literal["behavior", "proximal"]
-    refills: Annotated[int, Field(ge=0, description="must be 0 (off) or more")]
+    refills: OffOrMore
     dual_clip: float | None
     opsm_delta: float | None
     entropy_coef: Annotated[float, Field(allow_inf_nan=False, description="must be a finite number")]
@@ -155,25 +148,23 @@ class GroupRelativeConfig:
         )
 
 
-@dataclass(frozen=True)
+@section
 class AlgoConfig:
     """`options` are the fields of the class that `objective` names; `group_relative` is None where it learns from recorded
     rows."""
 
-    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
     name: str
     objective: str
     group_relative: GroupRelativeConfig | None
     options: dict[str, Any]
 
 
-@dataclass(frozen=True)
+@section
 class RolloutConfig:
-    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
     engines: AtLeastOne
     tensor_parallel: AtLeastOne
-    temperature: Temperature
-    top_p: TopP
+    temperature: Annotated[float, Field(gt=0, description="must be above 0: training needs chance")]
+    top_p: Share
     max_new_tokens: AtLeastOne
     max_num_seqs: AtLeastOne
     kv_cache_gib: Annotated[float, Field(gt=0, description="must be above 0 GiB")]
@@ -181,11 +172,10 @@ class RolloutConfig:
     sleep: bool
 
 
-@dataclass(frozen=True)
+@section
 class LoraConfig:
-    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
     rank: Annotated[int, Field(ge=0, description="must be 0 (off: all weights learn) or more")]
-    alpha: Annotated[float, Field(gt=0, description="must be above 0")]
+    alpha: Positive
     targets: str | list[str]
 
     def __post_init__(self) -> None:
@@ -200,9 +190,8 @@ class LoraConfig:
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
-@dataclass(frozen=True)
+@section
 class LearnerConfig:
-    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
     workers: AtLeastOne
     zero_stage: Literal[0, 1, 2, 3]
     lr: Annotated[float, Field(gt=0, allow_inf_nan=False, description="must be above 0")]
@@ -212,17 +201,16 @@ class LearnerConfig:
         Field(min_length=2, max_length=2, description="AdamW has two, at least 0 and below 1, e.g. [0.9, 0.999]"),
     ]
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False, description="must be 0 (off) or above")]
-    warmup_steps: Annotated[int, Field(ge=0, description="must be 0 (off) or more")]
-    max_grad_norm: Annotated[float, Field(gt=0, description="must be above 0")]
+    warmup_steps: OffOrMore
+    max_grad_norm: Positive
     token_budget: int
     logit_chunk: Annotated[int, Field(ge=1, description="must be at least 1 token")]
     gradient_checkpointing: bool
     lora: LoraConfig
 
 
-@dataclass(frozen=True)
+@section
 class SyncConfig:
-    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
     mode: Literal["lockstep", "async"]
     interval: Annotated[int, Field(ge=1, description="must be at least 1 learner step")]
     offset: Annotated[int, Field(ge=0, description="must be 0 or more batches")]
@@ -247,9 +235,8 @@ class SyncConfig:
         need(self.max_lag is None or self.max_lag >= worst, "sync.max_lag", self.max_lag, way_out)
 
 
-@dataclass(frozen=True)
+@section
 class ReplayConfig:
-    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
     capacity: Annotated[int, Field(ge=0, description="must be 0 (off) or more groups")]
     share: Annotated[float, Field(gt=0, lt=1, description="must be above 0 and below 1: something must be new")]
     reuse: Annotated[int, Field(ge=2, description="counts the first time too: at least 2")]
@@ -261,9 +248,8 @@ class ReplayConfig:
         need(self.share <= most, "replay.share", self.share, way_out)
 
 
-@dataclass(frozen=True)
+@section
 class TrainerConfig:
-    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
     total_steps: AtLeastOne
     dry_run: bool
     eval_every: Annotated[int, Field(ge=1, description="must be at least 1 step")]
@@ -273,14 +259,13 @@ class TrainerConfig:
     log_samples: int
 
 
-@dataclass(frozen=True)
+@section
 class EvalConfig:
     """How held-out prompts are answered and counted, by `rlopt.evaluate` and between learner steps."""
 
-    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
     samples: Annotated[int, Field(ge=0, description="must be 0 (greedy alone) or more answers per prompt")]
     temperature: Annotated[float, Field(gt=0, description="must be above 0; eval.greedy=true answers greedily")]
-    top_p: TopP
+    top_p: Share
     greedy: bool
     limit: Annotated[int | None, Field(ge=1, description="must be at least 1 prompt; null takes all")]
     right: float
@@ -289,18 +274,16 @@ class EvalConfig:
         need(self.samples >= 1 or self.greedy, "eval.greedy", self.greedy, "with eval.samples=0 nothing is answered; set one")
 
 
-@dataclass(frozen=True)
+@section
 class TrackingConfig:
-    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
     wandb: Literal["auto", "online", "offline", "disabled"]
     tensorboard: bool
     project: str
     group: str | None
 
 
-@dataclass(frozen=True)
+@section
 class ClusterConfig:
-    __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
     address: str
     cpu_threads: AtLeastOne
     gpus_per_engine: Gpus

@@ -70,7 +70,7 @@ def test_the_latest_checkpoint_is_taken_or_that_of_a_step(run: Path) -> None:
 @pytest.mark.parametrize(("override", "message"), [
     ("data.eval=null", "data.eval=None: names nothing to evaluate on"),
     ("eval.greedy=false eval.samples=0", "eval.greedy=False: with eval.samples=0 nothing is answered"),
-    ("eval.temperature=0", "eval.temperature=0.0: must be above 0; eval.greedy=true answers greedily"),
+    ("eval.temperature=0", "eval.temperature=0: must be above 0; eval.greedy=true answers greedily"),
     ("eval.limit=0", "eval.limit=0: must be at least 1 prompt"),
     ("rollout.sleep=true", "rollout.sleep=True: there is no learner here to make room for; leave it out"),
     ("cluster.gpus_per_learner=1.0", "cluster.gpus_per_learner=1.0: there is no learner here"),

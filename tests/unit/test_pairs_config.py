@@ -49,7 +49,7 @@ def test_the_defaults_sample_as_the_paper_did_and_share_the_rest_with_training()
         ("data.eval=rows.jsonl", "data.eval=rows.jsonl: nothing is scored here; pairs.eval_share holds rows out"),
         ("rollout.sleep=true", "rollout.sleep=True: there is no learner here to make room for"),
         ("cluster.gpus_per_learner=1", "cluster.gpus_per_learner=1.0: there is no learner here; leave it out"),
-        ("rollout.temperature=0", "rollout.temperature=0.0: must be above 0"),
+        ("rollout.temperature=0", "rollout.temperature=0: must be above 0"),
     ],
 )
 def test_a_wrong_setting_is_refused_in_one_line_with_key_value_and_way_out(override: str, message: str) -> None:
