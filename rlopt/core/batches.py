@@ -17,6 +17,9 @@ from torch import Tensor
 
 from rlopt.core.reduce import Metric
 
+Unit = Literal["sequence", "group"]
+"""What must stay in one micro-batch."""
+
 Average = Literal["token_mean", "sequence_mean", "sequence_sum", "constant", "constant_sum", "pair_mean"]
 """How per-token losses become one number. `batching.weights` has the formulas."""
 

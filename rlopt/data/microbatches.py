@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from rlopt.core.batches import Batch
+from rlopt.core.batches import Batch, Unit
 from rlopt.core.errors import RloptError
 
 
@@ -46,12 +46,12 @@ def partition(lengths: Tensor, units: Tensor, ranks: int, token_budget: int) -> 
     return [micro_batches[rank::ranks] for rank in range(ranks)]
 
 
-def microbatches(batch: Batch, groups_whole: bool, ranks: int, token_budget: int) -> list[list[Batch]]:
+def microbatches(batch: Batch, unit: Unit, ranks: int, token_budget: int) -> list[list[Batch]]:
     """The micro-batches of each rank, as `plan` lays them out; a silent copy of another fills a gap.
 
-    `together` keeps siblings in one micro-batch.
+    `unit`: what must stay in one micro-batch.
     """
-    units = batch.group if groups_whole else torch.arange(len(batch))
+    units = batch.group if unit == "group" else torch.arange(len(batch))
     layout = partition(batch.lengths, units, ranks, token_budget)
     spare = next(rows for share in layout for rows in share if rows)
     return [[batch.take(rows) if rows else batch.take(spare).dummy() for rows in share] for share in layout]

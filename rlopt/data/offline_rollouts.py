@@ -19,9 +19,12 @@ import numpy as np
 
 from rlopt.core.errors import RloptError
 from rlopt.core.samples import Group, Prompt, Sample
-from rlopt.data.prompt_sampler import UnusableRow, append_eos, encode, need_characters, one_spaced, refuse_unusable
-from rlopt.data.prompts import Wording, answer_of, make_prompt
+from rlopt.data.columns import answer_of
+from rlopt.data.prompts import make_prompt
 from rlopt.data.rollout_log import NAME, Block, Damaged, blocks, group_from_json, refuse_foreign
+from rlopt.data.tokenization import append_eos, encode
+from rlopt.data.unusable import UnusableRow, need_characters, normalize_text, refuse_unusable
+from rlopt.data.wording import Wording
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ def load_experience(name: str, words: Wording, mine: Mapping[str, object], needs
                 except UnusableRow as why:
                     dropped.setdefault(str(why), []).append(number)
                     continue
-                if one_spaced(group.prompt.text) in needs.held_out:
+                if normalize_text(group.prompt.text) in needs.held_out:
                     held_out.append(number)
                     continue
                 found.has_texts |= isinstance(row["prompt"], str)

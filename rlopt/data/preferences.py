@@ -12,9 +12,12 @@ from rlopt.config.sections import DataConfig
 from rlopt.core.errors import RloptError
 from rlopt.core.samples import Example, Prompt
 from rlopt.data import arithmetic
-from rlopt.data.prompt_sampler import Tokenizer, UnusableRow, append_eos, encode, need_characters, one_spaced, refuse_unusable
-from rlopt.data.prompts import Wording, answer_of, asked, make_prompt
+from rlopt.data.columns import answer_of, prompt_of
+from rlopt.data.prompts import make_prompt
 from rlopt.data.readers import Row, read_rows
+from rlopt.data.tokenization import Tokenizer, append_eos, encode
+from rlopt.data.unusable import UnusableRow, need_characters, normalize_text, refuse_unusable
+from rlopt.data.wording import Wording
 
 Rows = Literal["pairs", "step_pairs", "answers"]
 
@@ -78,7 +81,7 @@ def _notes(read: Sequence[Row], examples: Sequence[Example]) -> Iterator[str]:
     """Columns that mean nothing here, and rows that are there more than once."""
     if ignored := sorted({column for _, row in read for column in row} - READ):
         yield f"ignored columns: {', '.join(ignored)}"
-    extra = len(examples) - len({(one_spaced(example.prompt.text), example.answers) for example in examples})
+    extra = len(examples) - len({(normalize_text(example.prompt.text), example.answers) for example in examples})
     if extra:
         yield f"{extra} of {len(examples)} rows repeat another, but for white space"
 
@@ -129,7 +132,7 @@ def _answer(row: Mapping[str, Any], words: Wording, name: str) -> Example:
 def _prompt(row: Mapping[str, Any], words: Wording, name: str) -> Prompt:
     key = next((key for key in ("prompt", "question", "problem") if key in row), "prompt")
     tools = {"tools": row["tools"]} if row.get("tools") else {}
-    return make_prompt(name, asked(row, key), answer_of(row), name.rpartition(":")[0], words, tools)
+    return make_prompt(name, prompt_of(row, key), answer_of(row), name.rpartition(":")[0], words, tools)
 
 
 def _sides(row: Mapping[str, Any], chosen_key: str, rejected_key: str) -> tuple[str, str]:

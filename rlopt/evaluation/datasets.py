@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from rlopt.config.sections import DataConfig
-from rlopt.data.prompts import Loaded, Wording, load_prompts
+from rlopt.data.prompts import Loaded, load_prompts
+from rlopt.data.wording import Wording
 from rlopt.evaluation import evaluator
 
 

@@ -15,14 +15,16 @@ from rlopt.config.commands import EvaluateJob
 from rlopt.core.atomic_write import write_whole
 from rlopt.core.errors import RloptError
 from rlopt.core.signals import undisturbed
-from rlopt.data.prompts import Loaded, wording
+from rlopt.data.prompts import Loaded
+from rlopt.data.wording import wording
 from rlopt.evaluation.datasets import limited, load_evals
 from rlopt.evaluation.evaluator import Answers, Evaluator, sampling_specs
 from rlopt.evaluation.pass_at_k import Estimate, estimate
 from rlopt.models.loading import context_length, find_model, load_tokenizer
 from rlopt.rewards.pool import load as load_reward
 from rlopt.rollout.engine_pool import EnginePool
-from rlopt.rollout.worker import EngineConfig, spawner
+from rlopt.rollout.vllm_engine import EngineConfig
+from rlopt.rollout.worker import spawner
 from rlopt.tracking.journal import TrainingBar
 
 MOST_REVIVALS = 3

@@ -3,54 +3,60 @@
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rlopt.cluster.actors import Workers
 from rlopt.core.atomic_write import write_whole
-from rlopt.core.batches import Batch, Sequences
+from rlopt.core.batches import Batch, Sequences, Unit
 from rlopt.core.errors import RloptError
+from rlopt.core.protocols import Sent
 from rlopt.core.reduce import Sum
 from rlopt.data.microbatches import microbatches, partition
-from rlopt.learner.worker import Sent
 from rlopt.objectives.core import merge
 
 
 class Learners:
     """All ranks. Every call is made on all of them at once and waited for."""
 
-    def __init__(self, workers: Workers, token_budget: int, groups_whole: bool, temperature: float) -> None:
-        """`together` keeps the sequences of a group in one micro-batch (the objective's `traits.unit`)."""
-        self._workers, self._token_budget, self._together = workers, token_budget, groups_whole
+    def __init__(self, workers: Workers, token_budget: int, unit: Unit, temperature: float) -> None:
+        """`unit`: what must stay in one micro-batch (the objective's `traits.unit`)."""
+        self._workers, self._token_budget, self._unit = workers, token_budget, unit
         self._temperature = temperature
 
     def update(self, batches: list[Batch], step: int) -> dict[str, float]:
         """One optimizer update on each of `batches`, in order; metrics exact over all ranks, sums averaged over updates."""
         parts = []
         for batch in batches:
-            shares = microbatches(batch, self._together, len(self._workers), self._token_budget)
+            shares = microbatches(batch, self._unit, len(self._workers), self._token_budget)
             parts += self._workers.call("update", *((share, step) for share in shares))
         merged = merge(parts).items()
         return {name: metric.value / (len(batches) if isinstance(metric, Sum) else 1) for name, metric in merged}
 
     def measure(self, batch: Batch) -> dict[str, float]:
         """The metrics of a batch that is not learned from, exact over all ranks."""
-        shares = microbatches(batch, self._together, len(self._workers), self._token_budget)
+        shares = microbatches(batch, self._unit, len(self._workers), self._token_budget)
         parts = self._workers.call("measure", *((share,) for share in shares))
         return {name: metric.value for name, metric in merge(parts).items()}
 
-    def score(self, sequences: Sequences, whose: Literal["policy", "reference"], temperature: float | None = None) -> Tensor:
-        """Log-probabilities `[B, T]` under the policy as it is, or under the reference; 0 where the mask is 0.
+    def score_policy(self, sequences: Sequences, temperature: float | None = None) -> Tensor:
+        """Log-probabilities `[B, T]` in nats under the policy as it is; 0 where the mask is 0.
 
         `temperature` divides the logits; None: that of sampling.
         """
-        divisor = self._temperature if temperature is None else temperature
+        return self._scores("score_policy", sequences, self._temperature if temperature is None else temperature)
+
+    def score_reference(self, sequences: Sequences) -> Tensor:
+        """Log-probabilities `[B, T]` in nats under the reference, at the temperature of sampling; 0 where the mask is 0."""
+        return self._scores("score_reference", sequences, self._temperature)
+
+    def _scores(self, method: str, sequences: Sequences, temperature: float) -> Tensor:
         layout = partition(sequences.lengths, torch.arange(len(sequences)), len(self._workers), self._token_budget)
         layout = [[piece or [0] for piece in share] for share in layout]  # ranks must stay in step
         shares = [[sequences.take(piece) for piece in share] for share in layout]
-        answers: list[list[Tensor]] = self._workers.call("score", *((share, whose, divisor) for share in shares))
+        answers: list[list[Tensor]] = self._workers.call(method, *((share, temperature) for share in shares))
         scores = torch.zeros_like(sequences.mask)
         for share, answer in zip(layout, answers, strict=True):
             for piece, values in zip(share, answer, strict=True):

@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from rlopt.core.batches import AdvantageInputs, Average, Batch, LossOutput, PolicyOutputs
+from rlopt.core.batches import AdvantageInputs, Average, Batch, LossOutput, PolicyOutputs, Unit
 from rlopt.core.errors import RloptError
 from rlopt.core.reduce import Ess, Max, Mean, Metric, Sum
 from rlopt.objectives.corrections import NO_CORRECTIONS, Corrections
@@ -35,7 +35,7 @@ class Traits:
     reads: Literal["nothing", "anchor", "behavior", "proximal"] = "nothing"
     surrogate: Literal["ratio", "other"] = "other"
     clips_in_credit: bool = False
-    unit: Literal["sequence", "group"] = "sequence"
+    unit: Unit = "sequence"
     on_policy_identity: bool = True
     equal_rewards_no_credit: bool = True
 

@@ -15,9 +15,9 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
-from rlopt.core.batches import Batch, Sequences
+from rlopt.core.batches import Sequences
 from rlopt.core.errors import Interrupted
-from rlopt.core.protocols import Journal
+from rlopt.core.protocols import Journal, Learners
 from rlopt.core.samples import Group, PendingRollouts
 from rlopt.objectives.core import LossTerms, Objective
 from rlopt.objectives.credit import compute_advantages
@@ -62,13 +62,6 @@ class Source(Protocol):
     def pending(self, step: int) -> PendingRollouts:
         """What is there after `step` and was not learned from for the last time, to be kept with a checkpoint."""
         ...
-
-
-class Learners(Protocol):
-    """The learner ranks. Documented in `learner.Learners`."""
-
-    def update(self, batches: list[Batch], step: int) -> dict[str, float]: ...
-    def score(self, sequences: Sequences, whose: Literal["policy", "reference"]) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -119,7 +112,7 @@ class Loop:
                 return
             taken, sequences = time.monotonic(), drawn.sequences
             proximal = plan.anchor == "proximal"
-            policy = self.learners.score(sequences, "policy") if proximal or plan.record else None
+            policy = self.learners.score_policy(sequences) if proximal or plan.record else None
             old_logprobs = policy if policy is not None and proximal else sequences.rollout_logprobs
             batches = compute_advantages(
                 sequences, old_logprobs, drawn.reference(), self.objective, self.terms, plan.minibatches

@@ -3,11 +3,9 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
-from torch import Tensor
-
-from rlopt.core.batches import Sequences
+from rlopt.core.protocols import Learners
 from rlopt.core.samples import Group, PendingRollouts
 from rlopt.data.collate import pad
 from rlopt.orchestrator.lockstep import Synchronizer
@@ -58,12 +56,6 @@ class Evaluation:
     measure: Callable[[Callable[[], None]], dict[str, float]]
 
 
-class Learners(Protocol):
-    """The learner ranks, as far as groups need them. Documented in `learner.Learners`."""
-
-    def score(self, sequences: Sequences, whose: Literal["policy", "reference"]) -> Tensor: ...
-
-
 @dataclass(frozen=True)
 class Shares:
     """Groups of a step by where they come from, and samples of a group."""
@@ -106,7 +98,7 @@ class OnlineSource:
             asked += _samples(kept)
         sequences = pad(groups, step)
         metrics = batch_metrics(groups, step, asked) | metrics
-        return Drawn(sequences, lambda: self.learners.score(sequences, "reference"), metrics, groups)
+        return Drawn(sequences, lambda: self.learners.score_reference(sequences), metrics, groups)
 
     def learned(self, step: int) -> dict[str, float]:
         return self.samplers.learned(step) if self.samplers else {}

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from rlopt.core.batches import Batch, Sequences
+from rlopt.core.batches import Sequences
+from rlopt.core.protocols import Learners
 from rlopt.core.samples import Example, PendingRollouts
 from rlopt.data.collate import pad_examples
 from rlopt.data.prompt_sampler import PromptSampler
@@ -22,13 +22,6 @@ MEASURED = ("preference/", "actor/pg_loss")
 """What is reported of held-out rows, as `eval/...`."""
 
 
-class Learners(Protocol):
-    """The learner ranks, as far as recorded rows need them. Documented in `learner.Learners`."""
-
-    def score(self, sequences: Sequences, whose: Literal["policy", "reference"]) -> Tensor: ...
-    def measure(self, batch: Batch) -> dict[str, float]: ...
-
-
 class References:
     """The reference's log-probabilities of recorded rows, `[n]` for the tokens of each answer.
 
@@ -36,9 +29,9 @@ class References:
     came in, and a resumed run has the same.
     """
 
-    def __init__(self, learners: Learners, progress: Callable[[int, int], None]) -> None:
-        """`progress(rows, of rows)` is called as they are scored."""
-        self._learners, self._progress = learners, progress
+    def __init__(self, reference: Callable[[Sequences], Tensor], progress: Callable[[int, int], None]) -> None:
+        """`reference` gives log-probabilities `[B, T]`; `progress(rows, of rows)` is called as they are scored."""
+        self._reference, self._progress = reference, progress
         self._kept: dict[str, list[Tensor]] = {}
 
     def score(self, examples: list[Example]) -> None:
@@ -47,7 +40,7 @@ class References:
         for start in range(0, len(once), CHUNK):
             chunk = once[start : start + CHUNK]
             sequences = pad_examples(chunk)
-            scores = self._learners.score(sequences, "reference")
+            scores = self._reference(sequences)
             for row, (group, mask) in enumerate(zip(sequences.group.tolist(), sequences.mask, strict=True)):
                 self._kept.setdefault(chunk[group].prompt.id, []).append(scores[row][mask > 0])
             self._progress(start + len(chunk), len(once))

@@ -1,62 +1,37 @@
-"""Sampling: one vLLM engine per `RolloutWorker`. `fleet` has all of them as the loop sees them.
+"""One vLLM engine in a worker. `engine_pool` has all of them, as the loop sees them.
 
 A worker turns prompts into groups that are complete: sampled, versioned by the engine itself, and rewarded. It never
 decodes and encodes again; the ids that come back are the ids trained on.
 """
 
 import asyncio
-import ctypes
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import numpy as np
 
 from rlopt.cluster.actors import Cluster, Workers, environment
 from rlopt.config.sections import ClusterConfig, RewardConfig, RolloutConfig
-from rlopt.core.errors import Fault, RloptError
+from rlopt.core.errors import Fault
 from rlopt.core.garbage import collect_seldom
 from rlopt.core.requests import Answer, Continuation, EngineLogprobs, SampleRequest, SamplingSpec, sample_seed
 from rlopt.core.samples import Group, Prompt, Sample
 from rlopt.rewards.pool import Question, RewardPool, Scored
-from rlopt.rollout import cpu_fork
-from rlopt.weight_sync.sender import SHM_BACKEND, write_shared
+from rlopt.rollout.vllm_engine import EngineConfig, set_environment, start_engine
+from rlopt.rollout.weight_receiver import WeightReceiver
 
 T = TypeVar("T")
-PauseMode = Literal["wait", "keep", "abort"]
-
-CANARY_PLACES = 4
-"""Sequences beside `rollout.max_num_seqs`, so that canary prompts need not wait for samples to end."""
 
 
-@dataclass(frozen=True)
-class EngineConfig:
-    """What an engine needs to know beside `RolloutConfig`.
-
-    Attributes:
-        in_flight: what becomes of samples when weights arrive.
-        learns: weights will arrive, before anything is sampled; those that it loads are no version of theirs.
-    """
-
-    folder: Path
-    dtype: str
-    device: str
-    backend: str
-    max_model_len: int
-    threads: int
-    seed: int
-    in_flight: PauseMode
-    learns: bool
-
-
-class RolloutWorker:
+class RolloutWorker(WeightReceiver):
     """One vLLM engine and the reward processes beside it. A plain class; `cluster` makes it a Ray actor."""
 
     def __init__(self, engine: EngineConfig, config: RolloutConfig, reward: RewardConfig, group_size: int) -> None:
         self._engine_config, self._config, self._group_size = engine, config, group_size
+        super().__init__(engine.in_flight)
         self._rewards = RewardPool(reward.fn, reward.weights, reward.workers, reward.timeout_s, reward.on_error)
         # A window's requests come all at once; handing them over as places come free keeps the first batch first.
         self._places = asyncio.Semaphore(config.max_num_seqs)
@@ -64,62 +39,12 @@ class RolloutWorker:
         self._in_flight = 0
         self._busy_s = 0.0
         self._busy_since = 0.0
-        self._updating = False
 
     async def start(self) -> None:
         """Load the model. Returns when the engine answers."""
-        engine, config = self._engine_config, self._config
         collect_seldom()
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        on_cpu = engine.device == "cpu"
-        if on_cpu:
-            _need_libnuma()
-            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-            os.environ["OMP_NUM_THREADS"] = str(engine.threads)
-            if config.tensor_parallel == 1:
-                # vLLM then keeps the model in its scheduler's process. Two would wait for each other at every token, and
-                # each would keep a core busy while it waits.
-                os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-            os.environ["TORCHDYNAMO_DISABLE"] = "1"  # vLLM compiles its sampler, with a C++ compiler, and is slower for it here
-            cpu_fork.prepare()
-        elif engine.dtype == "float32":
-            os.environ["TRITON_F32_DEFAULT"] = "ieee"  # else attention rounds its inputs to TF32, and the learner's does not
-        if engine.backend == "ipc":
-            os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # vLLM passes CUDA handles on as pickles, to itself
-        from vllm.engine.arg_utils import AsyncEngineArgs
-        from vllm.tokenizers import get_tokenizer
-        from vllm.v1.engine.async_llm import AsyncLLM
-
-        device_args: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_share, "enable_sleep_mode": config.sleep}
-        if on_cpu:
-            cpu_fork.use()
-            device_args = {
-                "enforce_eager": True,
-                "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30),
-                # A prompt must not be cut in two: on CPU a seeded request then asks its generator for an offset it lacks.
-                "enable_chunked_prefill": False,
-                "max_num_batched_tokens": max(engine.max_model_len, 4096),
-            }
-        if config.tensor_parallel == 1:
-            device_args["distributed_executor_backend"] = "uni"
-        self._llm = AsyncLLM.from_engine_args(
-            AsyncEngineArgs(
-                model=str(engine.folder),
-                dtype=engine.dtype,  # type: ignore[arg-type]
-                max_model_len=engine.max_model_len,
-                max_num_seqs=config.max_num_seqs + CANARY_PLACES,
-                tensor_parallel_size=config.tensor_parallel,
-                seed=engine.seed,
-                logprobs_mode="processed_logprobs",  # of the distribution sampled from, after temperature and top-p
-                enable_prefix_caching=False,
-                disable_log_stats=True,
-                worker_extension_cls="rlopt.weight_sync.shm_receiver.Receipts",
-                weight_transfer_config={"backend": SHM_BACKEND if engine.backend == "shm" else engine.backend},  # type: ignore[arg-type]
-                **device_args,
-            )
-        )
-        self._tokenizer = get_tokenizer(str(engine.folder))
+        set_environment(self._engine_config, self._config)
+        self._llm, self._tokenizer = start_engine(self._engine_config, self._config)
         self._watch = asyncio.create_task(self._die_with_engine())
 
     async def _die_with_engine(self) -> None:
@@ -187,7 +112,7 @@ class RolloutWorker:
         return group
 
     async def _samples(self, request: SampleRequest) -> Group:
-        sampling, limit = request.sampling or self._manner(self._group_size), self._config.max_new_tokens
+        sampling, limit = request.sampling or self._sampling_spec(self._group_size), self._config.max_new_tokens
         seeds = [sample_seed(self._engine_config.seed, request.prompt.id, request.draw, i) for i in range(sampling.count)]
         outputs = await asyncio.gather(*(self._generate(request.prompt.token_ids, seed, sampling, limit) for seed in seeds))
         texts = [self._tokenizer.decode(output.token_ids, skip_special_tokens=True) for output in outputs]
@@ -203,7 +128,7 @@ class RolloutWorker:
     async def _answers(self, opening: Continuation, count: int) -> list[Answer]:
         start, limit = opening.prompt + opening.begun, self._config.max_new_tokens - len(opening.begun)
         seeds = [sample_seed(self._engine_config.seed, opening.id, "0", i) for i in range(count)]
-        outputs = await asyncio.gather(*(self._generate(start, seed, self._manner(count), limit) for seed in seeds))
+        outputs = await asyncio.gather(*(self._generate(start, seed, self._sampling_spec(count), limit) for seed in seeds))
         wholes = [opening.begun + tuple(output.token_ids) for output in outputs]
         return [
             Answer(whole, self._tokenizer.decode(whole, skip_special_tokens=True), output.finish_reason)
@@ -227,18 +152,18 @@ class RolloutWorker:
     def _version(self, span: Any) -> int:
         return 0 if span.version == "default" and not self._engine_config.learns else int(span.version)
 
-    def _manner(self, count: int) -> SamplingSpec:
+    def _sampling_spec(self, count: int) -> SamplingSpec:
         return SamplingSpec(count, self._config.temperature, self._config.top_p)
 
     async def _generate(self, token_ids: tuple[int, ...], seed: int, sampling: SamplingSpec, limit: int) -> Any:
         """One response, when its turn has come; again from its beginning where new weights ended it."""
         async with self._places:
             while True:
-                output = await self._speak(token_ids, seed, sampling, limit)
+                output = await self._respond(token_ids, seed, sampling, limit)
                 if output.finish_reason != "abort":
                     return output
 
-    async def _speak(self, token_ids: tuple[int, ...], seed: int, sampling: SamplingSpec, limit: int) -> Any:
+    async def _respond(self, token_ids: tuple[int, ...], seed: int, sampling: SamplingSpec, limit: int) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -264,65 +189,10 @@ class RolloutWorker:
         except EngineDeadError:
             os._exit(1)  # as `_die_with_engine` is about to
 
-    # The weight-transfer verbs; vLLM's own, called by a sender through `EngineClient`, and `received`.
-
-    async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
-
-        await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info))
-
-    async def start_weight_update(self) -> None:
-        if self._updating:  # the one before failed its check; it ends without a version, and paused
-            await self._llm.finish_weight_update()
-        in_flight = self._engine_config.in_flight
-        await self._llm.pause_generation(mode=in_flight, clear_cache=in_flight != "keep")
-        await self._llm.start_weight_update()
-        self._updating = True
-
-    async def update_weights(self, update_info: dict[str, Any]) -> None:
-        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
-
-        try:
-            await self._llm.update_weights(WeightTransferUpdateRequest(update_info))
-        except BaseException:
-            self._updating = False  # vLLM ends a failed update by itself
-            raise
-
-    async def update_weights_from(self, update_info: dict[str, Any], data: np.ndarray | None) -> None:
-        """As `update_weights`, for workers not all on the learner's node: `data` are the bytes of the bucket, None on it."""
-        if data is None:
-            await self.update_weights(update_info)
-            return
-        path = write_shared(data.tobytes())
-        try:
-            await self.update_weights({**update_info, "path": path})
-        finally:
-            os.unlink(path)
-
-    async def received(self) -> dict[str, str]:
-        """Tensor name to digest, of what this update delivered to the first of the engine's processes."""
-        receipts: list[dict[str, str]] = await self._llm.collective_rpc("received_weights")
-        return receipts[0]
-
-    async def finish_weight_update(self, weight_version: str) -> None:
-        await self._llm.finish_weight_update(weight_version)
-        self._updating = False
-        await self._llm.resume_generation()
-
     async def close(self) -> None:
         self._watch.cancel()
         self._rewards.close()
         self._llm.shutdown()
-
-
-def _need_libnuma() -> None:
-    """vLLM without it starts, and fails minutes later for reasons that do not name it."""
-    try:
-        ctypes.CDLL("libnuma.so.1")
-    except OSError as error:
-        raise RloptError(
-            f"vLLM for CPUs needs libnuma ({error}); apt-get install libnuma1, dnf install numactl-libs"
-        ) from error
 
 
 def spawner(

@@ -22,7 +22,7 @@ from rlopt.orchestrator.online_source import Evaluation, OnlineSource, Samplers,
 from rlopt.orchestrator.recorded_source import RecordedSource, References
 from rlopt.orchestrator.replay_buffer import ReplayBuffer, ReplayPlan
 from rlopt.rollout.engine_pool import EnginePool
-from rlopt.rollout.worker import CANARY_PLACES
+from rlopt.rollout.vllm_engine import CANARY_PLACES
 from rlopt.run import checkpoint
 from rlopt.run.engine_count import wanted_engines
 from rlopt.run.summary import summarize
@@ -165,7 +165,7 @@ def _source(prepared: Prepared, workers: RunWorkers, journal: Journal) -> Source
             examples=recordings.train,
             held_out=recordings.held_out,
             prompt_sampler=PromptSampler(len(recordings.train), config.data.prompts_per_step, config.run.seed),
-            references=References(workers.learners, lambda n, of: journal.say(f"initial model scores row {n} of {of}")),
+            references=References(workers.learners.score_reference, lambda n, of: journal.say(f"reference: row {n} of {of}")),
             learners=workers.learners,
             objective=prepared.objective,
             terms=prepared.terms,

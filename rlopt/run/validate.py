@@ -13,9 +13,11 @@ from rlopt.core.errors import RloptError, need
 from rlopt.core.samples import Example, Prompt
 from rlopt.data.offline_rollouts import Experience, Needs, load_experience
 from rlopt.data.preferences import load_examples
-from rlopt.data.prompt_sampler import fingerprint, one_spaced
-from rlopt.data.prompts import Loaded, Wording, drop_eval_overlap, load_prompts, wording
+from rlopt.data.prompts import Loaded, drop_eval_overlap, load_prompts
 from rlopt.data.rollout_log import header
+from rlopt.data.tokenization import fingerprint
+from rlopt.data.unusable import normalize_text
+from rlopt.data.wording import Wording, wording
 from rlopt.evaluation.datasets import limited, load_evals
 from rlopt.models.loading import Shape, context_length, find_model, load_tokenizer, shape_of
 from rlopt.models.policy import try_to_save
@@ -190,7 +192,7 @@ def check_sizes(config: Config, objective: Objective, longest: int, largest: int
 def _needs(config: Config, objective: Objective, terms: LossTerms, context: int, held_out: list[Prompt]) -> Needs:
     """What is asked of recorded groups; `held_out` are the prompts that are evaluated on."""
     limit = min(context, config.learner.token_budget)
-    why, texts = _why_logprobs(config, objective, terms), frozenset(one_spaced(prompt.text) for prompt in held_out)
+    why, texts = _why_logprobs(config, objective, terms), frozenset(normalize_text(prompt.text) for prompt in held_out)
     return Needs(limit, objective.traits.equal_rewards_no_credit, why, texts)
 
 
@@ -213,8 +215,8 @@ def _load_recordings(config: Config, objective: Objective, words: Wording, conte
     if data.eval:
         loaded = load_examples("data.eval", data, rows, words, limit, config.run.seed)
         held_out, dropped["data.eval"], notes["data.eval"] = loaded.examples, loaded.dropped, loaded.notes
-        there = {one_spaced(example.prompt.text) for example in held_out}
-        leaked = sum(one_spaced(example.prompt.text) in there for example in train.examples)
+        there = {normalize_text(example.prompt.text) for example in held_out}
+        leaked = sum(normalize_text(example.prompt.text) in there for example in train.examples)
         notes["data.train"] += (f"{leaked} prompts are in data.eval too",) * bool(leaked)
     return Recordings(train.examples, held_out, dropped, notes)
 

@@ -9,7 +9,8 @@ from rlopt.core.samples import PendingRollouts
 from rlopt.learner.group import Learners
 from rlopt.learner.worker import LearnerSetup, LearnerWorker
 from rlopt.rollout.engine_pool import EnginePool
-from rlopt.rollout.worker import EngineConfig, spawner
+from rlopt.rollout.vllm_engine import EngineConfig
+from rlopt.rollout.worker import spawner
 from rlopt.run import checkpoint
 from rlopt.run.validate import Prepared, dtype
 
@@ -41,8 +42,8 @@ class RunWorkers:
         if self.engines:
             self.engines.join(wait=True)
         self._starting.result("starting up")
-        groups_whole = self._prepared.objective.traits.unit == "group"
-        self.learners = Learners(self._ranks, config.learner.token_budget, groups_whole, config.rollout.temperature)
+        unit = self._prepared.objective.traits.unit
+        self.learners = Learners(self._ranks, config.learner.token_budget, unit, config.rollout.temperature)
         self.learners.check_storage(self._prepared.run)
         self.bring_back(self._prepared)
 

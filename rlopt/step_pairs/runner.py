@@ -28,10 +28,12 @@ from rlopt.core.requests import Answer, Continuation
 from rlopt.core.samples import Prompt
 from rlopt.core.sandbox import Pool
 from rlopt.core.signals import undisturbed
-from rlopt.data.prompts import load_prompts, wording
+from rlopt.data.prompts import load_prompts
+from rlopt.data.wording import wording
 from rlopt.models.loading import context_length, find_model, load_tokenizer
 from rlopt.rewards.pool import Scored
-from rlopt.rollout.worker import EngineConfig, spawner
+from rlopt.rollout.vllm_engine import EngineConfig
+from rlopt.rollout.worker import spawner
 from rlopt.step_pairs.mining import MEANING, Chunk, PairWriter, Recipe, Row, check_place, check_steps, make_chunk
 from rlopt.tracking.journal import TrainingBar
 

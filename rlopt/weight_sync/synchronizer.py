@@ -8,53 +8,25 @@ run when that does not cure it.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
 
-from rlopt.core.batches import Sequences
 from rlopt.core.errors import RloptError
-from rlopt.core.protocols import Journal
+from rlopt.core.protocols import Journal, Learners, Sent
+from rlopt.core.requests import EngineLogprobs
 from rlopt.core.samples import Example, Prompt
 from rlopt.data.collate import pad_examples
+
+Heard = Sequence[EngineLogprobs]
+"""What an engine says of each canary text."""
 
 ATTEMPTS = 3
 """Sendings to an engine before the run ends."""
 
 CANARY_TOKENS = 6
 """Of a canary at most: each touches every weight of a dense model, and what it costs stops the samplers."""
-
-
-class HeardLike(Protocol):
-    """What an engine says of a text: `rollout.Heard`."""
-
-    @property
-    def logprobs(self) -> np.ndarray: ...
-    @property
-    def version(self) -> int: ...
-
-
-class SentLike(Protocol):
-    """What a sending cost, why engines did not get it, and which of them are dead: `learner.Sent`."""
-
-    @property
-    def bytes(self) -> int: ...
-    @property
-    def seconds(self) -> float: ...
-    @property
-    def faults(self) -> Mapping[int, str]: ...
-    @property
-    def dead(self) -> set[int]: ...
-
-
-class Learners(Protocol):
-    """The learner ranks, as far as samplers need them. Documented in `learner.Learners`."""
-
-    def score(self, sequences: Sequences, whose: Literal["policy", "reference"], temperature: float) -> Tensor: ...
-    def connect(self, engines: Mapping[int, Any], ranks_per_engine: int) -> None: ...
-    def sync(self, version: int, only: list[int] | None) -> SentLike: ...
-    def release(self) -> None: ...
 
 
 class Engines(Protocol):
@@ -68,7 +40,9 @@ class Engines(Protocol):
     def wake(self) -> None: ...
     def resize(self, count: int) -> None: ...
     def assign_orphaned(self) -> None: ...
-    def canary(self, texts: list[tuple[int, ...]], numbers: list[int]) -> Callable[[], Mapping[int, Sequence[HeardLike]]]: ...
+    def canary(
+        self, texts: list[tuple[int, ...]], numbers: list[int]
+    ) -> Callable[[], Mapping[int, Sequence[EngineLogprobs]]]: ...
     def lose(self, number: int, why: str) -> None: ...
 
 
@@ -139,7 +113,7 @@ class Synchronizer:
         self.journal.event("sync", version=version, engines=sorted(self.engines.handles), **metrics)
         return metrics
 
-    def _judge(self, version: int, only: list[int] | None, sent: SentLike) -> "_Verdict":
+    def _judge(self, version: int, only: list[int] | None, sent: Sent) -> "_Verdict":
         """What is wrong with the engines `only` (all: None) after a sending, and how far each is from the learner."""
         faults = {number: why for number, why in sent.faults.items() if number not in sent.dead}
         for number in sorted(sent.dead):
@@ -172,7 +146,7 @@ class Synchronizer:
 def score_canaries(learners: Learners, texts: list[tuple[int, ...]]) -> list[Tensor]:
     """What the learner says of every token of each text after its first, at temperature 1, in nats."""
     padded = pad_examples([Example(Prompt("canary", text[:1], "", "", ""), (text[1:],)) for text in texts])
-    scores = learners.score(padded, "policy", 1.0)
+    scores = learners.score_policy(padded, temperature=1.0)
     return [row[mask > 0] for row, mask in zip(scores, padded.mask, strict=True)]
 
 

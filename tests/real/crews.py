@@ -30,7 +30,8 @@ from rlopt.objectives.core import LossTerms, Objective
 from rlopt.orchestrator.loop import Position
 from rlopt.rewards.pool import RewardPool
 from rlopt.rollout import worker
-from rlopt.rollout.worker import EngineConfig, PauseMode, RolloutWorker
+from rlopt.rollout.vllm_engine import EngineConfig, PauseMode
+from rlopt.rollout.worker import RolloutWorker
 from rlopt.run import launch, validate, workers
 from rlopt.tracking.journal import Journal
 from rlopt.weight_sync.sender import write_shared
@@ -64,7 +65,7 @@ class Engine(RolloutWorker):
 
     def follow(self, in_flight: PauseMode, config: RolloutConfig, reward: RewardConfig) -> None:
         """Do as another run asks."""
-        self._engine_config, self._config = replace(self._engine_config, in_flight=in_flight), config
+        self._pause_mode, self._config = in_flight, config
         if reward != self.paid_by:
             self._rewards.close()
             self._rewards = RewardPool(reward.fn, reward.weights, reward.workers, reward.timeout_s, reward.on_error)
@@ -143,7 +144,7 @@ class Learner(LearnerWorker):
         super().__init__(replace(setup, bucket_bytes=100_000), *rest)
 
     def push(self, by: float) -> None:
-        for _, parameter in self._named():
+        for _, parameter in self._source.learned():
             parameter.data += by
         self._moved = 1.0
 
@@ -168,7 +169,7 @@ def started(folder: Path) -> Iterator[workers.RunWorkers]:
     """Engines and a learner, and in `folder / "fresh"` the learner as it begins."""
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     with pytest.MonkeyPatch.context() as patch:  # to the end, for engines that replace lost ones
-        patch.setattr(launch, "LearnerWorker", Learner)
+        patch.setattr(workers, "LearnerWorker", Learner)
         patch.setattr(worker, "RolloutWorker", Engine)
         crew = workers.RunWorkers(
             replace(prepared_for(folder / "first", "+algo=grpo", "rollout.engines=2", *SMALL), longest=LONGEST)
@@ -196,8 +197,8 @@ def instruct(
     ray.get([handle.meddle.remote(wrong) for handle in engines.handles.values()])
     slow_s = SLOW_S if wrong == "slow learner" else 0.0
     crew._ranks.call("follow", [prepared.objective, prepared.terms, config.sync.verify, lr, slow_s])
-    groups_whole = prepared.objective.traits.unit == "group"
-    crew.learners = Learners(crew._ranks, config.learner.token_budget, groups_whole, config.rollout.temperature)
+    unit = prepared.objective.traits.unit
+    crew.learners = Learners(crew._ranks, config.learner.token_budget, unit, config.rollout.temperature)
 
 
 def train(

@@ -141,9 +141,9 @@ def _updated(worker: LearnerWorker, case: Case, rank: int, world: int, step: int
 
 def _weights(worker: LearnerWorker) -> dict[str, Any]:
     """As the optimizer has them: in float32."""
-    named = worker._named()
+    named = worker._source.learned()
     if worker._setup.dtype == torch.float32:
-        return {name: tensor.clone().numpy() for name, tensor in worker._gathered(named)}
+        return {name: tensor.clone().numpy() for name, tensor in worker._source._gathered(named)}
     from deepspeed.utils import safe_get_full_fp32_param
 
     return {name: safe_get_full_fp32_param(parameter).clone().numpy() for name, parameter in named}

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import yaml
 
-from rlopt.config.compose import conf_dir
+from rlopt.config.compose import conf_dir, read
 from rlopt.config.sections import DataConfig
 from rlopt.core.batches import Batch
 from rlopt.core.samples import Group, Prompt, Sample
@@ -32,7 +32,7 @@ def batch_of(groups: list[Group], step: int = 1) -> Batch:
 
 def data_config(**changed: Any) -> DataConfig:
     """As `conf/config.yaml` has it, but for what is `changed`."""
-    return DataConfig(**{**yaml.safe_load((conf_dir() / "config.yaml").read_text())["data"], **changed})
+    return read(DataConfig, {**yaml.safe_load((conf_dir() / "config.yaml").read_text())["data"], **changed}, "data.")
 
 
 def prompt(name: str = "p", length: int = 3) -> Prompt:

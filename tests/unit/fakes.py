@@ -10,22 +10,13 @@ from torch import Tensor
 
 from rlopt.core.batches import Batch, Sequences
 from rlopt.core.errors import Interrupted, NoEngine
-from rlopt.core.requests import SampleRequest
+from rlopt.core.protocols import Sent
+from rlopt.core.requests import EngineLogprobs, SampleRequest
 from rlopt.core.samples import Group, Key
 
 
-@dataclass(frozen=True)
-class Sent:
-    faults: Mapping[int, str] = field(default_factory=dict)
-    dead: set[int] = field(default_factory=set)
-    bytes: int = 8
-    seconds: float = 0.1
-
-
-@dataclass(frozen=True)
-class Heard:
-    logprobs: np.ndarray
-    version: int
+def sent(faults: Mapping[int, str] | None = None, dead: set[int] | None = None) -> Sent:
+    return Sent(bytes=8, seconds=0.1, faults=faults or {}, dead=dead or set())
 
 
 @dataclass
@@ -117,8 +108,10 @@ class Engines:
         self.numbers.remove(number)
         self.lost.append((number, why))
 
-    def canary(self, texts: list[tuple[int, ...]], numbers: list[int]) -> Callable[[], dict[int, list[Heard]]]:
-        return lambda: {n: [Heard(np.full(len(t) - 1, -0.5, np.float32), self.version) for t in texts] for n in numbers}
+    def canary(self, texts: list[tuple[int, ...]], numbers: list[int]) -> Callable[[], dict[int, list[EngineLogprobs]]]:
+        return lambda: {
+            n: [EngineLogprobs(np.full(len(t) - 1, -0.5, np.float32), self.version) for t in texts] for n in numbers
+        }
 
 
 @dataclass
@@ -141,8 +134,14 @@ class Trainer:
         self.updates.append(step)
         return {}
 
-    def score(self, sequences: Sequences, whose: str, temperature: float | None = None) -> Tensor:
-        self.scored.append((whose if temperature is None else "canary", len(sequences)))
+    def score_policy(self, sequences: Sequences, temperature: float | None = None) -> Tensor:
+        return self._scores("policy" if temperature is None else "canary", sequences)
+
+    def score_reference(self, sequences: Sequences) -> Tensor:
+        return self._scores("reference", sequences)
+
+    def _scores(self, what: str, sequences: Sequences) -> Tensor:
+        self.scored.append((what, len(sequences)))
         return torch.full(sequences.mask.shape, -0.5 + self.gap)
 
     def measure(self, batch: Batch) -> dict[str, float]:
@@ -162,7 +161,7 @@ class Trainer:
         if self.arrives:
             self.engines.version = version
         faults = self.faults.pop(0) if self.faults else {}
-        return Sent(faults, self.dead & faults.keys())
+        return sent(faults, self.dead & faults.keys())
 
 
 @dataclass

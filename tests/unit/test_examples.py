@@ -9,7 +9,7 @@ from builders import data_config
 
 from rlopt.core.errors import RloptError
 from rlopt.data.preferences import Loaded, load_examples
-from rlopt.data.prompts import Wording, wording
+from rlopt.data.wording import Wording, wording
 
 STEP = {
     "prompt": "1+2*3=",

@@ -31,8 +31,15 @@ ORDER = (
 """From top to bottom. The commands are the files beside the packages."""
 ENTRANCES = {
     "ray": {"cluster.actors", "cluster.ray_jobs", "weight_sync.engine_client"},
-    "deepspeed": {"learner.worker"},
-    "vllm": {"rollout.worker", "rollout.cpu_fork", "weight_sync.sender", "weight_sync.shm_receiver"},
+    "deepspeed": {"learner.deepspeed_engine"},
+    "vllm": {
+        "rollout.worker",
+        "rollout.vllm_engine",
+        "rollout.weight_receiver",
+        "rollout.cpu_fork",
+        "weight_sync.sender",
+        "weight_sync.shm_receiver",
+    },
     "wandb": {"tracking.loggers"},
     "datasets": {"data.readers"},
     "peft": {"models.lora"},

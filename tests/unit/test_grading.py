@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rlopt.data.prompts import final_answer
+from rlopt.data.columns import final_answer
 from rlopt.rewards.answers import find, spoken
 from rlopt.rewards.equality import equal
 from rlopt.rewards.latex import boxes

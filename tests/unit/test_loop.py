@@ -1,7 +1,7 @@
 """The loop with hand-written samplers and learners: what is asked of whom, in which order, under every schedule."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 from builders import OBJECTIVE, group, prompt, terms
@@ -198,7 +198,8 @@ def test_recorded_rows_are_scored_by_the_reference_once_and_held_out_ones_measur
     objective = DPO(beta=0.1, label_smoothing=0.0)
     source = RecordedSource(
         examples=rows, held_out=[Example(prompt("held out"), ((1,), (2,)))], prompt_sampler=PromptSampler(3, 2, seed=1),
-        references=References(trainer, lambda *_: None), learners=trainer, objective=objective, terms=terms(off_policy=False),
+        references=References(trainer.score_reference, lambda *_: None), learners=trainer,
+        objective=objective, terms=terms(off_policy=False),
         eval_every=4, total_steps=7,
     )  # fmt: skip
     Loop(
@@ -219,18 +220,11 @@ def test_recorded_rows_are_scored_by_the_reference_once_and_held_out_ones_measur
 
 
 def test_a_row_keeps_its_own_reference_whatever_the_batch_it_comes_in() -> None:
-    @dataclass
-    class Counter:
-        """Says of every token its own id."""
-
-        def score(self, sequences: Sequences, whose: str) -> Tensor:
-            return sequences.token_ids * sequences.mask
-
-        def measure(self, batch: Batch) -> dict[str, float]:
-            return {}
+    def own_ids(sequences: Sequences) -> Tensor:
+        return sequences.token_ids * sequences.mask
 
     rows = [Example(prompt("a", 1), ((7, 8), (9,))), Example(prompt("b", 3), ((1,), (2, 3, 4)))]
-    references = References(Counter(), lambda *_: None)
+    references = References(own_ids, lambda *_: None)
     references.score(rows)
     turned = [rows[1], rows[0]]
     sequences = pad_examples(turned)
@@ -337,16 +331,14 @@ def test_the_time_of_an_update_is_without_scoring_credit_and_waiting(monkeypatch
     loop, engines, trainer, diary, _ = make(1, 0, total=2)
     clock = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
-    give, score, learn = engines.take, trainer.score, trainer.update
+    give, score, learn = engines.take, trainer.score_reference, trainer.update
 
     def taking(seconds: float) -> None:
         clock[0] += seconds
 
     engines.take = lambda key: taking(1.0) or give(key)  # type: ignore[method-assign,func-returns-value]
     trainer.update = lambda batches, step: taking(4.0) or learn(batches, step)  # type: ignore[method-assign,func-returns-value]
-    trainer.score = lambda sequences, whose, temperature=None: (  # type: ignore[method-assign]
-        (taking(2.0) if whose == "reference" else None) or score(sequences, whose, temperature)
-    )
+    trainer.score_reference = lambda sequences: taking(2.0) or score(sequences)  # type: ignore[method-assign,func-returns-value]
     loop.run(Position())
     last = diary.rows[-1]  # after it no weights are sent: 2 groups, a reference, an update
     names = ("timing_s/wait_rollout", "timing_s/score", "timing_s/update", "timing_s/step", "idle/learner_frac")

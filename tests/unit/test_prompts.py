@@ -8,8 +8,10 @@ import pytest
 from builders import data_config
 
 from rlopt.core.errors import RloptError
-from rlopt.data.prompt_sampler import UnusableRow
-from rlopt.data.prompts import Loaded, drop_eval_overlap, final_answer, load_prompts, wording
+from rlopt.data.columns import final_answer
+from rlopt.data.prompts import Loaded, drop_eval_overlap, load_prompts
+from rlopt.data.unusable import UnusableRow
+from rlopt.data.wording import wording
 from rlopt.rewards.latex import boxes
 
 

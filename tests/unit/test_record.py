@@ -14,8 +14,8 @@ from builders import group
 from rlopt.core.errors import Fault, RloptError
 from rlopt.data.collate import pad
 from rlopt.data.offline_rollouts import Experience, Needs, load_experience
-from rlopt.data.prompts import Wording
 from rlopt.data.rollout_log import NAME, Damaged, Recorder, blocks, group_from_json, group_to_json, header, short
+from rlopt.data.wording import Wording
 from rlopt.diagnosis.evidence import read_tokens
 
 ABOUT = header("0123", "tiny_s", 1.0, 1.0)

@@ -5,7 +5,7 @@ import ctypes
 import pytest
 
 from rlopt.core.errors import RloptError
-from rlopt.rollout.worker import _need_libnuma
+from rlopt.rollout.vllm_engine import _need_libnuma
 
 
 def test_a_machine_without_libnuma_is_told_so_before_vllm_fails_for_another_reason(monkeypatch: pytest.MonkeyPatch) -> None:

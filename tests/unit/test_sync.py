@@ -5,9 +5,10 @@ from collections.abc import Callable
 
 import pytest
 from builders import prompt
-from fakes import Diary, Engines, Heard, Trainer
+from fakes import Diary, Engines, Trainer
 
 from rlopt.core.errors import RloptError
+from rlopt.core.requests import EngineLogprobs
 from rlopt.weight_sync.synchronizer import Synchronizer, canary_texts
 
 
@@ -80,9 +81,9 @@ def test_an_engine_that_dies_is_given_up_and_the_others_go_on() -> None:
 
 def test_an_engine_that_dies_under_the_canary_prompts_is_no_fault_of_the_weights() -> None:
     sync, engines, _, _ = make()
-    ask: Callable[..., Callable[[], dict[int, list[Heard]]]] = engines.canary
+    ask: Callable[..., Callable[[], dict[int, list[EngineLogprobs]]]] = engines.canary
 
-    def one_dies(texts: list[tuple[int, ...]], numbers: list[int]) -> Callable[[], dict[int, list[Heard]]]:
+    def one_dies(texts: list[tuple[int, ...]], numbers: list[int]) -> Callable[[], dict[int, list[EngineLogprobs]]]:
         if 0 in engines.numbers:
             engines.lose(0, "died")
         return ask(texts, [1])

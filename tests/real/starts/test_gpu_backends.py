@@ -12,7 +12,7 @@ from vllm.distributed.weight_transfer.base import ParamMeta, VLLMWeightSyncClien
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory, WeightTransferTrainerFactory
 
 from rlopt.config.compose import conf_dir, typed
-from rlopt.learner.worker import LearnerWorker
+from rlopt.learner.weight_source import WeightSource
 from rlopt.run import launch
 from rlopt.weight_sync.engine_client import EngineClient
 from rlopt.weight_sync.sender import SHM_BACKEND, TensorSpec, gpu_init_info, make_sender, register
@@ -55,8 +55,8 @@ def test_our_client_and_source_have_the_verbs_and_fields_that_vllms_senders_use(
         )
         assert ours == theirs
     assert set(ParamMeta.__dataclass_fields__) <= set(TensorSpec.__dataclass_fields__)
-    assert callable(LearnerWorker.metadata)
-    assert callable(LearnerWorker.__iter__)
+    assert callable(WeightSource.metadata)
+    assert callable(WeightSource.__iter__)
 
 
 def test_our_cpu_back_end_registers_once_however_often_vllm_loads_the_plugin() -> None:

@@ -1,0 +1,111 @@
+"""Which columns of a row hold prompt and answer, and what of an answer counts."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from rlopt.config.sections import DataConfig
+from rlopt.core.errors import RloptError
+from rlopt.data.readers import look_up
+from rlopt.data.unusable import UnusableRow
+from rlopt.data.wording import Messages
+from rlopt.rewards import latex
+
+AnswerFormat = Literal["text", "hash", "boxed"]
+
+
+SCHEMAS = (
+    ("verl's columns", "prompt", "reward_model.ground_truth"),
+    ("TRL's columns", "prompt", "answer"),
+    ("TRL's columns", "prompt", "solution"),
+    ("questions and answers", "question", "answer"),
+    ("problems and answers", "problem", "answer"),
+    ("problems and solutions", "problem", "solution"),
+)
+"""What rows are called that have these two columns, prompt and answer; the first that fits the first row is taken for all."""
+
+
+MEANING: Mapping[AnswerFormat, str] = {"text": "", "hash": " after ####", "boxed": r" in \boxed{}"}
+
+
+def recognize_columns(where: str, rows: Sequence[Mapping[str, Any]], config: DataConfig) -> tuple[str, str, str]:
+    """What the rows are called, and their keys of prompt and answer; the first row that has both decides.
+
+    Raises:
+        RloptError: the columns are not known, or those that the config names are not there.
+    """
+    there = ", ".join(sorted({column for row in rows[:1000] for column in row}))
+    for setting, key in (("data.prompt_key", config.prompt_key), ("data.answer_key", config.answer_key)):
+        if key and all(look_up(row, key) is None for row in rows):
+            raise RloptError(f"{setting}={key}: {where} has no such column; there are {there}")
+    for row in rows:
+        for called, prompt_key, answer_key in SCHEMAS:
+            keys = config.prompt_key or prompt_key, config.answer_key or answer_key
+            if all(look_up(row, key) is not None for key in keys):
+                return called if keys == (prompt_key, answer_key) else "columns as named", *keys
+    raise RloptError(f"{where}: columns {there} do not say which holds what; set data.prompt_key and data.answer_key")
+
+
+_THOUSANDS = re.compile(r"[-+]?[$€£]?\d{1,3}(,\d{3})+(\.\d+)?")
+
+
+def final_answer(text: str, kind: AnswerFormat) -> str:
+    """What counts of an answer: all of it, what follows the last `####`, or what the last `\\boxed{}` holds."""
+    if kind == "hash":
+        text = text.rpartition("####")[2].strip() if "####" in text else ""
+        text = text.replace(",", "") if _THOUSANDS.fullmatch(text) else text
+    elif kind == "boxed":
+        text = next(reversed(latex.boxes(text)), "")
+    text = text.strip()
+    if not text:
+        raise UnusableRow("the answer is empty" if kind == "text" else f"the answer has nothing{MEANING[kind]}")
+    return text
+
+
+def guess_format(answers: list[str]) -> AnswerFormat:
+    """What most of the answers have; the others are then answers without what counts."""
+    if 2 * sum("####" in answer for answer in answers) > len(answers):
+        return "hash"
+    return "boxed" if 2 * sum(bool(latex.boxes(answer)) for answer in answers) > len(answers) else "text"
+
+
+def prompt_of(row: Mapping[str, Any], key: str) -> str | Messages:
+    """The prompt of a row, text or messages; raises Unusable."""
+    value = look_up(row, key)
+    return [_message(key, message) for message in value] if isinstance(value, list) and value else text_of(row, key)
+
+
+def _message(key: str, message: Any) -> dict[str, Any]:
+    """A message with all that it has; raises Unusable."""
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        raise UnusableRow(f"{key} is a list, but not of messages with role and content")
+    kept = {name: value for name, value in message.items() if value is not None}  # a table has all columns in every row
+    content = kept.get("content")
+    if isinstance(content, list):
+        parts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in content]
+        if any(part is None for part in parts):
+            raise UnusableRow(f"{key} has a message with content that is no text")
+        kept["content"] = "".join(map(str, parts))
+    elif not isinstance(content, str) and not (content is None and "tool_calls" in kept):
+        raise UnusableRow(f"{key} is a list, but not of messages with role and content")
+    return kept
+
+
+def text_of(row: Mapping[str, Any], key: str) -> str:
+    value = look_up(row, key)
+    if value is None:
+        raise UnusableRow(f"no {key}, only {', '.join(sorted(row))}")
+    if not isinstance(value, str | int | float):
+        raise UnusableRow(f"{key} is no text but a {type(value).__name__}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UnusableRow(f"{key} is {value}")
+    if not str(value).strip():
+        raise UnusableRow(f"{key} is empty")
+    return str(value)
+
+
+def answer_of(row: Mapping[str, Any]) -> str:
+    """What stands under `answer` where nothing depends on it; empty where that is no answer."""
+    value = row.get("answer")
+    return "" if value is None or (isinstance(value, float) and not math.isfinite(value)) else str(value)

@@ -1,0 +1,39 @@
+"""What the readers of rows need of a tokenizer."""
+
+import hashlib
+import json
+from typing import Any, Literal, Protocol
+
+from rlopt.data.unusable import need_characters
+
+
+class Tokenizer(Protocol):
+    """What is needed of a transformers tokenizer here."""
+
+    eos_token_id: int
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
+    def apply_chat_template(
+        self, conversation: Any, *, tokenize: Literal[False], add_generation_prompt: bool, **options: Any
+    ) -> str: ...
+
+
+def encode(tokenizer: Tokenizer, text: str, special: bool = True) -> list[int]:
+    """Token ids of a text, with `special` those that the tokenizer puts around it.
+
+    Raises:
+        Unusable: it is no text, which no tokenizer says as plainly.
+    """
+    need_characters(text)
+    return tokenizer.encode(text, add_special_tokens=special)
+
+
+def append_eos(ids: list[int], tokenizer: Tokenizer) -> tuple[int, ...]:
+    """An answer's ids with the end token, once."""
+    return tuple(ids) if ids[-1:] == [tokenizer.eos_token_id] else (*ids, tokenizer.eos_token_id)
+
+
+def fingerprint(tokenizer: Any) -> str:
+    """What tells tokenizers apart whose ids mean different things: a hash of the vocabulary."""
+    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=False)
+    return hashlib.blake2b(vocabulary.encode(), digest_size=8).hexdigest()

@@ -1,0 +1,103 @@
+"""The entrance to DeepSpeed: how ranks meet, and a policy in DeepSpeed's engine, to be trained or to be kept as it is."""
+
+import os
+import socket
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+from rlopt.config.sections import LearnerConfig
+from rlopt.models.policy import Policy
+from rlopt.weight_sync.sender import TensorSpec, in_buckets
+
+
+def meet(rank: int, world: int, meeting: tuple[str, int], device: str, threads: int, deadline_s: float) -> None:
+    """Join the other ranks' process group.
+
+    Args:
+        meeting: host and port where rank 0 listens.
+        threads: of torch, where `device` is `cpu`.
+    """
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK="0")
+    on_cpu = device == "cpu"
+    if on_cpu:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        torch.set_num_threads(threads)
+    import deepspeed
+
+    if on_cpu:  # else its first use builds it, with a C++ compiler, for the reductions of inference alone
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    backend = "gloo" if on_cpu else "nccl"
+    store = _store(rank, world, meeting, timedelta(seconds=deadline_s))
+    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world)
+    deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
+
+
+def _store(rank: int, world: int, meeting: tuple[str, int], deadline: timedelta) -> TCPStore:
+    """The store where ranks find one another. By itself torch would listen on every interface, not on `host` alone."""
+    host, port = meeting
+    if rank:
+        return TCPStore(host, port, world, is_master=False, timeout=deadline)
+    listener = socket.create_server((host, port))
+    return TCPStore(host, port, world, is_master=True, timeout=deadline, master_listen_fd=listener.detach())
+
+
+def trained_engine(policy: Policy, config: LearnerConfig, dtype: torch.dtype) -> Any:
+    """DeepSpeed's engine around a policy that learns with AdamW."""
+    params = {"lr": config.lr, "betas": config.betas, "weight_decay": config.weight_decay, "torch_adam": True}
+    learns = {"gradient_clipping": config.max_grad_norm, "optimizer": {"type": "AdamW", "params": params}}
+    return _engine(policy, config.zero_stage, _shared_config(config.zero_stage, dtype) | learns)
+
+
+def frozen_engine(policy: Policy, config: LearnerConfig, dtype: torch.dtype) -> Any:
+    """DeepSpeed's engine around a policy that does not learn, sharded as the trained one is."""
+    return _engine(policy, config.zero_stage, _shared_config(config.zero_stage, dtype))
+
+
+def _engine(policy: Policy, zero_stage: int, config: dict[str, Any]) -> Any:
+    """ZeRO-3 gathers what the head reads when `policy.head` is called."""
+    import deepspeed
+
+    if zero_stage == 3:
+        for parameter in policy.head_parameters:
+            deepspeed.zero.register_external_parameter(policy.head, parameter)
+    engine, *_ = deepspeed.initialize(model=policy, config=config)
+    return engine
+
+
+def _shared_config(zero_stage: int, dtype: torch.dtype) -> dict[str, Any]:
+    zero: dict[str, Any] = {"stage": zero_stage}
+    if zero_stage == 3:
+        zero["stage3_param_persistence_threshold"] = 0  # every weight is sharded, the small ones of tiny models too
+    return {
+        "train_micro_batch_size_per_gpu": 1,  # a formality: micro-batches are counted in tokens, not sequences
+        "zero_optimization": zero,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": dtype == torch.bfloat16},
+        # What is added up over micro-batches and ranks: in bfloat16 it would depend on how the batch is split.
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
+    }
+
+
+def gathered(named: list[tuple[str, torch.nn.Parameter]], zero_stage: int, bucket_bytes: int) -> Iterator[tuple[str, Tensor]]:
+    """Whole parameters by name, also where ZeRO-3 shards them: then a collective, `bucket_bytes` at a time."""
+    if zero_stage < 3:
+        for name, parameter in named:
+            yield name, parameter.detach()
+        return
+    import deepspeed
+
+    for bucket in in_buckets(named, bucket_bytes, lambda named: spec(*named).nbytes):
+        with deepspeed.zero.GatheredParameters([parameter for _, parameter in bucket]):
+            for name, parameter in bucket:
+                yield name, parameter.detach()
+
+
+def spec(name: str, parameter: torch.nn.Parameter) -> TensorSpec:
+    """What the whole parameter is, also where ZeRO-3 left this rank a shard of it."""
+    return TensorSpec(name, parameter.dtype, tuple(getattr(parameter, "ds_shape", parameter.shape)))

@@ -1,0 +1,112 @@
+"""How vLLM is set up: its environment, its arguments, on CPU and on GPU."""
+
+import ctypes
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rlopt.config.sections import RolloutConfig
+from rlopt.core.errors import RloptError
+from rlopt.rollout import cpu_fork
+from rlopt.weight_sync.sender import SHM_BACKEND
+
+PauseMode = Literal["wait", "keep", "abort"]
+
+
+CANARY_PLACES = 4
+"""Sequences beside `rollout.max_num_seqs`, so that canary prompts need not wait for samples to end."""
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """What an engine needs to know beside `RolloutConfig`.
+
+    Attributes:
+        in_flight: what becomes of samples when weights arrive.
+        learns: weights will arrive, before anything is sampled; those that it loads are no version of theirs.
+    """
+
+    folder: Path
+    dtype: str
+    device: str
+    backend: str
+    max_model_len: int
+    threads: int
+    seed: int
+    in_flight: PauseMode
+    learns: bool
+
+
+def set_environment(engine: EngineConfig, config: RolloutConfig) -> None:
+    """Set what vLLM reads from the environment, before it is imported.
+
+    Raises:
+        RloptError: libnuma is missing, which vLLM for CPUs needs.
+    """
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    if engine.device == "cpu":
+        need_libnuma()
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        os.environ["OMP_NUM_THREADS"] = str(engine.threads)
+        if config.tensor_parallel == 1:
+            # vLLM then keeps the model in its scheduler's process. Two would wait for each other at every token, and
+            # each would keep a core busy while it waits.
+            os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        os.environ["TORCHDYNAMO_DISABLE"] = "1"  # vLLM compiles its sampler, with a C++ compiler, and is slower for it here
+        cpu_fork.prepare()
+    elif engine.dtype == "float32":
+        os.environ["TRITON_F32_DEFAULT"] = "ieee"  # else attention rounds its inputs to TF32, and the learner's does not
+    if engine.backend == "ipc":
+        os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # vLLM passes CUDA handles on as pickles, to itself
+
+
+def start_engine(engine: EngineConfig, config: RolloutConfig) -> tuple[Any, Any]:
+    """vLLM's `AsyncLLM`, loaded, and the model's tokenizer."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.tokenizers import get_tokenizer
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    if engine.device == "cpu":
+        cpu_fork.use()
+    llm = AsyncLLM.from_engine_args(
+        AsyncEngineArgs(
+            model=str(engine.folder),
+            dtype=engine.dtype,  # type: ignore[arg-type]
+            max_model_len=engine.max_model_len,
+            max_num_seqs=config.max_num_seqs + CANARY_PLACES,
+            tensor_parallel_size=config.tensor_parallel,
+            seed=engine.seed,
+            logprobs_mode="processed_logprobs",  # of the distribution sampled from, after temperature and top-p
+            enable_prefix_caching=False,
+            disable_log_stats=True,
+            worker_extension_cls="rlopt.weight_sync.shm_receiver.Receipts",
+            weight_transfer_config={"backend": SHM_BACKEND if engine.backend == "shm" else engine.backend},  # type: ignore[arg-type]
+            **_device_arguments(engine, config),
+        )
+    )
+    return llm, get_tokenizer(str(engine.folder))
+
+
+def _device_arguments(engine: EngineConfig, config: RolloutConfig) -> dict[str, Any]:
+    executor = {"distributed_executor_backend": "uni"} if config.tensor_parallel == 1 else {}
+    if engine.device != "cpu":
+        return {"gpu_memory_utilization": config.gpu_memory_share, "enable_sleep_mode": config.sleep} | executor
+    return {
+        "enforce_eager": True,
+        "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30),
+        # A prompt must not be cut in two: on CPU a seeded request then asks its generator for an offset it lacks.
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(engine.max_model_len, 4096),
+    } | executor
+
+
+def need_libnuma() -> None:
+    """vLLM without it starts, and fails minutes later for reasons that do not name it."""
+    try:
+        ctypes.CDLL("libnuma.so.1")
+    except OSError as error:
+        raise RloptError(
+            f"vLLM for CPUs needs libnuma ({error}); apt-get install libnuma1, dnf install numactl-libs"
+        ) from error
