@@ -10,7 +10,7 @@ still while the policy moves on, so all of them count as spoken by version 0: th
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,45 +98,69 @@ def load_experience(name: str, words: Wording, mine: Mapping[str, object], needs
     path, where = Path(name), f"data.experience={name}"
     if not path.is_file():
         raise RloptError(f"{where}: no such file; give the {NAME} of a run with run.record=true, or JSON lines")
-    found = Experience(path, words, [], {}, None, True, False, 0, 0)
-    dropped, held_out, told = dict[str, list[int]](), list[int](), False
+    usable, dropped, held_out, headed, damage = list[_Usable](), dict[str, list[int]](), list[int](), False, None
     try:
-        for block in blocks(path):
-            for line, text in enumerate(block.lines):
-                number = block.first + line
-                if not text.strip():
-                    continue
-                try:
-                    row = json.loads(text)
-                except json.JSONDecodeError as error:
-                    raise Damaged(block.offset(line), f"line {number} is not JSON ({error.msg})") from None
-                if isinstance(row, dict) and row.get("rlopt") == "experience":
-                    refuse_foreign(row, mine, where)
-                    told = True
-                    continue
-                try:
-                    group, known = _checked(row, words, f"{path.name}:{number}", needs)
-                    if not told and not isinstance(row["prompt"], str):
-                        raise UnusableRow("token ids, and no first line that says what made them")
-                except UnusableRow as why:
-                    dropped.setdefault(str(why), []).append(number)
-                    continue
-                if normalize_text(group.prompt.text) in needs.held_out:
-                    held_out.append(number)
-                    continue
-                found.has_texts |= isinstance(row["prompt"], str)
-                found.places.append((block.start, block.first, line))
-                found.has_logprobs &= known
-                found.longest = max(found.longest, *(len(group.prompt.token_ids) + len(s.token_ids) for s in group.samples))
-                found.largest = max(found.largest, len(group.samples))
-    except Damaged as damage:
-        left = f"the {len(found)} groups before it are used"
-        found.damage = f"damaged from byte {damage.offset} of {path.stat().st_size} on: {damage}; {left}"
+        for block, line, row in _rows(path):
+            number = block.first + line
+            if isinstance(row, dict) and row.get("rlopt") == "experience":
+                refuse_foreign(row, mine, where)
+                headed = True
+                continue
+            try:
+                group, known = _checked(row, words, f"{path.name}:{number}", needs, headed)
+            except UnusableRow as why:
+                dropped.setdefault(str(why), []).append(number)
+                continue
+            if normalize_text(group.prompt.text) in needs.held_out:
+                held_out.append(number)
+            else:
+                usable.append(_Usable.of(group, (block.start, block.first, line), known, isinstance(row["prompt"], str)))
+    except Damaged as error:
+        left = f"the {len(usable)} groups before it are used"
+        damage = f"damaged from byte {error.offset} of {path.stat().st_size} on: {error}; {left}"
     if not drop:
-        refuse_unusable(where, dropped, len(found) + len(held_out), "groups", "line")
-    found.dropped = dropped | ({"also in data.eval": held_out} if held_out else {})
+        refuse_unusable(where, dropped, len(usable) + len(held_out), "groups", "line")
+    found = Experience(
+        path=path,
+        words=words,
+        places=[one.place for one in usable],
+        dropped=dropped | ({"also in data.eval": held_out} if held_out else {}),
+        damage=damage,
+        has_logprobs=all(one.has_logprobs for one in usable),
+        has_texts=any(one.is_text for one in usable),
+        longest=max((one.longest for one in usable), default=0),
+        largest=max((one.samples for one in usable), default=0),
+    )
     _refuse(found, where, needs)
     return found
+
+
+@dataclass(frozen=True)
+class _Usable:
+    """What is kept of a group while a file is read: its place, as in `Experience`, and its size."""
+
+    place: tuple[int, int, int]
+    longest: int
+    samples: int
+    has_logprobs: bool
+    is_text: bool
+
+    @classmethod
+    def of(cls, group: Group, place: tuple[int, int, int], has_logprobs: bool, is_text: bool) -> "_Usable":
+        longest = max(len(group.prompt.token_ids) + len(sample.token_ids) for sample in group.samples)
+        return cls(place, longest, len(group.samples), has_logprobs, is_text)
+
+
+def _rows(path: Path) -> Iterator[tuple[Block, int, Any]]:
+    """Every line of a file that is not blank, as (its block, its place in it, what it says); raises Damaged."""
+    for block in blocks(path):
+        for line, text in enumerate(block.lines):
+            if not text.strip():
+                continue
+            try:
+                yield block, line, json.loads(text)
+            except json.JSONDecodeError as error:
+                raise Damaged(block.offset(line), f"line {block.first + line} is not JSON ({error.msg})") from None
 
 
 def _refuse(found: Experience, where: str, needs: Needs) -> None:
@@ -149,8 +173,11 @@ def _refuse(found: Experience, where: str, needs: Needs) -> None:
         )
 
 
-def _checked(row: Any, words: Wording, name: str, needs: Needs) -> tuple[Group, bool]:
-    """The group of a line, if this run can use it, and whether it has log-probabilities."""
+def _checked(row: Any, words: Wording, name: str, needs: Needs, headed: bool) -> tuple[Group, bool]:
+    """The group of a line, if this run can use it, and whether it has log-probabilities.
+
+    `headed`: a first line said what made the token ids.
+    """
     try:
         group, known = _parse(row, words, name)
     except RloptError as refusal:
@@ -161,6 +188,8 @@ def _checked(row: Any, words: Wording, name: str, needs: Needs) -> tuple[Group, 
         raise UnusableRow("one sample, and credit is relative to siblings")
     if len(group.prompt.token_ids) + max(len(sample.token_ids) for sample in group.samples) > needs.max_tokens:
         raise UnusableRow(f"more than {needs.max_tokens} tokens")
+    if not headed and not isinstance(row["prompt"], str):
+        raise UnusableRow("token ids, and no first line that says what made them")
     return group, known
 
 
@@ -188,11 +217,11 @@ def _from_text(row: Mapping[str, Any], words: Wording, name: str) -> Group:
     samples = []
     for sample in row["samples"]:
         ids = append_eos(encode(words.tokenizer, sample["text"], special=False), words.tokenizer)
-        samples.append(_silent(prompt, ids, sample["text"], float(sample["reward"])))
+        samples.append(_unknown_sample(prompt, ids, sample["text"], float(sample["reward"])))
     return Group(prompt, tuple(samples))
 
 
-def _silent(prompt: Prompt, ids: tuple[int, ...], text: str, reward: float) -> Sample:
+def _unknown_sample(prompt: Prompt, ids: tuple[int, ...], text: str, reward: float) -> Sample:
     """A sample of an unknown policy."""
     return Sample(
         prompt_id=prompt.id,
