@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rlopt.config.compose import conf_dir, translate
 from rlopt.core import signals
-from rlopt.core.errors import RloptError, first_line
+from rlopt.core.errors import RloptError, StoppedEarly, first_line
 from rlopt.core.garbage import collect_seldom
 
 C = TypeVar("C")
@@ -45,7 +45,7 @@ def run(primary: str, typed: Callable[[DictConfig], C], work: Callable[[C], None
         sys.exit(f"error: {error}")
     except (HydraException, OmegaConfBaseException) as error:
         sys.exit(f"error: {refusal(error, primary)}")
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, StoppedEarly):
         print(f"interrupted: {interrupted}", file=sys.stderr)
         sys.exit(130)
 

@@ -20,8 +20,17 @@ def first_line(error: BaseException | str, longest: int = 300) -> str:
     return said if len(said) <= longest else said[: longest - 3] + "..."
 
 
+def last_line(error: BaseException) -> str:
+    """The last line that an error says: CUDA's errors name their cause there."""
+    return first_line("\n".join(reversed(str(error).splitlines())) or type(error).__name__)
+
+
 class NoEngine(Exception):
     """Groups are asked for and no engine is left to sample them; the replacements wait for weights. Never leaves the loop."""
+
+
+class StoppedEarly(Exception):
+    """A run was asked to end, saved what it had made, and ended before its last step."""
 
 
 class Interrupted(Exception):

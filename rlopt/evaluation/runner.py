@@ -105,7 +105,7 @@ def _ask(job: EvaluateJob, folder: Path, sets: Mapping[str, Loaded], console: Co
         with console.status("starting engines"):
             spawn = spawner(cluster, job.cluster, engine, job.rollout, job.reward, 1)
             engines = EnginePool(spawn, job.rollout.engines, job.cluster.start_deadline_s)
-            engines.join(wait=True)
+            engines.join_all()
         ways = sampling_specs(job.eval.samples, job.eval.temperature, job.eval.top_p, job.eval.greedy)
         evaluator = Evaluator(
             sets={name: loaded.prompts for name, loaded in sets.items()},
@@ -130,7 +130,7 @@ def _restore_engines(engines: EnginePool, left: Iterator[int]) -> None:
     """Take in the engines that replace those that died; they have their weights from the start."""
     if next(left, None) is None:
         raise RloptError(f"all engines died {MOST_REVIVALS + 1} times; is a prompt or rollout.kv_cache_gib too large for them?")
-    engines.join(wait=True)
+    engines.join_all()
     engines.assign_orphaned()
 
 

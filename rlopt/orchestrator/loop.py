@@ -1,13 +1,12 @@
-"""The algorithm, as one page of verbs. No Ray, no engine: the same loop runs on a cluster and in a test with fakes.
+"""The training loop. No Ray and no engine: the same loop runs on a cluster and in a test with fakes.
 
 while a step is left:
-    take what the source has for it                      -> samplers that run ahead, or recorded rows
-    score it with the reference, and with the policy where an anchor is wanted
-    give credit, learn
-    tell the source that the weights have moved          -> where samplers are synchronised
+    take the data of the step                            -> from samplers that run ahead, or from recorded rows
+    score it with the reference, and with the policy where old log-probabilities are the policy's
+    compute advantages, update the weights
+    tell the source that the weights have changed        -> where samplers are synchronised
 """
 
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,11 +15,12 @@ from typing import Literal, Protocol
 from torch import Tensor
 
 from rlopt.core.batches import Sequences
-from rlopt.core.errors import Interrupted
+from rlopt.core.errors import Interrupted, StoppedEarly
 from rlopt.core.protocols import Journal, Learners
 from rlopt.core.samples import Group, PendingRollouts
 from rlopt.objectives.core import LossTerms, Objective
 from rlopt.objectives.credit import compute_advantages
+from rlopt.orchestrator.progress import Position, StepClock, step_metrics
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,15 +75,6 @@ class Plan:
     minibatches: int
 
 
-@dataclass
-class Position:
-    """Where a run stands; with a checkpoint's weights and buffer it is all that a resumed run needs."""
-
-    step: int = 0
-    samples_seen: int = 0
-    tokens_seen: int = 0
-
-
 @dataclass(frozen=True)
 class Loop:
     """The parts, wired by `launch`, and the page that moves them."""
@@ -99,55 +90,59 @@ class Loop:
     asked_to_stop: Callable[[], bool]
 
     def run(self, position: Position) -> None:
-        """Train from `position` to the last step, or until asked to stop; what was made is saved."""
-        plan, saved = self.plan, position.step
+        """Train from `position` to the last step, or until asked to stop; what was made is saved.
+
+        Raises:
+            StoppedEarly: it was asked to stop before the last step.
+        """
+        saved = position.step
         self.source.open(position.step)
-        while position.step < plan.total_steps:
-            step, started = position.step + 1, time.monotonic()
+        while position.step < self.plan.total_steps:
+            clock = StepClock()
             try:
-                drawn = self.source.take(step)
+                drawn = self.source.take(position.step + 1)
             except Interrupted:
                 if position.step > saved:
                     self.save(position, self.source.pending(position.step))
-                return
-            taken, sequences = time.monotonic(), drawn.sequences
-            proximal = plan.anchor == "proximal"
-            policy = self.learners.score_policy(sequences) if proximal or plan.record else None
-            old_logprobs = policy if policy is not None and proximal else sequences.rollout_logprobs
+                raise StoppedEarly from None
+            clock.lap("wait_rollout")
+
+            policy = self._policy_logprobs(drawn.sequences)
+            sampled = drawn.sequences.rollout_logprobs
+            old_logprobs = policy if policy is not None and self.plan.anchor == "proximal" else sampled
             batches = compute_advantages(
-                sequences, old_logprobs, drawn.reference(), self.objective, self.terms, plan.minibatches
+                drawn.sequences, old_logprobs, drawn.reference(), self.objective, self.terms, self.plan.minibatches
             )
-            credited = time.monotonic()
-            metrics = {**drawn.metrics, **self.learners.update(batches, step)}
-            updated, tokens = time.monotonic(), sum(int(batch.mask.sum()) for batch in batches)
+            clock.lap("score")
+            updated = self.learners.update(batches, position.step + 1)
+            clock.lap("update")
 
-            position.step = step
-            position.samples_seen += len(sequences)
-            position.tokens_seen += tokens
-            with suppress(Interrupted):  # the step was made all the same
-                if step < plan.total_steps:
-                    metrics |= self.source.learned(step)
-                metrics |= self.source.measure(step)
-
-            wall = time.monotonic() - started
-            metrics |= {
-                "step": step,
-                "actor/updates": len(batches),
-                "samples_seen": position.samples_seen,
-                "tokens_seen": position.tokens_seen,
-                "timing_s/step": wall,
-                "timing_s/wait_rollout": taken - started,
-                "timing_s/score": credited - taken,
-                "timing_s/update": updated - credited,
-                "perf/tokens_per_s": tokens / wall,
-                "perf/samples_per_s": len(sequences) / wall,
-                "idle/learner_frac": 1 - (updated - taken) / wall,
-            }
+            position.advance(batches, len(drawn.sequences))
+            metrics = {**drawn.metrics, **updated, **self._between_steps(position.step)}
+            metrics |= step_metrics(position, batches, len(drawn.sequences), clock)
             self.journal.step(metrics, drawn.groups, policy)
-            due = step == plan.total_steps or (plan.save_every and step % plan.save_every == 0)
             stop = self.asked_to_stop()
-            if self.is_best(metrics) or due or stop:
-                self.save(position, self.source.pending(step))
-                saved = step
-            if stop:
-                return
+            if self.is_best(metrics) or self._is_due(position.step) or stop:
+                self.save(position, self.source.pending(position.step))
+                saved = position.step
+            if stop and position.step < self.plan.total_steps:
+                raise StoppedEarly
+
+    def _policy_logprobs(self, sequences: Sequences) -> Tensor | None:
+        """`[B, T]` under the policy before the update, where the anchor or the record needs it."""
+        wanted = self.plan.anchor == "proximal" or self.plan.record
+        return self.learners.score_policy(sequences) if wanted else None
+
+    def _between_steps(self, step: int) -> dict[str, float]:
+        """Synchronise and evaluate where it is time to; metrics of that."""
+        metrics: dict[str, float] = {}
+        with suppress(Interrupted):  # the step was made all the same
+            if step < self.plan.total_steps:
+                metrics |= self.source.learned(step)
+            metrics |= self.source.measure(step)
+        return metrics
+
+    def _is_due(self, step: int) -> bool:
+        """Whether a checkpoint is to be saved after `step` whatever happens."""
+        every = self.plan.save_every
+        return step == self.plan.total_steps or (every > 0 and step % every == 0)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rlopt.cluster.actors import Lost, Pending, Stalled, Workers, close_all, finished, wait_any
-from rlopt.core.errors import Interrupted, NoEngine, RloptError, first_line
+from rlopt.core.errors import Interrupted, NoEngine, RloptError, first_line, last_line
 from rlopt.core.requests import EngineLogprobs, SampleRequest
 from rlopt.core.samples import Group, Key
 
@@ -137,16 +137,22 @@ class EnginePool:
         """Groups that an earlier run had sampled and not learned from."""
         self._done |= groups
 
-    def join(self, wait: bool) -> bool:
-        """Take in the engines that have loaded, or with `wait` all that are loading; whether there were any.
+    def join_all(self) -> bool:
+        """Wait for all engines that are loading, and take them in; whether there were any.
 
         They have no weights to sample with yet. One that cannot load is reported and given up, while there are others.
 
         Raises:
             Exception: what the first of them raised, when none could load and no other is there.
         """
+        return self._join(list(self._starting))
+
+    def join_loaded(self) -> bool:
+        """As `join_all`, but only those that have loaded by now; waits for none."""
         loaded = finished([pending for _, pending in self._starting])
-        ready = [(engine, pending) for engine, pending in self._starting if wait or pending in loaded]
+        return self._join([(engine, pending) for engine, pending in self._starting if pending in loaded])
+
+    def _join(self, ready: list[tuple[Engine, Pending]]) -> bool:
         failed: list[Exception] = []
         for engine, pending in ready:
             self._starting.remove((engine, pending))
@@ -172,12 +178,12 @@ class EnginePool:
             engine = self._starting.pop()[0] if self._starting else self._up.pop()
             engine.workers.close()
             self.report("engine_removed", engine=engine.number, asked_again=len(engine.calls))
-            self._hand_on(engine.requests)
+            self._reassign(engine.requests)
 
     def assign_orphaned(self) -> None:
         """Hand what nobody samples to the engines that are there; called when these have weights."""
         orphaned, self._orphaned = self._orphaned, {}
-        self._hand_on(orphaned)
+        self._reassign(orphaned)
 
     @property
     def handles(self) -> dict[int, Any]:
@@ -239,7 +245,7 @@ class EnginePool:
             except Lost as lost:
                 self.lose(engine.number, str(lost))
             except Exception as error:  # CUDA's own, when the learner left too little of the card
-                why = str(error).strip().splitlines()[-1]
+                why = last_line(error)
                 raise RloptError(f"engine {engine.number} could not {verb} ({why}); lower rollout.gpu_memory_share") from error
             engine.asleep = verb == "sleep"
 
@@ -257,7 +263,7 @@ class EnginePool:
         if self._losses > MOST_LOSSES + self._count:
             raise Stalled(f"{self._losses} engines were lost since a group came back, the last one, engine {number}: {why}")
         self._make()
-        self._hand_on(engine.requests)
+        self._reassign(engine.requests)
 
     @property
     def workers(self) -> list[Workers]:
@@ -267,7 +273,7 @@ class EnginePool:
     def close(self) -> None:
         close_all(self.workers)
 
-    def _hand_on(self, requests: Mapping[Key, SampleRequest]) -> None:
+    def _reassign(self, requests: Mapping[Key, SampleRequest]) -> None:
         for key, request in requests.items():
             self.ask(key, request)
 

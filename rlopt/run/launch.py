@@ -17,8 +17,9 @@ from rlopt.evaluation.evaluator import Evaluator, sampling_specs
 from rlopt.orchestrator.async_sampling import AsyncPlan, AsyncSampler, streamed
 from rlopt.orchestrator.lockstep import LockstepSampler, restore_engines, sampled_groups
 from rlopt.orchestrator.lockstep import Synchronizer as LiveSync
-from rlopt.orchestrator.loop import Loop, Plan, Position, Source
+from rlopt.orchestrator.loop import Loop, Plan, Source
 from rlopt.orchestrator.online_source import Evaluation, OnlineSource, Samplers, Shares
+from rlopt.orchestrator.progress import Position
 from rlopt.orchestrator.recorded_source import RecordedSource, References
 from rlopt.orchestrator.replay_buffer import ReplayBuffer, ReplayPlan
 from rlopt.rollout.engine_pool import EnginePool
@@ -66,33 +67,31 @@ def train(config: Config, console: Console) -> Outcome:
     try:
         with console.status("starting engines and learners"):
             workers.start()
-            position, about = Position(**prepared.state["position"]), (config.run.name, config.algo.name, asdict(config))
-            boards = start_boards(config.tracking, prepared.run, position.step, prepared.state["wandb_id"], *about)
+            position, about = Position(**prepared.start.state["position"]), (config.run.name, config.algo.name, asdict(config))
+            boards = start_boards(config.tracking, prepared.start.run, position.step, prepared.start.state["wandb_id"], *about)
             workers.join()
         console.print(f"started in {time.monotonic() - started:.0f} s", highlight=False)
-        checkpoint.forget(prepared.run, position.step)
+        checkpoint.forget(prepared.start.run, position.step)
         recorder = _recorder(prepared, position.step)
         steps, log_samples = config.trainer.total_steps, config.trainer.log_samples
-        journal = Journal(prepared.run, position.step, steps, log_samples, boards, console, recorder)
-        journal.event("start", step=position.step, resumed_from=str(prepared.resume) if prepared.resume else None)
-        if prepared.left_behind:
-            journal.event("samples_left_behind", why=prepared.left_behind)
+        journal = Journal(prepared.start.run, position.step, steps, log_samples, boards, console, recorder)
+        journal.event("start", step=position.step, resumed_from=str(prepared.start.resume) if prepared.start.resume else None)
+        if prepared.start.left_behind:
+            journal.event("samples_left_behind", why=prepared.start.left_behind)
         journal.event("workers", **workers.nodes())
-        if prepared.recordings:
-            journal.event("rows_left_out", **prepared.recordings.dropped)
-        if left_out := prepared.left_out:
+        if prepared.data.recordings:
+            journal.event("rows_left_out", **prepared.data.recordings.dropped)
+        if left_out := prepared.data.left_out:
             journal.event("rows_left_out", **left_out)
-        if prepared.notes:
-            journal.event("rows_noted", **prepared.notes)
-        if prepared.experience:
-            journal.event("experience", damage=prepared.experience.damage, left_out=prepared.experience.dropped)
+        if prepared.data.notes:
+            journal.event("rows_noted", **prepared.data.notes)
+        if prepared.data.experience:
+            journal.event("experience", damage=prepared.data.experience.damage, left_out=prepared.data.experience.dropped)
         if workers.engines:
             workers.engines.report = journal.event
             workers.engines.asked_to_stop = workers.stop.is_set
         with told_to_end(workers.stop.set):
             _loop(prepared, workers, journal).run(position)
-        if position.step < steps:
-            raise KeyboardInterrupt
         finished = True
         return _outcome(prepared, boards)
     finally:
@@ -107,18 +106,18 @@ def train(config: Config, console: Console) -> Outcome:
 def _recorder(prepared: Prepared, step: int) -> Recorder | None:
     if not prepared.config.run.record:
         return None
-    return Recorder(prepared.run, step, prepared.about, known=prepared.terms.off_policy)
+    return Recorder(prepared.start.run, step, prepared.about, known=prepared.terms.off_policy)
 
 
 def _loop(prepared: Prepared, workers: RunWorkers, journal: Journal) -> Loop:
-    config, run, state = prepared.config, prepared.run, prepared.state
+    config, run, state = prepared.config, prepared.start.run, prepared.start.state
     shared = config.algo.group_relative
     canaries = canary_texts(_some_prompts(prepared), CANARY_PLACES)
     best = checkpoint.Best(run, config.trainer.best, state["position"]["step"])
 
     def write_model(folder: Path) -> dict[str, int]:
         written = workers.learners.save(folder)
-        prepared.tokenizer.save_pretrained(folder / "hf")
+        prepared.model.tokenizer.save_pretrained(folder / "hf")
         return written
 
     def save(position: Position, pending: PendingRollouts) -> None:
@@ -151,16 +150,16 @@ def _loop(prepared: Prepared, workers: RunWorkers, journal: Journal) -> Loop:
 
 def _some_prompts(prepared: Prepared) -> list[Prompt]:
     """The first that a run has, wherever from."""
-    if prepared.recordings:
-        return [example.prompt for example in prepared.recordings.train[:CANARY_PLACES]]
-    if not prepared.prompts and prepared.experience:
-        return [group.prompt for group in prepared.experience.groups(0, min(CANARY_PLACES, len(prepared.experience)))]
-    return prepared.prompts
+    if prepared.data.recordings:
+        return [example.prompt for example in prepared.data.recordings.train[:CANARY_PLACES]]
+    if not prepared.data.prompts and prepared.data.experience:
+        return [group.prompt for group in prepared.data.experience.groups(0, min(CANARY_PLACES, len(prepared.data.experience)))]
+    return prepared.data.prompts
 
 
 def _source(prepared: Prepared, workers: RunWorkers, journal: Journal) -> Source:
     config, pending = prepared.config, workers.pending
-    if recordings := prepared.recordings:
+    if recordings := prepared.data.recordings:
         return RecordedSource(
             examples=recordings.train,
             held_out=recordings.held_out,
@@ -178,16 +177,16 @@ def _source(prepared: Prepared, workers: RunWorkers, journal: Journal) -> Source
         replay = ReplayBuffer(ReplayPlan(kept.capacity, kept.reuse, kept.decay, config.sync.max_lag))
         if "replay" in pending.facts:
             replay.restore(pending)
-    samplers = _samplers(prepared, workers, workers.engines, journal) if workers.engines and prepared.prompts else None
+    samplers = _samplers(prepared, workers, workers.engines, journal) if workers.engines and prepared.data.prompts else None
     evaluation = None
-    if workers.engines and samplers and prepared.evals:
+    if workers.engines and samplers and prepared.data.evals:
         every, interval, steps = config.trainer.eval_every, config.sync.interval, config.trainer.total_steps
         evaluation = Evaluation(every, interval, steps, _evaluator(prepared, workers.engines, samplers.sync).measure)
     return OnlineSource(
         shares=Shares(*config.shares, config.group_size),
         samplers=samplers,
         replay=replay,
-        recorded=prepared.experience.groups if prepared.experience else None,
+        recorded=prepared.data.experience.groups if prepared.data.experience else None,
         learners=workers.learners,
         evaluation=evaluation,
     )
@@ -196,7 +195,7 @@ def _source(prepared: Prepared, workers: RunWorkers, journal: Journal) -> Source
 def _evaluator(prepared: Prepared, engines: EnginePool, sync: LiveSync) -> Evaluator:
     plan = prepared.config.eval
     return Evaluator(
-        sets={name: loaded.prompts for name, loaded in prepared.evals.items()},
+        sets={name: loaded.prompts for name, loaded in prepared.data.evals.items()},
         sampling_specs=sampling_specs(plan.samples, plan.temperature, plan.top_p, plan.greedy),
         right=plan.right,
         engines=engines,
@@ -206,7 +205,7 @@ def _evaluator(prepared: Prepared, engines: EnginePool, sync: LiveSync) -> Evalu
 
 
 def _samplers(prepared: Prepared, workers: RunWorkers, engines: EnginePool, journal: Journal) -> Samplers:
-    config, pending, sync, prompts = prepared.config, workers.pending, prepared.config.sync, prepared.prompts
+    config, pending, sync, prompts = prepared.config, workers.pending, prepared.config.sync, prepared.data.prompts
     new, deadline_s = config.shares[0], config.cluster.step_deadline_s
     refills = config.algo.group_relative.refills if config.algo.group_relative else 0
     prompt_sampler = PromptSampler(len(prompts), new, config.run.seed)
@@ -218,7 +217,7 @@ def _samplers(prepared: Prepared, workers: RunWorkers, engines: EnginePool, jour
         tolerance=sync.tolerance * _slack(config),
         ranks_per_engine=config.rollout.tensor_parallel,
         journal=journal,
-        wanted=lambda: wanted_engines(prepared.run, config.rollout.engines),
+        wanted=lambda: wanted_engines(prepared.start.run, config.rollout.engines),
     )
     if sync.mode == "lockstep":
         again = [(batch, place) for batch, place in pending.facts.get("again", [])]
@@ -232,7 +231,7 @@ def _samplers(prepared: Prepared, workers: RunWorkers, engines: EnginePool, jour
             total_steps=config.trainer.total_steps,
             deadline_s=deadline_s,
             sleep=config.rollout.sleep,
-            requested=max([prepared.state["position"]["step"], *(batch for batch, _ in [*batches, *again])]),
+            requested=max([prepared.start.state["position"]["step"], *(batch for batch, _ in [*batches, *again])]),
             restored=set(pending.facts.get("revived", [])),
             again=again,
         )
@@ -265,12 +264,12 @@ def _slack(config: Config) -> int:
 
 
 def _outcome(prepared: Prepared, boards: list[Board]) -> Outcome:
-    columns = ((name, read_column(prepared.run, name)) for name in HEADLINES)
+    columns = ((name, read_column(prepared.start.run, name)) for name in HEADLINES)
     name, values = next((name, values) for name, values in columns if not math.isnan(values[0]))
     span = min(20, len(values))
     return Outcome(
-        folder=prepared.run,
-        checkpoint=checkpoint.find_all(prepared.run)[-1],
+        folder=prepared.start.run,
+        checkpoint=checkpoint.find_all(prepared.start.run)[-1],
         headline=HEADLINES[name],
         before=sum(values[:span]) / span,
         after=sum(values[-span:]) / span,

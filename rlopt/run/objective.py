@@ -77,7 +77,7 @@ def _corrections(shared: GroupRelativeConfig) -> Corrections:
     return Corrections(shared.dual_clip, importance, shared.opsm_delta)
 
 
-def _why_logprobs(config: Config, objective: Objective, terms: LossTerms) -> str | None:
+def why_logprobs(config: Config, objective: Objective, terms: LossTerms) -> str | None:
     """Why the behavior policy's log-probabilities are needed, or None."""
     shared, reads = config.algo.group_relative, objective.traits.reads
     if reads in ("behavior", "proximal") or (reads == "anchor" and shared and shared.anchor == "behavior"):

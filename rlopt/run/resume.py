@@ -16,7 +16,7 @@ from rlopt.config.sections import DataConfig, ModelConfig
 from rlopt.core.atomic_write import write_whole
 from rlopt.core.errors import RloptError
 from rlopt.orchestrator.lockstep import batches_of
-from rlopt.orchestrator.loop import Position
+from rlopt.orchestrator.progress import Position
 from rlopt.orchestrator.schedule import Schedule
 from rlopt.run import checkpoint
 from rlopt.run.engine_count import forget_wish

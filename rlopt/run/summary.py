@@ -3,20 +3,20 @@
 from collections.abc import Mapping
 
 from rlopt.run.memory import learner_memory
-from rlopt.run.validate import Prepared, dtype
+from rlopt.run.validate import Prepared
 
 
 def summarize(prepared: Prepared) -> str:
     """What follows from the config, in a few lines."""
     config, size = prepared.config, prepared.config.data.prompts_per_step
-    shape, width = prepared.shape, dtype(config).itemsize
+    shape, width = prepared.model.shape, prepared.model.dtype.itemsize
     weights, needs = shape.parameters, learner_memory(config, shape, width)
     memory = f"{(needs.total - needs.activations) / 2**20:.1f} MiB of weights, gradients and optimizer before activations"
     ranks_line = f"{config.learner.workers} learner rank(s), ZeRO {config.learner.zero_stage}, {memory}"
     lines, steps = list[str](), config.trainer.total_steps
-    if recordings := prepared.recordings:
+    if recordings := prepared.data.recordings:
         count = len(recordings.train)
-        lines += [f"a step   {size} rows; longest sequence {prepared.longest}"]
+        lines += [f"a step   {size} rows; longest sequence {prepared.data.longest}"]
         lines += [f"data     {count} rows, {steps * size / count:.1f} epochs; {len(recordings.held_out)} held out"]
         lines += [_left_out(key, dropped) for key, dropped in recordings.dropped.items() if dropped]
     else:
@@ -26,27 +26,27 @@ def summarize(prepared: Prepared) -> str:
         origins = " + ".join(f"{count} {kind}" for count, kind in kinds if count)
         lines += [
             f"a step   {origins} groups of {config.group_size} = {samples} samples, "
-            f"at most {samples * config.rollout.max_new_tokens} response tokens; longest sequence {prepared.longest}"
+            f"at most {samples * config.rollout.max_new_tokens} response tokens; longest sequence {prepared.data.longest}"
         ]
-        if data := prepared.data:
+        if data := prepared.data.train:
             count = len(data.prompts)
             lines += [f"data     {count} prompts of {config.data.train}, {data.about}, {steps * new / count:.1f} epochs"]
-            lines += [_left_out(name, rows) for name, rows in prepared.left_out.items()]
-        if experience := prepared.experience:
+            lines += [_left_out(name, rows) for name, rows in prepared.data.left_out.items()]
+        if experience := prepared.data.experience:
             epochs = steps * recorded / len(experience)
             lines += [f"record   {experience.path}: {len(experience)} groups, {epochs:.1f} epochs"]
             lines += [f"record   {experience.damage}"] if experience.damage else []
             lines += [_left_out("data.experience", experience.dropped)] if experience.dropped else []
         lines += [f"sync     {_describe_sync(prepared)}"] if new else []
-    lines += [f"note     {name}: {note}" for name, notes in prepared.notes.items() for note in notes]
-    if prepared.prompts:
+    lines += [f"note     {name}: {note}" for name, notes in prepared.data.notes.items() for note in notes]
+    if prepared.data.prompts:
         engine = f"{weights * width / 2**20:.1f} MiB of weights"
         if not config.cluster.gpus_per_engine:
             engine += f" and {config.rollout.kv_cache_gib * 1024:.0f} MiB of KV cache"
         ranks_line = f"{config.rollout.engines} engine(s) with {engine}; {ranks_line}"
     lines += [f"workers  {ranks_line}"]
-    if why := prepared.left_behind:
-        lines += [f"go on    from {prepared.resume}, without the samples that it had not learned from: {why}"]
+    if why := prepared.start.left_behind:
+        lines += [f"go on    from {prepared.start.resume}, without the samples that it had not learned from: {why}"]
     learn = f", {shape.trainable:,} of adapters learn" if config.learner.lora.rank else ""
     head = (
         f"{config.run.name}: {config.algo.name} on {config.model.path} ({weights:,} parameters{learn}), "

@@ -12,7 +12,7 @@ from rlopt.rollout.engine_pool import EnginePool
 from rlopt.rollout.vllm_engine import EngineConfig
 from rlopt.rollout.worker import spawner
 from rlopt.run import checkpoint
-from rlopt.run.validate import Prepared, dtype
+from rlopt.run.validate import Prepared
 
 
 class RunWorkers:
@@ -29,7 +29,7 @@ class RunWorkers:
     def start(self) -> None:
         """Begin to load engines and learners, side by side; `join` waits for them."""
         config, deadline = self._prepared.config, self._prepared.config.cluster.start_deadline_s
-        if self._prepared.prompts:
+        if self._prepared.data.prompts:
             self.engines = EnginePool(_spawner(self._prepared, self._cluster), config.rollout.engines, deadline)
         self._ranks = _start_learners(self._prepared, self._cluster)
         meeting = self._ranks.call("address")[0]
@@ -40,22 +40,22 @@ class RunWorkers:
         config = self._prepared.config
         assert self._ranks
         if self.engines:
-            self.engines.join(wait=True)
+            self.engines.join_all()
         self._starting.result("starting up")
         unit = self._prepared.objective.traits.unit
         self.learners = Learners(self._ranks, config.learner.token_budget, unit, config.rollout.temperature)
-        self.learners.check_storage(self._prepared.run)
+        self.learners.check_storage(self._prepared.start.run)
         self.bring_back(self._prepared)
 
     def bring_back(self, prepared: Prepared) -> None:
         """What the checkpoint holds that `prepared` goes on from, if it does."""
         self.pending = PendingRollouts({}, {})
-        if not prepared.resume:
+        if not prepared.start.resume:
             return
-        self.learners.load(prepared.resume)
-        self.pending = checkpoint.load_pending(prepared.resume)
-        if prepared.left_behind:  # go on from the same place in the data, with the weights that are there
-            step = prepared.state["position"]["step"]
+        self.learners.load(prepared.start.resume)
+        self.pending = checkpoint.load_pending(prepared.start.resume)
+        if prepared.start.left_behind:  # go on from the same place in the data, with the weights that are there
+            step = prepared.start.state["position"]["step"]
             stream = {"keys": [], "again": [], "next": step * prepared.config.shares[0]}
             self.pending = PendingRollouts({}, {"revived": [step], "stream": stream})
 
@@ -72,11 +72,11 @@ class RunWorkers:
 def _spawner(prepared: Prepared, cluster: Cluster) -> Callable[[str, int], Workers]:
     config = prepared.config
     engine = EngineConfig(
-        folder=prepared.folder,
-        dtype=str(dtype(config)).removeprefix("torch."),
+        folder=prepared.model.folder,
+        dtype=str(prepared.model.dtype).removeprefix("torch."),
         device="cuda" if config.cluster.gpus_per_engine else "cpu",
         backend=config.sync_backend,
-        max_model_len=prepared.longest,
+        max_model_len=prepared.data.longest,
         threads=config.cluster.cpu_threads,
         seed=config.run.seed,
         in_flight=config.sync.in_flight if config.sync.mode == "async" else "wait",
@@ -88,8 +88,8 @@ def _spawner(prepared: Prepared, cluster: Cluster) -> Callable[[str, int], Worke
 def _start_learners(prepared: Prepared, cluster: Cluster) -> Workers:
     config = prepared.config
     setup = LearnerSetup(
-        folder=prepared.folder,
-        dtype=dtype(config),
+        folder=prepared.model.folder,
+        dtype=prepared.model.dtype,
         device="cuda" if config.cluster.gpus_per_learner else "cpu",
         threads=config.cluster.cpu_threads,
         temperature=config.rollout.temperature,

@@ -36,7 +36,8 @@ class Engines(Protocol):
     def handles(self) -> Mapping[int, Any]: ...
     @property
     def asleep(self) -> bool: ...
-    def join(self, wait: bool) -> bool: ...
+    def join_all(self) -> bool: ...
+    def join_loaded(self) -> bool: ...
     def wake(self) -> None: ...
     def resize(self, count: int) -> None: ...
     def assign_orphaned(self) -> None: ...
@@ -83,37 +84,47 @@ class Synchronizer:
             RloptError: an engine did not get the weights, or differs from the learner, at every attempt.
         """
         started = time.monotonic()
-        self._scores = None
-        self.engines.resize(self.wanted())
-        if self.engines.asleep:
-            self.learners.release()
-            self.engines.wake()
-        self.engines.join(wait=not self.engines.handles)
-        if frozenset(self.engines.handles) != self._connected:
-            self.learners.connect(self.engines.handles, self.ranks_per_engine)
-            self._connected = frozenset(self.engines.handles)
-        seconds, gaps, only = 0.0, dict[int, float](), None
-        for attempt in range(1, ATTEMPTS + 1):
-            sent = self.learners.sync(version, only)
-            verdict = self._judge(version, only, sent)
-            seconds, gaps, only = seconds + sent.seconds, gaps | verdict.gaps, sorted(verdict.faults)
-            if not only:
-                break
-            for number, why in verdict.faults.items():
-                self.journal.event("sync_fault", version=version, engine=number, attempt=attempt, why=why)
-        else:
-            number, why = next(iter(verdict.faults.items()))
-            raise RloptError(f"sync of version {version}: engine {number}: {why}; sent {ATTEMPTS} times, each in vain")
+        self._gather_engines()
+        sending = self._send_until_sound(version)
         self.version = version
         self.engines.assign_orphaned()
-        metrics: dict[str, float] = {"sync/seconds": seconds, "sync/bytes": sent.bytes, "sync/faults": attempt - 1}
+        metrics = {"sync/seconds": sending.seconds, "sync/bytes": sending.bytes, "sync/faults": sending.faults}
         if self.verify:
-            metrics |= {"sync/canary_abs_diff": max(gaps.values(), default=0.0), "sync/verified": 1.0}
+            metrics |= {"sync/canary_abs_diff": max(sending.gaps.values(), default=0.0), "sync/verified": 1.0}
         metrics["timing_s/sync"] = time.monotonic() - started
         self.journal.event("sync", version=version, engines=sorted(self.engines.handles), **metrics)
         return metrics
 
-    def _judge(self, version: int, only: list[int] | None, sent: Sent) -> "_Verdict":
+    def _gather_engines(self) -> None:
+        """Have as many engines as are wanted, awake, loaded ones taken in, and the learner connected to all of them."""
+        self.engines.resize(self.wanted())
+        if self.engines.asleep:
+            self.learners.release()
+            self.engines.wake()
+        if self.engines.handles:
+            self.engines.join_loaded()
+        else:
+            self.engines.join_all()
+        if frozenset(self.engines.handles) != self._connected:
+            self.learners.connect(self.engines.handles, self.ranks_per_engine)
+            self._connected = frozenset(self.engines.handles)
+
+    def _send_until_sound(self, version: int) -> "_Sending":
+        """Send to all engines, and again to those that did not get the weights or do not act by them."""
+        self._scores = None
+        seconds, gaps, only = 0.0, dict[int, float](), None
+        for attempt in range(1, ATTEMPTS + 1):
+            sent = self.learners.sync(version, only)
+            verdict = self._check(version, only, sent)
+            seconds, gaps, only = seconds + sent.seconds, gaps | verdict.gaps, sorted(verdict.faults)
+            if not only:
+                return _Sending(seconds, sent.bytes, attempt - 1, gaps)
+            for number, why in verdict.faults.items():
+                self.journal.event("sync_fault", version=version, engine=number, attempt=attempt, why=why)
+        number, why = next(iter(verdict.faults.items()))
+        raise RloptError(f"sync of version {version}: engine {number}: {why}; sent {ATTEMPTS} times, each in vain")
+
+    def _check(self, version: int, only: list[int] | None, sent: Sent) -> "_Verdict":
         """What is wrong with the engines `only` (all: None) after a sending, and how far each is from the learner."""
         faults = {number: why for number, why in sent.faults.items() if number not in sent.dead}
         for number in sorted(sent.dead):
@@ -161,3 +172,13 @@ class _Verdict:
 
     faults: Mapping[int, str]
     gaps: dict[int, float]
+
+
+@dataclass(frozen=True)
+class _Sending:
+    """What it took to bring all engines to a version: seconds, bytes of one sending, sendings that failed, gaps in nats."""
+
+    seconds: float
+    bytes: int
+    faults: int
+    gaps: Mapping[int, float]

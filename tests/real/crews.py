@@ -27,7 +27,7 @@ from rlopt.core.samples import Group, PendingRollouts
 from rlopt.learner.group import Learners
 from rlopt.learner.worker import LearnerSetup, LearnerWorker
 from rlopt.objectives.core import LossTerms, Objective
-from rlopt.orchestrator.loop import Position
+from rlopt.orchestrator.progress import Position
 from rlopt.rewards.pool import RewardPool
 from rlopt.rollout import worker
 from rlopt.rollout.vllm_engine import EngineConfig, PauseMode
@@ -171,9 +171,8 @@ def started(folder: Path) -> Iterator[workers.RunWorkers]:
     with pytest.MonkeyPatch.context() as patch:  # to the end, for engines that replace lost ones
         patch.setattr(workers, "LearnerWorker", Learner)
         patch.setattr(worker, "RolloutWorker", Engine)
-        crew = workers.RunWorkers(
-            replace(prepared_for(folder / "first", "+algo=grpo", "rollout.engines=2", *SMALL), longest=LONGEST)
-        )
+        first = prepared_for(folder / "first", "+algo=grpo", "rollout.engines=2", *SMALL)
+        crew = workers.RunWorkers(replace(first, data=replace(first.data, longest=LONGEST)))
         crew.start()
         crew.join()
         crew.learners.save(folder / "fresh")
@@ -217,9 +216,9 @@ def train(
     crew.bring_back(prepared)
     config = replace(prepared.config, rollout=replace(prepared.config.rollout, engines=2))
     prepared = replace(prepared, config=config)
-    position = Position(**prepared.state["position"])
+    position = Position(**prepared.start.state["position"])
     recorder = launch._recorder(prepared, position.step)
-    journal = Journal(prepared.run, position.step, config.trainer.total_steps, 1, [], Console(quiet=True), recorder)
+    journal = Journal(prepared.start.run, position.step, config.trainer.total_steps, 1, [], Console(quiet=True), recorder)
     saved: list[tuple[Position, PendingRollouts]] = []
     loop = launch._loop(prepared, crew, journal)
     if not keep:

@@ -79,7 +79,10 @@ class Engines:
         self.done.pop(key, None)
         self.under_way.pop(key, None)
 
-    def join(self, wait: bool) -> bool:
+    def join_loaded(self) -> bool:
+        return self.join_all()
+
+    def join_all(self) -> bool:
         self.numbers += self.loading
         joined, self.loading = bool(self.loading), []
         return joined

@@ -59,7 +59,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Made:
 
     fleet = EnginePool(spawn, 2, 1.0)
     fleet.report = lambda kind, **facts: events.append(f"{kind} {facts.get('asked_again', '')}")
-    fleet.join(wait=True)
+    fleet.join_all()
     return fleet, engines, events
 
 
@@ -88,7 +88,7 @@ def test_a_group_that_came_back_as_its_engine_died_is_kept_and_no_other_engine_a
 
 def restore_engines(fleet: EnginePool) -> None:
     """As a synchronisation does."""
-    fleet.join(wait=True)
+    fleet.join_all()
     fleet.assign_orphaned()
 
 
@@ -129,7 +129,7 @@ def reload(fleet: EnginePool, loads: list[bool]) -> None:
         fleet.lose(engine, "was killed")
     for (_, pending), good in zip(fleet._starting, loads, strict=True):
         pending.answer = "loaded" if good else "died"  # type: ignore[attr-defined]
-    fleet.join(wait=True)
+    fleet.join_all()
 
 
 @pytest.mark.parametrize("loads", [[True, False], [False, True]])

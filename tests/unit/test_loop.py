@@ -9,15 +9,16 @@ from fakes import Diary, Engines, Trainer
 from torch import Tensor, testing
 
 from rlopt.core.batches import Batch, Sequences
-from rlopt.core.errors import RloptError
+from rlopt.core.errors import RloptError, StoppedEarly
 from rlopt.core.requests import SampleRequest
 from rlopt.core.samples import Example, PendingRollouts
 from rlopt.data.collate import pad_examples
 from rlopt.data.prompt_sampler import PromptSampler
 from rlopt.objectives.dpo import DPO
 from rlopt.orchestrator.lockstep import LockstepSampler, sampled_groups
-from rlopt.orchestrator.loop import Loop, Plan, Position
+from rlopt.orchestrator.loop import Loop, Plan
 from rlopt.orchestrator.online_source import Evaluation, OnlineSource, Shares
+from rlopt.orchestrator.progress import Position
 from rlopt.orchestrator.recorded_source import RecordedSource, References
 from rlopt.orchestrator.schedule import Schedule
 from rlopt.weight_sync.synchronizer import Synchronizer
@@ -257,7 +258,8 @@ def test_a_step_that_is_the_best_so_far_is_saved() -> None:
 
 def test_a_run_that_is_asked_to_stop_saves_the_step_that_it_is_at_and_ends() -> None:
     loop, _, trainer, diary, saved = make(4, 0, 20, stop=6)
-    loop.run(Position())
+    with pytest.raises(StoppedEarly):
+        loop.run(Position())
     assert trainer.updates == [1, 2, 3, 4, 5, 6]
     assert [row["step"] for row in diary.rows] == [1, 2, 3, 4, 5, 6]
     (position, pending) = saved[0]
@@ -276,7 +278,8 @@ def stopped_while_it_waits(step: int) -> tuple[list[dict[str, float]], Saved]:
         return learn(batches, now)
 
     trainer.update = update  # type: ignore[method-assign]
-    replace(loop, asked_to_stop=lambda: engines.stopping).run(Position())
+    with pytest.raises(StoppedEarly):
+        replace(loop, asked_to_stop=lambda: engines.stopping).run(Position())
     assert len(engines.waited_idle) == 1  # not for ever
     return diary.rows, saved
 
@@ -316,14 +319,16 @@ def test_a_run_that_is_told_to_end_while_it_waits_for_a_batch_saves_the_step_bef
 
     assert isinstance(loop.source, OnlineSource)
     object.__setattr__(loop.source, "learned", lambda step: type(loop.source).learned(loop.source, step) | told(step))  # type: ignore[attr-defined]
-    loop.run(Position())
+    with pytest.raises(StoppedEarly):
+        loop.run(Position())
     assert trainer.updates == [1, 2, 3]
     assert [position.step for position, _ in saved] == [2, 3]
     assert saved[-1][1].facts["again"] == [[4, 1]]
 
     loop, engines, trainer, _, saved = make(1, 0, total=12)
     engines.slow, engines.stopping = {1}, True
-    loop.run(Position())  # before the first step there is nothing to save
+    with pytest.raises(StoppedEarly):
+        loop.run(Position())  # before the first step there is nothing to save
     assert (trainer.updates, saved) == ([], [])
 
 

@@ -3,7 +3,7 @@
 import pytest
 from test_settings import compose
 
-from rlopt.run.objective import _why_logprobs, make_objective, make_terms
+from rlopt.run.objective import why_logprobs, make_objective, make_terms
 
 
 @pytest.mark.parametrize(
@@ -25,5 +25,5 @@ from rlopt.run.objective import _why_logprobs, make_objective, make_terms
 )
 def test_behavior_log_probabilities_are_needed_by_all_that_reads_them(overrides: list[str], why: str | None) -> None:
     config = compose(*overrides)
-    said = _why_logprobs(config, make_objective(config), make_terms(config))
+    said = why_logprobs(config, make_objective(config), make_terms(config))
     assert said == why or (why and said and why in said)

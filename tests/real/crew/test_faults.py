@@ -33,7 +33,7 @@ def sync(crew: workers.RunWorkers, home: Path) -> tuple[Synchronizer, Notes]:
     notes = Notes()
     assert crew.engines
     crew.engines.report = notes.event
-    texts = canary_texts(crew._prepared.prompts, 4)
+    texts = canary_texts(crew._prepared.data.prompts, 4)
     instruct(crew, crew._prepared, home / "fresh")
     made = Synchronizer(crew.learners, crew.engines, texts, True, 1e-4, 1, notes, lambda: 2)
     made.to(0)
@@ -102,8 +102,8 @@ def test_engines_are_lost_replaced_removed_and_added_and_all_samples_stay_the_sa
     engines = crew.engines
     assert engines
     made.to(1)
-    prompt_sampler = launch.Dealer(len(crew._prepared.prompts), 12, 5)
-    requests = prompt_sampler.requests(1, crew._prepared.prompts, 0)
+    prompt_sampler = launch.Dealer(len(crew._prepared.data.prompts), 12, 5)
+    requests = prompt_sampler.requests(1, crew._prepared.data.prompts, 0)
 
     def sample(kill: bool) -> list[list[list[int]]]:
         keys = [(1, place) for place in range(12)]
@@ -122,7 +122,7 @@ def test_engines_are_lost_replaced_removed_and_added_and_all_samples_stay_the_sa
     assert sample(kill=True) == whole
     assert notes.events[-1][0] == "engine_lost"
     assert len(engines.handles) == 1
-    engines.join(wait=True)
+    engines.join_all()
     assert len(engines.handles) == 2
     notes.events.clear()
     made.to(1)
@@ -134,7 +134,7 @@ def test_engines_are_lost_replaced_removed_and_added_and_all_samples_stay_the_sa
     assert sample(kill=False) == whole
     made.wanted = lambda: 2
     made.to(1)
-    engines.join(wait=True)
+    engines.join_all()
     made.to(1)
     assert len(engines.handles) == 2
     assert sample(kill=False) == whole

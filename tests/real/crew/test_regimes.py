@@ -100,7 +100,7 @@ def test_a_run_can_be_learned_from_again_without_samplers_and_counts_its_own_upd
     crew: workers.RunWorkers, home: Path, recorded: Path, tmp_path: Path
 ) -> None:
     prepared = prepared_for(tmp_path / "run", "+algo=grpo", *BASE, f"data.experience={recorded}/experience.jsonl.gz")
-    assert (prepared.prompts, prepared.config.samples) == ([], False)
+    assert (prepared.data.prompts, prepared.config.samples) == ([], False)
     train(crew, prepared, home / "fresh")
     first, again = rows(recorded / "metrics.jsonl"), rows(tmp_path / "run" / "metrics.jsonl")
     assert [row["reward/mean"] for row in again] == [row["reward/mean"] for row in first]
@@ -130,8 +130,10 @@ def test_a_record_of_no_use_is_refused_by_name(recorded: Path, tmp_path: Path) -
     cut = tmp_path / "cut.jsonl.gz"
     cut.write_bytes(whole[: len(whole) // 2])
     prepared = prepared_for(tmp_path / "cut", "+algo=grpo", *BASE, f"data.experience={cut}")
-    assert isinstance(prepared.experience, Experience)
-    assert re.match(r"damaged from byte \d+ of \d+ on: the file ends in the middle of a block", str(prepared.experience.damage))
+    assert isinstance(prepared.data.experience, Experience)
+    assert re.match(
+        r"damaged from byte \d+ of \d+ on: the file ends in the middle of a block", str(prepared.data.experience.damage)
+    )
     own = tmp_path / "own.jsonl"
     own.write_text('{"prompt": "1+1=", "samples": [{"text": "Answer: 2", "reward": 1}, {"text": "Answer: 3", "reward": 0}]}\n')
     with pytest.raises(RloptError, match="groups without behavior log-probabilities, and algo.objective=.*GRPO takes ratios"):

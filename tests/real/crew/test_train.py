@@ -53,7 +53,7 @@ def test_a_fork_on_another_schedule_samples_anew_with_the_weights_that_it_takes(
     begin = run("grpo") / "checkpoints" / "step_30"  # with batches 31 to 40 on its shelves, spoken by version 20
     keys = ("+algo=grpo", *SMALL, "sync.interval=1", "trainer.total_steps=32", f"run.resume={begin}")
     prepared = crews.prepared_for(tmp_path / "fork", *keys)
-    assert prepared.left_behind == "sync.interval=1 (there: 20)"
+    assert prepared.start.left_behind == "sync.interval=1 (there: 20)"
     crews.train(crew, prepared)
     assert [(row["step"], row["version"]) for row in rows(tmp_path / "fork" / "metrics.jsonl")] == [(31, 30), (32, 31)]
 
