@@ -8,18 +8,21 @@ exits with 1 on a fault.
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 from rlopt.core.atomic_write import at_home
-from rlopt.diagnosis.checks import Finding, diagnose
-from rlopt.diagnosis.evidence import Evidence, bins, read
+
+if TYPE_CHECKING:
+    from rlopt.diagnosis.checks import Finding
+    from rlopt.diagnosis.evidence import Evidence
 
 COLORS = {"fault": "red", "warning": "yellow", "unknown": "dim", "fine": "green"}
 
 
-def verdict(findings: list[Finding]) -> str:
+def verdict(findings: "list[Finding]") -> str:
     """One sentence for the whole run."""
     faults, warnings = ([f.verdict for f in findings if f.level == level] for level in ("fault", "warning"))
     if faults:
@@ -29,7 +32,7 @@ def verdict(findings: list[Finding]) -> str:
     return "Healthy: nothing found."
 
 
-def show(run: Path, evidence: Evidence, findings: list[Finding], console: Console) -> None:
+def show(run: Path, evidence: "Evidence", findings: "list[Finding]", console: Console) -> None:
     """Print the verdict, every finding, and the gap by lag and position."""
     console.print(f"{run}: {len(evidence.rows)} steps. {verdict(findings)}\n", highlight=False, soft_wrap=True)
     for f in findings:
@@ -43,6 +46,8 @@ def show(run: Path, evidence: Evidence, findings: list[Finding], console: Consol
         console.print(evidence.record, highlight=False, soft_wrap=True)
     if evidence.tokens is None:
         return
+    from rlopt.diagnosis.evidence import bins
+
     for by in ("lag", "position"):
         table = Table(title=f"policy - behavior by {by} (nats per token)", title_justify="left")
         for column in (by, "tokens", "mean", "mean of size"):
@@ -59,6 +64,9 @@ def main() -> None:
     metrics = run / "metrics.jsonl"
     if not metrics.is_file() or not metrics.stat().st_size:
         sys.exit(f"error: {run}: holds no metrics.jsonl with a step; give the folder of a run")
+    from rlopt.diagnosis.checks import diagnose  # heavy: only once there is something to read
+    from rlopt.diagnosis.evidence import read
+
     try:
         evidence = read(run)
     except (OSError, ValueError) as error:

@@ -15,7 +15,6 @@ from rlopt.config.commands import EvaluateJob
 from rlopt.config.compose import read
 from rlopt.core.atomic_write import at_home
 from rlopt.core.errors import RloptError
-from rlopt.run import checkpoint
 
 SHARED = ("data", "reward", "rollout", "eval", "cluster")
 """Sections that the evaluation of a run takes over from it."""
@@ -34,6 +33,8 @@ def of_run(run: str, which: str) -> dict[str, Any]:
     Raises:
         RloptError: there is no such run or checkpoint.
     """
+    from rlopt.run import checkpoint
+
     folder = at_home(run)
     chosen = checkpoint.choose(folder, which)
     kept: Any = yaml.safe_load((folder / "config.yaml").read_text())
@@ -67,20 +68,19 @@ def evaluate(job: EvaluateJob) -> None:
 
 
 def main() -> None:
-    arguments = dict(argument.split("=", 1) for argument in sys.argv[1:] if "=" in argument)
-    run = arguments.get("run") or arguments.get("evaluate.run")
-    sys.argv[1:] = [f"evaluate.{argument}" if argument.startswith("run=") else argument for argument in sys.argv[1:]]
+    arguments = [f"evaluate.{argument}" if argument.startswith("run=") else argument for argument in sys.argv[1:]]
+    given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
     with tempfile.TemporaryDirectory() as folder:
-        if run:
+        if run := given.get("evaluate.run"):
             try:
-                config = of_run(run, arguments.get("evaluate.checkpoint", "latest"))
+                config = of_run(run, given.get("evaluate.checkpoint", "latest"))
             except RloptError as error:
                 sys.exit(f"error: {error}")
             file = Path(folder) / "of" / "run.yaml"
             file.parent.mkdir()
             file.write_text("# @package _global_\n" + yaml.safe_dump(config))
-            sys.argv[1:] = [f"hydra.searchpath=[file://{folder}]", "+of=run", *sys.argv[1:]]  # what is named here comes after
-        cli.run("evaluate", typed, evaluate, "nothing was written; run the same command again")
+            arguments = [f"hydra.searchpath=[file://{folder}]", "+of=run", *arguments]  # what is named later counts
+        cli.run("evaluate", typed, evaluate, "nothing was written; run the same command again", arguments)
 
 
 if __name__ == "__main__":

@@ -9,13 +9,8 @@ import argparse
 import json
 import sys
 
-import matplotlib
-
 from rlopt.core.atomic_write import at_home
 from rlopt.core.errors import RloptError
-
-matplotlib.use("Agg")
-from rlopt.diagnosis.curves import draw, load, write_page
 
 
 def main() -> None:
@@ -25,6 +20,8 @@ def main() -> None:
     )
     parser.add_argument("--out", type=at_home, required=True, metavar="FILE", help="the HTML page, .png and .svg beside it")
     arguments = parser.parse_args()
+    from rlopt.diagnosis.curves import draw, load, write_page  # heavy: only once the arguments are known to be good
+
     try:
         families = load(arguments.runs)
         arguments.out.parent.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,8 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 import hydra
@@ -21,25 +22,44 @@ from rlopt.core.garbage import collect_seldom
 C = TypeVar("C")
 
 
-def compose(primary: str) -> list[DictConfig]:
-    """The configs that the command line makes of `conf/<primary>.yaml`: one, or with `--multirun` several."""
-    sys.argv[1:] = map(at_home, sys.argv[1:])
+def compose(primary: str, arguments: Sequence[str]) -> list[DictConfig]:
+    """The configs that these arguments make of `conf/<primary>.yaml`: one, or with `--multirun` several."""
     composed: list[DictConfig] = []
-    hydra.main(config_path=str(conf_dir()), config_name=primary, version_base="1.3")(composed.append)()
+    command = hydra.main(config_path=str(conf_dir()), config_name=primary, version_base="1.3")(composed.append)
+    with _command_line(arguments):
+        command()
     return composed
 
 
-def run(primary: str, typed: Callable[[DictConfig], C], work: Callable[[C], None], interrupted: str) -> None:
+@contextmanager
+def _command_line(arguments: Sequence[str]) -> Iterator[None]:
+    """Hydra reads `sys.argv`, and takes its arguments no other way."""
+    before, sys.argv = sys.argv, [sys.argv[0], *map(at_home, arguments)]
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+def run(
+    primary: str,
+    typed: Callable[[DictConfig], C],
+    work: Callable[[C], None],
+    interrupted: str,
+    arguments: Sequence[str] | None = None,
+) -> None:
     """Do `work` for each config, and exit with one line when the user can do something about how it ended.
 
-    `interrupted` is what a user who pressed Ctrl-C should know.
+    Args:
+        interrupted: what a user who pressed Ctrl-C should know.
+        arguments: of the command; None: those that it was given.
     """
     signals.interrupts()
     collect_seldom()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us here instead of being printed by Hydra
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # a Hub that is not reached is an error of ours, in one line
     try:
-        for config in [typed(composed) for composed in compose(primary)]:
+        for config in [typed(composed) for composed in compose(primary, sys.argv[1:] if arguments is None else arguments)]:
             work(config)
     except RloptError as error:
         sys.exit(f"error: {error}")

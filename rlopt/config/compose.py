@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import pydantic
+from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 
 import rlopt
@@ -149,22 +150,28 @@ def _explain(key: str, error: Any) -> str:
 
 def translate(error: Exception, primary: str = "config") -> RloptError:
     """What Hydra or OmegaConf refused of `conf/<primary>.yaml`, as one line with a way out."""
-    text = str(error)
-    if found := re.search(r"Could not find '(algo|data|experiment)/([^']*)'", text):
-        there = sorted(path.stem for path in (conf_dir() / found[1]).glob("[!_]*.yaml"))
-        what = {"algo": "algorithm", "data": "data set", "experiment": "recipe"}[found[1]]
-        return RloptError(f"{found[1]}={found[2]}: no such {what}; one of {', '.join(there)}")
-    if found := re.search(r"Could not (?:override|append).*?'([^']+)'", text):
-        key = found[1].removeprefix("+")
-        if key.split("=")[0] == "algo":
-            return RloptError(f"{key}: append it with a plus, +algo=NAME, where NAME is one of {', '.join(algorithms())}")
-        if key.startswith("algo."):
-            meaning = meant(key)
-            if meaning and meaning != key:
-                return RloptError(f"{key}: no such key, did you mean {meaning}; the algorithm's keys are in conf/algo/")
-            return RloptError(f"{key}: the chosen algorithm has no such key; its keys are in conf/algo/, see --cfg job")
-        return RloptError(f"{key}: no such key{_suggest(key, primary)}; see conf/{primary}.yaml, or --cfg job")
-    return RloptError(f"{first_line(error)} (see --help for the syntax of overrides)")
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = str(error.missing_cfg_file).partition("/")
+        there = sorted(option for option in error.options or [] if not option.startswith("_"))
+        what = {"algo": "algorithm", "data": "data set", "experiment": "recipe"}.get(group, "file")
+        return RloptError(f"{group}={name}: no such {what}; one of {', '.join(there)}")
+    key = _named_in_text(error)
+    if not key:
+        return RloptError(f"{first_line(error)} (see --help for the syntax of overrides)")
+    if key.split("=")[0] == "algo":
+        return RloptError(f"{key}: append it with a plus, +algo=NAME, where NAME is one of {', '.join(algorithms())}")
+    if key.startswith("algo."):
+        meaning = meant(key)
+        if meaning and meaning != key:
+            return RloptError(f"{key}: no such key, did you mean {meaning}; the algorithm's keys are in conf/algo/")
+        return RloptError(f"{key}: the chosen algorithm has no such key; its keys are in conf/algo/, see --cfg job")
+    return RloptError(f"{key}: no such key{_suggest(key, primary)}; see conf/{primary}.yaml, or --cfg job")
+
+
+def _named_in_text(error: Exception) -> str | None:
+    """The key that was to be set. Hydra names it in the text of its error alone; OmegaConf's `full_key` ends at its first part."""
+    found = re.search(r"Could not (?:override|append).*?'([^']+)'", str(error))
+    return found[1].removeprefix("+") if found else None
 
 
 def _suggest(key: str, primary: str) -> str:

@@ -115,9 +115,9 @@ def _whole(content: bytes) -> bytes:
 class Recorder:
     """Writes the record of a run. A resumed run's record forgets the steps that are made again."""
 
-    def __init__(self, run: Path, step: int, about: Mapping[str, object], known: bool) -> None:
-        """`step`: that the run goes on from; `about`: what `header` makes; `known`: groups have log-probabilities."""
-        self._known = known
+    def __init__(self, run: Path, step: int, about: Mapping[str, object], logprobs_known: bool) -> None:
+        """`step`: that the run goes on from; `about`: what `header` makes; `logprobs_known`: groups have them."""
+        self._logprobs_known = logprobs_known
         path = run / NAME
         if path.exists():
             end = _end_of(path, step)
@@ -134,7 +134,7 @@ class Recorder:
             row, start = {"step": step, **group_to_json(group)}, len(group.prompt.token_ids)
             for sample in row["samples"]:
                 sample["policy"] = short(next(values)[start : start + len(sample["token_ids"])])
-                if not self._known:
+                if not self._logprobs_known:
                     sample["logprobs"] = None
             rows.append(row)
         self._write(rows)

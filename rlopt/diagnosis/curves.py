@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import matplotlib
 import numpy as np
 import yaml
-from matplotlib import pyplot as plt
 
 from rlopt.core.errors import RloptError
 from rlopt.tracking.journal import read_column
+
+matplotlib.use("Agg")  # no window is opened
+from matplotlib import pyplot as plt
 
 PANELS = {
     "reward/mean": ("Training Reward", "mean reward"),

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from typing import TYPE_CHECKING
 
 import yaml
 from omegaconf import OmegaConf
@@ -12,13 +13,16 @@ from rich.table import Table
 
 from rlopt.config.compose import algorithms, read
 from rlopt.core.errors import RloptError, first_line
-from rlopt.objectives.conformance import Finding, check
-from rlopt.objectives.core import Objective
-from rlopt.objectives.registry import load_class, objective_of
+
+if TYPE_CHECKING:
+    from rlopt.objectives.conformance import Finding
+    from rlopt.objectives.core import Objective
 
 
-def build(name: str, settings: list[str]) -> Objective:
+def build(name: str, settings: list[str]) -> "Objective":
     """The objective that `name` (an algorithm, or `module:Class`) and `field=value` settings describe."""
+    from rlopt.objectives.registry import load_class, objective_of  # heavy: only once it is asked for
+
     path, options = objective_of(name) if ":" not in name else (name, {})
     for setting in settings:
         field, equals, value = setting.partition("=")
@@ -31,7 +35,7 @@ def build(name: str, settings: list[str]) -> Objective:
     return read(load_class(path), options, "")  # type: ignore[no-any-return]
 
 
-def table(name: str, objective: Objective, findings: list[Finding]) -> Table:
+def table(name: str, objective: "Objective", findings: "list[Finding]") -> Table:
     """What was found, for people."""
     passed = sum(finding.passed for finding in findings)
     rows = Table(title=f"{name}: {passed} of {len(findings)} checks passed\n{objective}", title_justify="left")
@@ -59,6 +63,8 @@ def main() -> None:
         objective = build(arguments.name, arguments.settings)
     except RloptError as error:
         sys.exit(f"error: {error}")
+    from rlopt.objectives.conformance import check
+
     findings = check(objective)
     Console().print(table(arguments.name, objective, findings))
     sys.exit(0 if all(finding.passed for finding in findings) else 1)

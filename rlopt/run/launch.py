@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 
 from rlopt.config.schema import Config
+from rlopt.core.errors import StoppedEarly
 from rlopt.core.samples import PendingRollouts, Prompt
 from rlopt.core.signals import told_to_end, undisturbed
 from rlopt.data.prompt_sampler import PromptSampler
@@ -26,6 +27,7 @@ from rlopt.rollout.engine_pool import EnginePool
 from rlopt.rollout.vllm_engine import CANARY_PLACES
 from rlopt.run import checkpoint
 from rlopt.run.engine_count import wanted_engines
+from rlopt.run.failure import explained
 from rlopt.run.summary import summarize
 from rlopt.run.validate import Prepared, dtype, validate
 from rlopt.run.workers import RunWorkers
@@ -94,6 +96,10 @@ def train(config: Config, console: Console) -> Outcome:
             _loop(prepared, workers, journal).run(position)
         finished = True
         return _outcome(prepared, boards)
+    except StoppedEarly:
+        raise
+    except Exception as error:
+        raise explained(error, prepared.start.run) from error
     finally:
         with undisturbed():
             try:
@@ -106,7 +112,7 @@ def train(config: Config, console: Console) -> Outcome:
 def _recorder(prepared: Prepared, step: int) -> Recorder | None:
     if not prepared.config.run.record:
         return None
-    return Recorder(prepared.start.run, step, prepared.about, known=prepared.terms.off_policy)
+    return Recorder(prepared.start.run, step, prepared.about, logprobs_known=prepared.terms.off_policy)
 
 
 def _loop(prepared: Prepared, workers: RunWorkers, journal: Journal) -> Loop:

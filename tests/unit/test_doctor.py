@@ -208,7 +208,7 @@ def test_bins_have_the_mean_gap_and_the_mean_of_its_size() -> None:
 
 
 def test_a_record_is_read_up_to_its_damage_and_turns_are_counted_from_their_first_token(tmp_path: Path) -> None:
-    recorder = Recorder(tmp_path, 0, header("0", "m", 1.0, 1.0), known=True)
+    recorder = Recorder(tmp_path, 0, header("0", "m", 1.0, 1.0), logprobs_known=True)
     one = group("a", (1.0,), version=1)
     long = one.samples[0]
     object.__setattr__(long, "action_mask", np.array([False, True]))
@@ -253,7 +253,7 @@ def test_a_long_record_is_thinned_out_within_its_steps_and_not_by_whole_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every n-th step would meet one phase of the synchronisation alone."""
-    recorder = Recorder(tmp_path, 0, header("0", "m", 1.0, 1.0), known=True)
+    recorder = Recorder(tmp_path, 0, header("0", "m", 1.0, 1.0), logprobs_known=True)
     for step in range(1, 9):
         recorder.step(step, [group(str(n), (1.0,), version=step - 1) for n in range(60)], torch.zeros(60, 5))
     recorder.close()

@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from rlopt.core.errors import RloptError
 from rlopt.diagnosis.curves import PANELS
-from rlopt.export import export
 from rlopt.models import tiny
 from rlopt.models.policy import Policy
+from rlopt.run.export import export
 
 TEXTS = [[5, 6, 7, 8, 9], [9, 8, 7]]
 

@@ -43,7 +43,7 @@ ENTRANCES = {
     "wandb": {"tracking.loggers"},
     "datasets": {"data.readers"},
     "peft": {"models.lora"},
-    "hydra": {"config.cli"},
+    "hydra": {"config.cli", "config.compose"},
 }
 LIGHT = {"torch", "numpy", "psutil", "rlopt", "pydantic", "omegaconf", "hydra", "math_verify"} | set(sys.stdlib_module_names)
 """What packages may import that hold no worker, file format or logger."""
@@ -124,3 +124,11 @@ def test_importing_rlopt_loads_nothing_heavy() -> None:
 
 def test_the_reward_processes_load_nothing_heavy() -> None:
     assert loaded_by("import rlopt.rewards.pool") == set()
+
+
+@pytest.mark.parametrize(
+    "command", ["train", "evaluate", "export", "submit", "pairs", "engines", "doctor", "report", "objectives"]
+)
+def test_the_help_of_a_command_loads_nothing_heavy(command: str) -> None:
+    ask = f"import runpy, sys; sys.argv = ['{command}', '--help']"
+    assert loaded_by(f"{ask}\ntry: runpy.run_module('rlopt.{command}', run_name='__main__')\nexcept SystemExit: pass") == set()

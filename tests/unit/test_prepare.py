@@ -3,7 +3,7 @@
 import pytest
 from test_settings import compose
 
-from rlopt.run.objective import why_logprobs, make_objective, make_terms
+from rlopt.run.objective import make_objective, make_terms, why_logprobs
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ WORDS = Wording(Letters(), None, False, None)
 
 
 def write(run: Path, steps: range, first: int = 0, known: bool = True) -> Path:
-    recorder = Recorder(run, first, ABOUT, known=known)
+    recorder = Recorder(run, first, ABOUT, logprobs_known=known)
     for step in steps:
         groups = [group(f"{step}/{i}", (1.0, 0.0)) for i in range(2)]
         recorder.step(step, groups, torch.arange(24, dtype=torch.float32).reshape(4, 6) * -0.1)

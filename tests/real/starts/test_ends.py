@@ -14,9 +14,9 @@ from conftest import Ended, alike, end, on_schedule, rows, sound, steps
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlopt.export import export
 from rlopt.models.loading import find_model
 from rlopt.run import checkpoint
+from rlopt.run.export import export
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::ResourceWarning")
 

