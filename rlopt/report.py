@@ -20,7 +20,11 @@ def main() -> None:
     )
     parser.add_argument("--out", type=at_home, required=True, metavar="FILE", help="the HTML page, .png and .svg beside it")
     arguments = parser.parse_args()
-    from rlopt.diagnosis.curves import draw, load, write_page  # heavy: only once the arguments are known to be good
+    from rlopt.diagnosis.curves import (
+        draw,
+        load,
+        write_page,  # heavy: only once the arguments are known to be good
+    )
 
     try:
         families = load(arguments.runs)

@@ -169,7 +169,7 @@ def translate(error: Exception, primary: str = "config") -> RloptError:
 
 
 def _named_in_text(error: Exception) -> str | None:
-    """The key that was to be set. Hydra names it in the text of its error alone; OmegaConf's `full_key` ends at its first part."""
+    """The key that was to be set. Only the text of Hydra's error names it whole."""
     found = re.search(r"Could not (?:override|append).*?'([^']+)'", str(error))
     return found[1].removeprefix("+") if found else None
 

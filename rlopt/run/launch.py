@@ -10,30 +10,17 @@ from rich.console import Console
 
 from rlopt.config.schema import Config
 from rlopt.core.errors import StoppedEarly
-from rlopt.core.samples import PendingRollouts, Prompt
 from rlopt.core.signals import told_to_end, undisturbed
-from rlopt.data.prompt_sampler import PromptSampler
 from rlopt.data.rollout_log import Recorder
-from rlopt.evaluation.evaluator import Evaluator, sampling_specs
-from rlopt.orchestrator.async_sampling import AsyncPlan, AsyncSampler, streamed
-from rlopt.orchestrator.lockstep import LockstepSampler, restore_engines, sampled_groups
-from rlopt.orchestrator.lockstep import Synchronizer as LiveSync
-from rlopt.orchestrator.loop import Loop, Plan, Source
-from rlopt.orchestrator.online_source import Evaluation, OnlineSource, Samplers, Shares
 from rlopt.orchestrator.progress import Position
-from rlopt.orchestrator.recorded_source import RecordedSource, References
-from rlopt.orchestrator.replay_buffer import ReplayBuffer, ReplayPlan
-from rlopt.rollout.engine_pool import EnginePool
-from rlopt.rollout.vllm_engine import CANARY_PLACES
 from rlopt.run import checkpoint
-from rlopt.run.engine_count import wanted_engines
 from rlopt.run.failure import explained
 from rlopt.run.summary import summarize
-from rlopt.run.validate import Prepared, dtype, validate
+from rlopt.run.validate import Prepared, validate
+from rlopt.run.wiring import make_loop
 from rlopt.run.workers import RunWorkers
 from rlopt.tracking.journal import Journal, read_column
 from rlopt.tracking.loggers import Board, Wandb, start_boards
-from rlopt.weight_sync.synchronizer import Synchronizer, canary_texts, score_canaries
 
 HEADLINES = {"reward/mean": "training reward", "preference/margin": "preference margin", "actor/pg_loss": "loss"}
 """The one number that a finished run is told by: the first of these that it has."""
@@ -93,7 +80,7 @@ def train(config: Config, console: Console) -> Outcome:
             workers.engines.report = journal.event
             workers.engines.asked_to_stop = workers.stop.is_set
         with told_to_end(workers.stop.set):
-            _loop(prepared, workers, journal).run(position)
+            make_loop(prepared, workers, journal).run(position)
         finished = True
         return _outcome(prepared, boards)
     except StoppedEarly:
@@ -113,160 +100,6 @@ def _recorder(prepared: Prepared, step: int) -> Recorder | None:
     if not prepared.config.run.record:
         return None
     return Recorder(prepared.start.run, step, prepared.about, logprobs_known=prepared.terms.off_policy)
-
-
-def _loop(prepared: Prepared, workers: RunWorkers, journal: Journal) -> Loop:
-    config, run, state = prepared.config, prepared.start.run, prepared.start.state
-    shared = config.algo.group_relative
-    canaries = canary_texts(_some_prompts(prepared), CANARY_PLACES)
-    best = checkpoint.Best(run, config.trainer.best, state["position"]["step"])
-
-    def write_model(folder: Path) -> dict[str, int]:
-        written = workers.learners.save(folder)
-        prepared.model.tokenizer.save_pretrained(folder / "hf")
-        return written
-
-    def save(position: Position, pending: PendingRollouts) -> None:
-        began = time.monotonic()
-        said = [logprobs.tolist() for logprobs in score_canaries(workers.learners, canaries)]
-        canary = {"texts": canaries, "logprobs": said}  # by which `rlopt.export` proves itself
-        kept = {"position": asdict(position), "wandb_id": state["wandb_id"], "canary": canary}
-        path = checkpoint.save(run, position.step, kept, pending, write_model, config.trainer.keep_checkpoints, best)
-        facts = {"path": str(path), "seconds": time.monotonic() - began, "sampled_again": len(pending.facts.get("again", []))}
-        journal.event("checkpoint", step=position.step, **facts)
-
-    return Loop(
-        plan=Plan(
-            total_steps=config.trainer.total_steps,
-            save_every=config.trainer.save_every,
-            record=config.run.record,
-            anchor=shared.anchor if shared else "behavior",
-            minibatches=shared.minibatches if shared else 1,
-        ),
-        objective=prepared.objective,
-        terms=prepared.terms,
-        source=_source(prepared, workers, journal),
-        learners=workers.learners,
-        journal=journal,
-        save=save,
-        is_best=best.improved,
-        asked_to_stop=workers.stop.is_set,
-    )
-
-
-def _some_prompts(prepared: Prepared) -> list[Prompt]:
-    """The first that a run has, wherever from."""
-    if prepared.data.recordings:
-        return [example.prompt for example in prepared.data.recordings.train[:CANARY_PLACES]]
-    if not prepared.data.prompts and prepared.data.experience:
-        return [group.prompt for group in prepared.data.experience.groups(0, min(CANARY_PLACES, len(prepared.data.experience)))]
-    return prepared.data.prompts
-
-
-def _source(prepared: Prepared, workers: RunWorkers, journal: Journal) -> Source:
-    config, pending = prepared.config, workers.pending
-    if recordings := prepared.data.recordings:
-        return RecordedSource(
-            examples=recordings.train,
-            held_out=recordings.held_out,
-            prompt_sampler=PromptSampler(len(recordings.train), config.data.prompts_per_step, config.run.seed),
-            references=References(workers.learners.score_reference, lambda n, of: journal.say(f"reference: row {n} of {of}")),
-            learners=workers.learners,
-            objective=prepared.objective,
-            terms=prepared.terms,
-            eval_every=config.trainer.eval_every,
-            total_steps=config.trainer.total_steps,
-        )
-    replay = None
-    if config.replay.capacity:
-        kept = config.replay
-        replay = ReplayBuffer(ReplayPlan(kept.capacity, kept.reuse, kept.decay, config.sync.max_lag))
-        if "replay" in pending.facts:
-            replay.restore(pending)
-    samplers = _samplers(prepared, workers, workers.engines, journal) if workers.engines and prepared.data.prompts else None
-    evaluation = None
-    if workers.engines and samplers and prepared.data.evals:
-        every, interval, steps = config.trainer.eval_every, config.sync.interval, config.trainer.total_steps
-        evaluation = Evaluation(every, interval, steps, _evaluator(prepared, workers.engines, samplers.sync).measure)
-    return OnlineSource(
-        shares=Shares(*config.shares, config.group_size),
-        samplers=samplers,
-        replay=replay,
-        recorded=prepared.data.experience.groups if prepared.data.experience else None,
-        learners=workers.learners,
-        evaluation=evaluation,
-    )
-
-
-def _evaluator(prepared: Prepared, engines: EnginePool, sync: LiveSync) -> Evaluator:
-    plan = prepared.config.eval
-    return Evaluator(
-        sets={name: loaded.prompts for name, loaded in prepared.data.evals.items()},
-        sampling_specs=sampling_specs(plan.samples, plan.temperature, plan.top_p, plan.greedy),
-        right=plan.right,
-        engines=engines,
-        deadline_s=prepared.config.cluster.step_deadline_s,
-        restore_engines=lambda: restore_engines(engines, sync, sync.version),
-    )
-
-
-def _samplers(prepared: Prepared, workers: RunWorkers, engines: EnginePool, journal: Journal) -> Samplers:
-    config, pending, sync, prompts = prepared.config, workers.pending, prepared.config.sync, prepared.data.prompts
-    new, deadline_s = config.shares[0], config.cluster.step_deadline_s
-    refills = config.algo.group_relative.refills if config.algo.group_relative else 0
-    prompt_sampler = PromptSampler(len(prompts), new, config.run.seed)
-    synchroniser = Synchronizer(
-        learners=workers.learners,
-        engines=engines,
-        canaries=canary_texts(prompts, CANARY_PLACES),
-        verify=sync.verify,
-        tolerance=sync.tolerance * _slack(config),
-        ranks_per_engine=config.rollout.tensor_parallel,
-        journal=journal,
-        wanted=lambda: wanted_engines(prepared.start.run, config.rollout.engines),
-    )
-    if sync.mode == "lockstep":
-        again = [(batch, place) for batch, place in pending.facts.get("again", [])]
-        batches = sampled_groups(pending.sections, again)
-        engines.put_back(batches)
-        return LockstepSampler(
-            schedule=prepared.schedule,
-            requests_of=lambda batch: prompt_sampler.requests(batch, prompts, refills),
-            engines=engines,
-            sync=synchroniser,
-            total_steps=config.trainer.total_steps,
-            deadline_s=deadline_s,
-            sleep=config.rollout.sleep,
-            requested=max([prepared.start.state["position"]["step"], *(batch for batch, _ in [*batches, *again])]),
-            restored=set(pending.facts.get("revived", [])),
-            again=again,
-        )
-    under = streamed(pending)
-    engines.put_back(under.done)
-    assert sync.max_lag is not None
-    return AsyncSampler(
-        plan=AsyncPlan(
-            per_step=new,
-            total_steps=config.trainer.total_steps,
-            interval=sync.interval,
-            max_lag=sync.max_lag,
-            stale=sync.stale,
-            ahead=2 * max(1, config.rollout.engines * config.rollout.max_num_seqs // config.group_size),
-            deadline_s=deadline_s,
-        ),
-        request_of=lambda number: prompt_sampler.requests(number // new + 1, prompts, refills)[number % new],
-        engines=engines,
-        sync=synchroniser,
-        next=under.next,
-        again=under.under_way,
-    )
-
-
-def _slack(config: Config) -> int:
-    """What rounding adds to `sync.tolerance`. A weight that did not arrive shows as 1e-2 nats and more."""
-    if dtype(config) == torch.float32:
-        return 10 if config.cluster.gpus_per_engine else 1  # kernels of GPUs round some products to TF32
-    return 500  # a logit near 16 is rounded by 0.06, each side its own way
 
 
 def _outcome(prepared: Prepared, boards: list[Board]) -> Outcome:

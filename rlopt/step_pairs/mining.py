@@ -8,12 +8,11 @@ dropped silently. Departures from the paper: the step's number belongs to the st
 ends with its line break, so that prefix + step is the answer as it was spoken.
 """
 
-import hashlib
 import random
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 
 from rlopt.core.errors import RloptError
@@ -262,49 +261,6 @@ def check_place(name: str, steps: list[str], at: object) -> int | None:
     if at is None or (isinstance(at, int) and not isinstance(at, bool) and 0 <= at < len(steps)):
         return at
     raise RloptError(f"pairs.locate={name} returned {at!r} for {steps!r}; want an index from 0, or None for no wrong step")
-
-
-@dataclass
-class PairWriter:
-    """The rows as they will stand in the files: no row twice, `count` in all, and each prompt on one side alone."""
-
-    count: int
-    eval_share: float
-    train: list[Row] = field(default_factory=list)
-    eval: list[Row] = field(default_factory=list)
-    counts: Counter[What] = field(default_factory=Counter)
-    _seen: set[tuple[str, ...]] = field(default_factory=set)
-
-    def add(self, chunk: Chunk) -> None:
-        self.counts.update(chunk.counts)
-        for row in chunk.rows:
-            self.counts[self._fate(row)] += 1
-
-    @property
-    def rows(self) -> int:
-        return len(self.train) + len(self.eval)
-
-    @property
-    def full(self) -> bool:
-        return self.rows >= self.count
-
-    def _fate(self, row: Row) -> What:
-        key = (row["prompt"], row["initial_reason_steps"], row["chosen"], row["rejected"])
-        if key in self._seen:
-            return "duplicate"
-        if self.full:
-            return "surplus"
-        self._seen.add(key)
-        if on_eval_side(row["prompt"], self.eval_share):
-            self.eval.append(row)
-            return "rows_eval"
-        self.train.append(row)
-        return "rows_train"
-
-
-def on_eval_side(prompt: str, share: float) -> bool:
-    """Whether the rows of `prompt` are for evaluation: a hash of its text decides, so that no seed can move it."""
-    return int.from_bytes(hashlib.blake2b(prompt.encode(), digest_size=8).digest()) < share * 2**64
 
 
 def _over(groups: Iterable[list[A]], function: Callable[[list[A]], list[B]]) -> list[list[B]]:

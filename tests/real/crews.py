@@ -32,7 +32,7 @@ from rlopt.rewards.pool import RewardPool
 from rlopt.rollout import worker
 from rlopt.rollout.vllm_engine import EngineConfig, PauseMode
 from rlopt.rollout.worker import RolloutWorker
-from rlopt.run import launch, validate, workers
+from rlopt.run import launch, validate, wiring, workers
 from rlopt.tracking.journal import Journal
 from rlopt.weight_sync.sender import write_shared
 
@@ -220,7 +220,7 @@ def train(
     recorder = launch._recorder(prepared, position.step)
     journal = Journal(prepared.start.run, position.step, config.trainer.total_steps, 1, [], Console(quiet=True), recorder)
     saved: list[tuple[Position, PendingRollouts]] = []
-    loop = launch._loop(prepared, crew, journal)
+    loop = wiring.make_loop(prepared, crew, journal)
     if not keep:
         loop = replace(loop, save=lambda position, pending: saved.append((replace(position), pending)))
     try:

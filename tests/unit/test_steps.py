@@ -9,19 +9,8 @@ from rlopt.core.errors import RloptError
 from rlopt.core.requests import Answer, Continuation
 from rlopt.core.samples import Prompt
 from rlopt.data import arithmetic
-from rlopt.step_pairs.mining import (
-    MEANING,
-    Chunk,
-    PairWriter,
-    Recipe,
-    Row,
-    check_place,
-    check_steps,
-    cut,
-    find_fault,
-    make_chunk,
-    on_eval_side,
-)
+from rlopt.step_pairs.files import PairWriter, on_eval_side
+from rlopt.step_pairs.mining import MEANING, Chunk, Recipe, Row, check_place, check_steps, cut, find_fault, make_chunk
 
 END = 0
 

@@ -12,7 +12,8 @@ import ray
 from crews import instruct
 
 from rlopt.core.errors import RloptError
-from rlopt.run import launch, workers
+from rlopt.data.prompt_sampler import PromptSampler
+from rlopt.run import workers
 from rlopt.weight_sync.synchronizer import Synchronizer, canary_texts
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::ResourceWarning")
@@ -102,7 +103,7 @@ def test_engines_are_lost_replaced_removed_and_added_and_all_samples_stay_the_sa
     engines = crew.engines
     assert engines
     made.to(1)
-    prompt_sampler = launch.Dealer(len(crew._prepared.data.prompts), 12, 5)
+    prompt_sampler = PromptSampler(len(crew._prepared.data.prompts), 12, 5)
     requests = prompt_sampler.requests(1, crew._prepared.data.prompts, 0)
 
     def sample(kill: bool) -> list[list[list[int]]]:

@@ -13,7 +13,7 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
 from rlopt.config.compose import conf_dir, typed
 from rlopt.learner.weight_source import WeightSource
-from rlopt.run import launch
+from rlopt.run import wiring
 from rlopt.weight_sync.engine_client import EngineClient
 from rlopt.weight_sync.sender import SHM_BACKEND, TensorSpec, gpu_init_info, make_sender, register
 
@@ -76,4 +76,4 @@ def test_our_cpu_back_end_registers_once_however_often_vllm_loads_the_plugin() -
 )
 def test_what_a_canary_may_differ_by_fits_type_and_device(keys: list[str], slack: int) -> None:
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        assert launch._slack(typed(hydra.compose("config", ["+algo=grpo", *keys]))) == slack
+        assert wiring.rounding_slack(typed(hydra.compose("config", ["+algo=grpo", *keys]))) == slack

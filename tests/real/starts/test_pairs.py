@@ -12,7 +12,8 @@ import pytest
 from conftest import rows, try_out, until
 
 from rlopt.data import arithmetic
-from rlopt.step_pairs.mining import MEANING, on_eval_side
+from rlopt.step_pairs.files import on_eval_side
+from rlopt.step_pairs.mining import MEANING
 
 SMALL = ("pairs.count=20", "pairs.chunk=8", "pairs.continuations=4", "pairs.eval_share=0.3")
 COLUMNS = ["dataset", "prompt", "initial_reason_steps", "chosen", "rejected", "full_chosen", "full_rejected", "answer"]

@@ -1,0 +1,129 @@
+"""The engines and the user's functions that `rlopt.pairs` calls."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rlopt.cluster.actors import Cluster, Workers
+from rlopt.config.commands import PairsJob
+from rlopt.core.errors import Fault
+from rlopt.core.requests import Answer, Continuation
+from rlopt.core.samples import Prompt
+from rlopt.core.sandbox import Pool
+from rlopt.rewards.pool import Scored
+from rlopt.rollout.vllm_engine import EngineConfig
+from rlopt.rollout.worker import spawner
+from rlopt.step_pairs.mining import check_place, check_steps
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What answers are sampled from: everything that can be refused has been looked at."""
+
+    folder: Path
+    tokenizer: Any
+    prompts: list[Prompt]
+    longest: int
+
+
+@dataclass(frozen=True)
+class SplitCall:
+    completion: str
+
+
+@dataclass(frozen=True)
+class LocateCall:
+    prompt: str
+    steps: list[str]
+    answer: str
+
+
+class PairTools:
+    """`steps.Tools` with real engines, the reward function beside them, and the user's functions in processes here."""
+
+    def __init__(self, job: PairsJob, source: Source) -> None:
+        self._job, self._source = job, source
+        self._open: list[Pool | Workers] = []
+        self._cluster = Cluster(job.cluster)
+
+    def start(self) -> None:
+        """Start everything; returns when the engines answer."""
+        job = self._job
+        engine = EngineConfig(
+            folder=self._source.folder,
+            dtype=job.model.resolved_dtype(job.cluster.gpus_per_engine),
+            device="cuda" if job.cluster.gpus_per_engine else "cpu",
+            backend="nccl" if job.cluster.gpus_per_engine else "shm",  # named because vLLM wants one; no weights are sent
+            max_model_len=self._source.longest,
+            threads=job.cluster.cpu_threads,
+            seed=job.run.seed,
+            in_flight="wait",
+            learns=False,
+        )
+        spawn = spawner(self._cluster, job.cluster, engine, job.rollout, job.reward, job.pairs.attempts)
+        engines = spawn("engine", job.rollout.engines)
+        self._open.append(engines)
+        self._sampler = Sampler(engines)
+        starting = engines.start("start", deadline_s=job.cluster.start_deadline_s)
+        self._split = self._pool("pairs.split", job.pairs.split)
+        self._locate = self._pool("pairs.locate", job.pairs.locate)
+        starting.result("starting up")
+
+    def complete(self, openings: list[Continuation], count: int) -> list[list[Answer]]:
+        return self._sampler.complete(openings, count)
+
+    def grade(self, answers: list[tuple[Prompt, str]]) -> list[float | None]:
+        return [one.reward if isinstance(one, Scored) else None for one in self._sampler.grade(answers)]
+
+    def split(self, texts: list[str]) -> list[list[str]]:
+        found = self._split.call_each([SplitCall(text) for text in texts])
+        return [check_steps(self._job.pairs.split, text, steps) for text, steps in zip(texts, found, strict=True)]
+
+    def locate(self, answers: list[tuple[Prompt, list[str]]]) -> list[int | None]:
+        found = self._locate.call_each([LocateCall(prompt.text, steps, prompt.answer) for prompt, steps in answers])
+        return [check_place(self._job.pairs.locate, steps, at) for (_, steps), at in zip(answers, found, strict=True)]
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        text: str = self._source.tokenizer.decode(token_ids, skip_special_tokens=True)
+        return text
+
+    def close(self) -> None:
+        for one in self._open:
+            one.close()
+        self._cluster.close()
+
+    def _pool(self, key: str, name: str) -> Pool:
+        pool = Pool(key, name, self._job.reward.workers, self._job.reward.timeout_s)
+        self._open.append(pool)
+        return pool
+
+
+class Sampler:
+    """All engines, as a command that samples without learning sees them."""
+
+    def __init__(self, workers: Workers) -> None:
+        self._workers = workers
+
+    def complete(self, openings: list[Continuation], count: int) -> list[list[Answer]]:
+        """`count` answers that go on from each opening; the same ones whichever engine speaks them."""
+        shares = _deal(openings, len(self._workers))
+        return _gather(self._workers.start("complete", *([share, count] for share in shares)).result("sampling answers"))
+
+    def grade(self, answers: list[tuple[Prompt, str]]) -> list[Scored | Fault | None]:
+        """What the reward function, beside the engines, says of each text; None where it leaves an answer out."""
+        shares = _deal(answers, len(self._workers))
+        return _gather(self._workers.start("grade", *([share] for share in shares)).result("grading answers"))
+
+
+def _deal(items: list[T], count: int) -> list[list[T]]:
+    """The shares of `count` workers, dealt in turn."""
+    return [items[i::count] for i in range(count)]
+
+
+def _gather(shares: list[list[T]]) -> list[T]:
+    """What `_deal` dealt, in its first order."""
+    width = len(shares)
+    return [shares[i % width][i // width] for i in range(sum(map(len, shares)))]
