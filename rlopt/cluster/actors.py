@@ -1,4 +1,4 @@
-"""The door to Ray: start or join a cluster, make plain classes remote, and wait for them with a deadline and a name."""
+"""Ray: start or join a cluster, make plain classes remote, and wait for them with a deadline and a name."""
 
 import logging
 import os
@@ -25,7 +25,7 @@ GONE = (
     ray.exceptions.ActorUnschedulableError,
     ray.exceptions.NodeDiedError,
 )
-"""How Ray says that a worker, its node or what it had answered is no more."""
+"""What Ray raises when a worker, its node or an answer of it is gone."""
 
 
 class Stalled(RloptError):
@@ -45,7 +45,7 @@ class Pending:
     deadline_s: float
 
     def result(self, what: str) -> list[Any]:
-        """The results in the order of the workers.
+        """Wait for the results, in the order of the workers.
 
         Raises:
             Stalled: not all came in time.
@@ -73,13 +73,13 @@ class Pending:
             raise Lost(f"{self.who} died during: {what} ({first_line(error)})") from error
 
     def cancel(self) -> None:
-        """Ask the workers to stop; nobody waits for the results any more."""
+        """Ask the workers to stop; the results are not wanted any more."""
         for ref in self.refs:
             ray.cancel(ref)
 
 
 def finished(pending: list[Pending]) -> list[Pending]:
-    """Those of `pending`, of one call each, that have answered, well or not."""
+    """Those of `pending`, of one call each, that have finished, with or without an error."""
     if not pending:
         return []
     ready, _ = ray.wait([one.refs[0] for one in pending], num_returns=len(pending), timeout=0)
@@ -140,7 +140,7 @@ class Cluster:
         if config.address == "local":
             # Ray replaces a loopback address by the machine's own and then listens on every interface; here it may not.
             ray._private.services.resolve_ip_for_localhost = lambda address: address
-            # What ends a job reaches all of our process group. In a session of their own Ray's processes, and the workers
+            # Signals that end a job reach our whole process group. In their own session Ray's processes, and the workers
             # that they start, go on until the driver has saved and ends them.
             ray._private.services.ConsolePopen = partial(subprocess.Popen, start_new_session=True)
             try:
@@ -184,7 +184,7 @@ class Cluster:
 
 
 def environment(config: ClusterConfig) -> dict[str, str]:
-    """What every worker's environment has: no telemetry, threads, and on a cluster of our own nothing beyond loopback."""
+    """The environment of every worker: no telemetry, thread counts, and on a local cluster only loopback addresses."""
     env = {
         "VLLM_NO_USAGE_STATS": "1",
         "TOKENIZERS_PARALLELISM": "false",

@@ -2,7 +2,7 @@
 
 Ray writes the environment that a job is given into its logs and shows it to everybody who can see the job, and it keeps the
 files of a package on every node. So keys travel sealed in the environment, with the random pad that opens them in the package:
-neither says anything without the other, and the job alone puts them together, in its own process.
+neither reveals anything without the other, and only the job combines them, in its own process.
 """
 
 import json
@@ -20,7 +20,7 @@ import rlopt
 from rlopt.core.errors import RloptError, first_line
 
 KEYS = ("WANDB_API_KEY", "WANDB_ENTITY", "WANDB_BASE_URL", "HF_TOKEN", "HF_ENDPOINT", "RLOPT_CACHE")
-"""Variables of our environment that a job's has too."""
+"""Environment variables that a job inherits."""
 
 PAD_FILE, SEALED = ".pad", "RLOPT_SEALED_KEYS"
 
@@ -32,7 +32,7 @@ LARGEST_MIB = 64
 
 
 def seal(keys: Mapping[str, str]) -> tuple[bytes, str]:
-    """A random pad, and the keys added to it bit by bit, as hexadecimal digits (a one-time pad)."""
+    """A random pad, and the keys encrypted with it (a one-time pad) as hexadecimal digits."""
     text = json.dumps(dict(keys)).encode()
     pad = secrets.token_bytes(len(text))
     return pad, bytes(a ^ b for a, b in zip(text, pad, strict=True)).hex()
@@ -103,13 +103,13 @@ class Jobs:
         self._address = address
         try:
             self._client = JobSubmissionClient(address)
-        except Exception as error:  # connection, authentication and version each raise their own
+        except Exception as error:  # connection, authentication and version errors have different types
             raise RloptError(
                 f"--address={address}: no cluster takes jobs there ({first_line(error)}); is it http://HEAD:8265?"
             ) from error
 
     def submit(self, folder: Path, sealed: str, overrides: Sequence[str]) -> str:
-        """Hand a packed folder in, with its sealed keys; the job's id."""
+        """Submit a packed folder, with its sealed keys; the job's id."""
         environment = {
             "working_dir": str(folder),
             "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), "PYTHONUNBUFFERED": "1", SEALED: sealed},

@@ -1,4 +1,4 @@
-"""What every command does around its work: Hydra's command line before it, one line on standard error after it."""
+"""What all commands share: Hydra's command line before the work, and one line on standard error if it fails."""
 
 import os
 import re
@@ -48,7 +48,7 @@ def run(
     interrupted: str,
     arguments: Sequence[str] | None = None,
 ) -> None:
-    """Do `work` for each config, and exit with one line when the user can do something about how it ended.
+    """Do `work` for each config, and exit with one line if a user can act on the error.
 
     Args:
         interrupted: what a user who pressed Ctrl-C should know.
@@ -57,7 +57,7 @@ def run(
     signals.interrupts()
     collect_seldom()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us here instead of being printed by Hydra
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # a Hub that is not reached is an error of ours, in one line
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # we report an unreachable Hub ourselves, in one line
     try:
         for config in [typed(composed) for composed in compose(primary, sys.argv[1:] if arguments is None else arguments)]:
             work(config)
@@ -71,22 +71,22 @@ def run(
 
 
 def at_home(argument: str) -> str:
-    """An argument with the user's home for `~/` where a path may begin: a shell leaves it there, and Hydra does not read it."""
+    """An argument with the home for `~/` where a path may begin: neither a shell nor Hydra expands it after `=`."""
     return re.sub(r"(?<=[=\[,])~(?=/|$)", lambda _: os.path.expanduser("~"), argument)
 
 
 def refusal(error: Exception, primary: str = "config") -> RloptError:
-    """What Hydra or OmegaConf refused, as one line with a way out."""
+    """The error for what Hydra or OmegaConf refused: one line with what to do."""
     ambiguous = re.search(r"Ambiguous value for argument '(.*?)'\n", str(error), re.DOTALL)
     override = ambiguous[1] if ambiguous else getattr(error, "override", None)
     return _unreadable(override, str(error)) if override else translate(error, primary)
 
 
 def _unreadable(override: str, why: str) -> RloptError:
-    """An argument that Hydra's grammar does not read: with quotes that it does read, where there are such."""
+    """The error for an argument that Hydra's grammar does not accept, with the quotes that it would accept."""
     key, equals, value = override.partition("=")
     if not equals:
-        return RloptError(f"{override}: is no setting; want key=value")
+        return RloptError(f"{override}: is not a setting; want key=value")
     for quote in ('"', "'"):
         quoted = f"{key}={quote}{value.replace(quote, chr(92) + quote)}{quote}"
         if _reads_as(quoted, value):
@@ -95,7 +95,7 @@ def _unreadable(override: str, why: str) -> RloptError:
 
 
 def _reads_as(override: str, value: str) -> bool:
-    """Whether Hydra reads an argument, and as this text."""
+    """Whether Hydra accepts an argument and reads this text."""
     try:
         return bool(OverridesParser.create().parse_override(override).value() == value)
     except HydraException:

@@ -84,7 +84,7 @@ class PairsJob:
 
 
 def check_no_learner(cluster: ClusterConfig, rollout: RolloutConfig) -> None:
-    """Refuse what a command without a learner would not heed."""
+    """Refuse keys that have no effect in a command without a learner."""
     ranks = cluster.gpus_per_learner
     need(ranks == 0, "cluster.gpus_per_learner", ranks, "there is no learner here; leave it out")
     need(not rollout.sleep, "rollout.sleep", rollout.sleep, "there is no learner here to make room for; leave it out")

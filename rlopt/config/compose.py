@@ -1,4 +1,4 @@
-"""From Hydra's composed mapping to the typed `Config`, and from the libraries' errors to one line."""
+"""From Hydra's composed mapping to the typed `Config`, and from errors of libraries to one line."""
 
 import difflib
 import json
@@ -48,18 +48,18 @@ def typed(composed: DictConfig) -> Config:
 ROWS = ["reward.*", "rollout.*", "sync.*", "replay.*", "run.record", "data.max_prompt_tokens"]
 ROWS += [f"data.{key}" for key in ("prompt_key", "answer_key", "answer_format")]
 ROWS += ["eval.*", "trainer.best", "data.experience", "data.experience_share", "trainer.log_samples", "cluster.gpus_per_engine"]
-"""What means nothing to a run on recorded rows; a star is every key of a section."""
+"""Keys without effect in a run on recorded rows; a star is every key of a section."""
 OFFLINE = ["reward.*", "sync.*", "cluster.gpus_per_engine"]
 OFFLINE += [f"data.{key}" for key in ("train", "size", "subset", "split", "prompt_key", "answer_key", "answer_format")]
 OFFLINE += ["data.max_prompt_tokens"]
 OFFLINE += [f"rollout.{key}" for key in ("engines", "tensor_parallel", "max_num_seqs", "kv_cache_gib", "gpu_memory_share")]
-"""What means nothing to a run on recorded groups alone; temperature and limit of the samplers still do."""
+"""Keys without effect in a run on recorded groups alone; the samplers' temperature and length limit still matter."""
 EVAL = ["data.eval", "data.eval_split", "trainer.eval_every", "trainer.best", "eval.*"]
-"""What means nothing to a run that evaluates nothing."""
+"""Keys without effect in a run without evaluation."""
 
 
 def _refuse_ignored(config: Config, raw: dict[str, Any]) -> None:
-    """Refuse keys that would be set in vain."""
+    """Refuse keys that would have no effect."""
     name = f"+algo={config.algo.name}"
     if not config.algo.group_relative:
         vain, why = ROWS, f"{name}, it has no samplers"
@@ -77,7 +77,7 @@ def _refuse_ignored(config: Config, raw: dict[str, Any]) -> None:
 
 
 def _sorted_out(algo: dict[str, Any]) -> dict[str, Any]:
-    """The flat keys of an algorithm's YAML, put where the schema has them; what is left are its objective's fields."""
+    """The flat keys of an algorithm's YAML, sorted into the sections of the schema; the rest are the objective's fields."""
     shared = {field.name for field in fields(GroupRelativeConfig)} & algo.keys()
     named = {"name", "objective"} & algo.keys()
     return {
@@ -92,7 +92,7 @@ def read(kind: type[T], raw: Any, prefix: str) -> T:
     raw = normalised(raw)
     if "__pydantic_config__" in vars(kind):
         checked: Any = kind
-    else:  # a plain dataclass, such as an objective: give the reader a strict twin of it
+    else:  # a plain dataclass, such as an objective: validate with a strict copy of it
         strict = pydantic.ConfigDict(extra="forbid", strict=True)
         checked = pydantic.dataclasses.dataclass(kind, config=strict, frozen=True)
     try:
@@ -108,7 +108,7 @@ def read(kind: type[T], raw: Any, prefix: str) -> T:
 
 BOUNDS = {"greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number", "value_error"}
 BOUNDS |= {"too_short", "too_long", "string_pattern_mismatch"}
-"""What pydantic calls a value of the right type that its `Field` does not allow."""
+"""pydantic's error types for a value of the right type that is out of its `Field`'s bounds."""
 
 
 def _broken_bound(kind: Any, raw: Any, place: tuple[str | int, ...]) -> str | None:
@@ -127,7 +127,7 @@ def _broken_bound(kind: Any, raw: Any, place: tuple[str | int, ...]) -> str | No
 
 
 def normalised(raw: Any) -> Any:
-    """With the user's home for `~/` where a text begins with it (a path), and with current names of functions of ours."""
+    """`raw` with the user's home for a leading `~/`, and with the current names of our own functions."""
     if isinstance(raw, dict):
         return {key: normalised(value) for key, value in raw.items()}
     if isinstance(raw, list):
@@ -149,7 +149,7 @@ def _explain(key: str, error: Any) -> str:
 
 
 def translate(error: Exception, primary: str = "config") -> RloptError:
-    """What Hydra or OmegaConf refused of `conf/<primary>.yaml`, as one line with a way out."""
+    """The error for what Hydra or OmegaConf refused of `conf/<primary>.yaml`: one line with what to do."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = str(error.missing_cfg_file).partition("/")
         there = sorted(option for option in error.options or [] if not option.startswith("_"))
@@ -169,13 +169,13 @@ def translate(error: Exception, primary: str = "config") -> RloptError:
 
 
 def _named_in_text(error: Exception) -> str | None:
-    """The key that was to be set. Only the text of Hydra's error names it whole."""
+    """The full key that could not be set; Hydra has it only in the text of its error."""
     found = re.search(r"Could not (?:override|append).*?'([^']+)'", str(error))
     return found[1].removeprefix("+") if found else None
 
 
 def _suggest(key: str, primary: str) -> str:
-    """What is meant by a key that there is not: by its name elsewhere, its place in another section, or its spelling."""
+    """Which existing key an unknown one may mean: its name in another framework, its section, or its spelling."""
     layers = [OmegaConf.load(conf_dir() / f"{name}.yaml") for name in dict.fromkeys(("config", primary))]
     known: Any = OmegaConf.merge(*layers)  # a command that has no use for a section sets it to null
     sections = {section: known[section] for section in known if known[section] is not None}

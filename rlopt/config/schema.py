@@ -71,7 +71,7 @@ class Config:
             not self.rollout.sleep or (self.samples and self.sync.mode == "lockstep"),
             "rollout.sleep",
             self.rollout.sleep,
-            "needs engines that stand still between two synchronisations (sync.mode=lockstep); set rollout.sleep=false",
+            "needs engines that are idle between two synchronisations (sync.mode=lockstep); set rollout.sleep=false",
         )
         need(
             self.sync.backend in ("auto", "shm") or not self.learner.lora.rank,
@@ -84,13 +84,18 @@ class Config:
         steps, lag = self.data.prompts_per_step, self.sync.max_lag
         if self.data.experience:
             share = self.data.experience_share
-            need(self.shares[2] >= 1, "data.experience_share", share, f"is no group of data.prompts_per_step={steps}; raise it")
+            need(
+                self.shares[2] >= 1,
+                "data.experience_share",
+                share,
+                f"rounds to 0 groups of data.prompts_per_step={steps}; raise it",
+            )
             need(
                 lag is None or lag >= self.trainer.total_steps - 1,
                 "sync.max_lag",
                 lag,
-                f"recorded groups stand still: their lag reaches {self.trainer.total_steps - 1}; set it to that, or in "
-                "sync.mode=lockstep to null, or leave data.experience out",
+                f"recorded groups are never sampled anew: their lag reaches {self.trainer.total_steps - 1}; set it to that, "
+                "or in sync.mode=lockstep to null, or leave data.experience out",
             )
         if self.replay.capacity:
             need(
@@ -103,7 +108,7 @@ class Config:
                 self.shares[1] >= 1,
                 "replay.share",
                 self.replay.share,
-                f"is no group of data.prompts_per_step={steps}; raise it",
+                f"rounds to 0 groups of data.prompts_per_step={steps}; raise it",
             )
             need(
                 self.replay.capacity >= self.shares[1],

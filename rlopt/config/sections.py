@@ -76,7 +76,7 @@ class DataConfig:
     answer_key: str | None
     answer_format: Literal["auto", "text", "hash", "boxed"]
     max_prompt_tokens: Annotated[int | None, Field(ge=1, description="must be at least 1; null: what the model has room for")]
-    template: Annotated[str | None, Field(pattern=r"\{prompt\}", description="has no {prompt}, where the prompt stands")]
+    template: Annotated[str | None, Field(pattern=r"\{prompt\}", description="has no {prompt}, which the prompt replaces")]
     chat: Literal["auto", "always", "never"]
     system: str | None
     invalid_rows: Literal["refuse", "drop"]
@@ -126,7 +126,7 @@ class OverlongConfig:
 class GroupRelativeConfig:
     """What objectives that learn from groups of samples have; `objectives.core.LossTerms` is made of it."""
 
-    group_size: Annotated[int, Field(ge=2, description="credit is relative to siblings: at least 2")]
+    group_size: Annotated[int, Field(ge=2, description="advantages are relative to the group: at least 2")]
     minibatches: AtLeastOne
     credit: str | None
     anchor: Literal["behavior", "proximal"]

@@ -75,7 +75,7 @@ MEANINGS: dict[str, tuple[str, ...]] = {
 
 
 def meant(name: str) -> str | None:
-    """The key that `name`, or what its last dots lead to, stands for elsewhere."""
+    """The key of rlopt that another framework calls `name`, or calls what follows its last dots."""
     parts = name.lower().replace("-", "_").split(".")
     for start in range(len(parts)):
         tail = ".".join(parts[start:])

@@ -1,4 +1,4 @@
-"""Files that stand there whole or not at all, also after the power was cut."""
+"""Files that exist whole or not at all, also after a power cut."""
 
 import os
 from collections.abc import Iterator
@@ -6,14 +6,14 @@ from pathlib import Path
 
 
 def at_home(text: str) -> Path:
-    """The path that a user has written, `~` as the home: a shell leaves it where it follows an equals sign."""
+    """The path that a user typed, with the home for `~`: a shell does not expand it after an equals sign."""
     return Path(text).expanduser()
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write `text` to `path`; whoever reads meanwhile, or after an interruption, finds what stood there before."""
+    """Write `text` to `path` atomically: a reader, or an interruption, finds either the old content or the new."""
     aside = path.with_name(f".{path.name}.aside")
-    with aside.open("w", encoding="utf-8", errors="backslashreplace") as file:  # half a character stays an escape
+    with aside.open("w", encoding="utf-8", errors="backslashreplace") as file:  # lone surrogates are written as escapes
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -22,7 +22,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def to_disk(path: Path) -> None:
-    """Return when a file, or which names a folder has, is on disk and no longer in this machine's memory alone."""
+    """Flush a file, or the entries of a folder, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -31,7 +31,7 @@ def to_disk(path: Path) -> None:
 
 
 def all_to_disk(folder: Path) -> dict[str, int]:
-    """`to_disk` for everything in `folder`, and it; its files, by path within it, with their sizes in bytes."""
+    """Flush `folder` and everything in it to disk. Returns its files by relative path, with their sizes in bytes."""
     for path in (*_inside(folder), folder):
         to_disk(path)
     return {str(path.relative_to(folder)): path.stat().st_size for path in _inside(folder) if path.is_file()}

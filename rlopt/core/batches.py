@@ -1,12 +1,12 @@
-"""The nouns of rlopt: one frozen type per stage of a step, complete when built.
+"""The records of a step, one frozen type per stage, complete when built.
 
-    Prompt -> Sample -> Group -> Sequences -> Outcomes -> Batch -> Scores -> LossOutput
+    Prompt -> Sample -> Group -> Sequences -> AdvantageInputs -> Batch -> PolicyOutputs -> LossOutput
 
 Recorded answers join at `Sequences`: an `Example` is a prompt and its answers, best first.
 
 Shapes: `B` sequences, `T` tokens of the longest sequence (prompt and response, padded right), `G` samples of a prompt,
-`n` response tokens. Everything `[B, T]` is aligned with the token itself: entry `t` speaks of token `t`, whose
-log-probability the policy gives after reading tokens `0..t-1`. Nothing here knows how any of it is made.
+`n` response tokens. Everything `[B, T]` is aligned with the token itself: entry `t` is about token `t`, whose
+log-probability the policy gives after reading tokens `0..t-1`.
 """
 
 from collections.abc import Mapping
@@ -21,11 +21,11 @@ Unit = Literal["sequence", "group"]
 """What must stay in one micro-batch."""
 
 Average = Literal["token_mean", "sequence_mean", "sequence_sum", "constant", "constant_sum", "pair_mean"]
-"""How per-token losses become one number. `batching.weights` has the formulas."""
+"""How per-token losses become one number. `objectives.credit.loss_weights` has the formulas."""
 
 
 class _Rows:
-    """What has a row per sequence: fields `[B]` and `[B, T]`."""
+    """Records with a row per sequence: fields `[B]` and `[B, T]`."""
 
     lengths: Tensor
 
@@ -41,17 +41,18 @@ class _Rows:
 
 @dataclass(frozen=True, eq=False)
 class Sequences(_Rows):
-    """What happened, padded, before anybody judged it.
+    """Prompts and responses of a step, padded, before advantages.
 
     Attributes:
         token_ids: `[B, T]` int64, prompt and response, padded right with zeros.
         lengths: `[B]` int64, tokens of each sequence without padding.
-        mask: `[B, T]` float32, 1 on tokens that the policy spoke (or is to imitate or avoid).
-        behavior: `[B, T]` float32, behavior log-probabilities, 0 where `mask` is 0 and in recorded rows without any.
+        mask: `[B, T]` float32, 1 on tokens that the policy sampled (or is to imitate or avoid).
+        rollout_logprobs: `[B, T]` float32 nats, of the policy that sampled; 0 where `mask` is 0 and in recorded rows without
+            any.
         rewards: `[B]` float64, of the samples; in recorded rows 1 for the best answer and 0 for the other.
         group: `[B]` int64, which sequences are siblings: 0, 0, 1, 1, 1, ...
         truncated: `[B]` bool, ended by the length limit.
-        lottery: `[B]` float64 in [0, 1), drawn by hashing sequence and step: chance that order cannot change.
+        random_key: `[B]` float64 in [0, 1), a hash of sequence and step: randomness that does not depend on order.
         lag: `[B]` int64, learner steps made between the sampling of a sequence and this step.
     """
 
@@ -68,15 +69,15 @@ class Sequences(_Rows):
 
 @dataclass(frozen=True, eq=False)
 class AdvantageInputs:
-    """What credit is made of: a whole step's samples and how they ended.
+    """What advantages are made of: a whole step's samples and their rewards.
 
     Attributes:
         rewards: `[B]` float64, after the punishment of overlong answers.
         penalties: `[B, T]` float64, what KL in the reward takes from each token; 0 elsewhere.
         group: `[B]` int64, siblings: 0, 0, 1, 1, 1, ...
-        mask: `[B, T]`, 1 on tokens that the policy spoke.
-        lottery: `[B]` float64 in [0, 1), a number drawn by hashing the sequence.
-        behavior, anchor: `[B, T]` log-probabilities as in `Batch`.
+        mask: `[B, T]`, 1 on tokens that the policy sampled.
+        random_key: `[B]` float64 in [0, 1), a hash of the sequence.
+        rollout_logprobs, old_logprobs: `[B, T]` nats, as in `Batch`.
     """
 
     rewards: Tensor
@@ -94,7 +95,7 @@ class AdvantageInputs:
 
     @property
     def lengths(self) -> Tensor:
-        """`[B]` float64: tokens spoken."""
+        """`[B]` float64: sampled tokens."""
         return self.mask.double().sum(1)
 
 
@@ -103,10 +104,10 @@ class Batch(_Rows):
     """What is learned from in one optimizer update, or one micro-batch of it.
 
     Attributes:
-        token_ids, lengths, mask, behavior, group, lag: as in `Sequences`.
-        anchor: `[B, T]` float32, the log-probabilities that ratios are taken against: the behavior policy's, or with
+        token_ids, lengths, mask, rollout_logprobs, group, lag: as in `Sequences`.
+        old_logprobs: `[B, T]` float32 nats, which ratios are taken against: `rollout_logprobs`, or with
             `algo.anchor=proximal` those of the policy at the start of the step.
-        reference: `[B, T]` float32, log-probabilities of the initial model.
+        reference: `[B, T]` float32 nats, of the initial model.
         advantages: `[B, T]` float32, 0 where `mask` is 0.
         weights: `[B, T]` float32, the average as a matrix over all micro-batches of all ranks.
     """
@@ -123,7 +124,7 @@ class Batch(_Rows):
     lag: Tensor
 
     def dummy(self) -> "Batch":
-        """The same sequences with no voice: zero mask and weights. It keeps ranks in step and changes no gradient."""
+        """The same sequences with zero mask and weights: a forward pass that keeps ranks in step and changes no gradient."""
         zero = self.mask.new_zeros(self.mask.shape)
         return replace(self, mask=zero, rollout_logprobs=zero, old_logprobs=zero, reference=zero, advantages=zero, weights=zero)
 
@@ -133,7 +134,7 @@ class Batch(_Rows):
 
 @dataclass(frozen=True, eq=False)
 class PolicyOutputs:
-    """What the policy says now, both `[B, T]`: log-probabilities (with gradient) and entropy in nats."""
+    """Of the policy as it is, both `[B, T]` in nats: log-probabilities (with gradient) and entropy."""
 
     logprobs: Tensor
     entropy: Tensor
@@ -141,7 +142,7 @@ class PolicyOutputs:
 
 @dataclass(frozen=True, eq=False)
 class LossOutput:
-    """What an objective says: the loss of every token `[B, T]`, before averaging, and metrics that merge exactly."""
+    """What an objective returns: the loss of every token `[B, T]`, before averaging, and metrics that merge exactly."""
 
     per_token: Tensor
     metrics: Mapping[str, Metric]

@@ -1,32 +1,32 @@
-"""The one exception that users meet, and what else may go wrong. Light, because reward processes import it."""
+"""The exception that users see, and internal ones. It imports little, because reward processes import it."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 
 class RloptError(Exception):
-    """A refusal that a user can act on: one line with the key, the value and the way out."""
+    """An error that a user can act on: one line with the key, the value and what to do."""
 
 
 def need(condition: bool, key: str, value: object, way_out: str) -> None:
-    """Refuse `key=value` unless `condition` holds."""
+    """Raise a RloptError about `key=value` unless `condition` holds."""
     if not condition:
         raise RloptError(f"{key}={value}: {way_out}")
 
 
 def first_line(error: BaseException | str, longest: int = 300) -> str:
-    """What an error says, as one line: its first that is not blank, or its type's name where it says nothing."""
+    """The message of an error as one line: its first line that is not blank, or the name of its type."""
     said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return said if len(said) <= longest else said[: longest - 3] + "..."
 
 
 def last_line(error: BaseException) -> str:
-    """The last line that an error says: CUDA's errors name their cause there."""
+    """The last line of an error's message: CUDA's errors name their cause there."""
     return first_line("\n".join(reversed(str(error).splitlines())) or type(error).__name__)
 
 
 class NoEngine(Exception):
-    """Groups are asked for and no engine is left to sample them; the replacements wait for weights. Never leaves the loop."""
+    """Groups are requested and no engine is left to sample them; its replacements wait for weights. Caught in the loop."""
 
 
 class StoppedEarly(Exception):
@@ -34,7 +34,7 @@ class StoppedEarly(Exception):
 
 
 class Interrupted(Exception):
-    """The run was asked to end while it waited for samples. Never leaves the loop."""
+    """The run was asked to end while it waited for samples. Caught in the loop."""
 
 
 @dataclass(frozen=True)

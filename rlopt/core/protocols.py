@@ -1,4 +1,4 @@
-"""What packages need of one another's objects, where one may not import the other."""
+"""Interfaces between packages, where one may not import the other."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from rlopt.core.samples import Group
 
 @dataclass(frozen=True)
 class Sent:
-    """What one synchronisation cost, why engines did not get it (`faults`, by number), and which of these are `dead`."""
+    """The size and duration of one sending, why engines failed (`faults`, by number), and which of these are `dead`."""
 
     bytes: int
     seconds: float
@@ -33,7 +33,7 @@ class Learners(Protocol):
 
 
 class Journal(Protocol):
-    """Where a run is written down. Documented in `tracking.journal.Journal`."""
+    """The files and loggers of a run. Documented in `tracking.journal.Journal`."""
 
     def step(self, metrics: Mapping[str, float], groups: list[Group], policy: Tensor | None) -> None: ...
     def event(self, kind: str, **facts: object) -> None: ...

@@ -6,7 +6,7 @@ from typing import Self
 
 @dataclass(frozen=True)
 class Sum:
-    """Adds up over micro-batches and ranks."""
+    """A sum over micro-batches and ranks."""
 
     total: float
 
@@ -20,7 +20,7 @@ class Sum:
 
 @dataclass(frozen=True)
 class Mean:
-    """The mean of everything counted anywhere, whatever the split."""
+    """A mean over everything counted on all ranks, whatever the split."""
 
     total: float
     count: float
@@ -35,7 +35,7 @@ class Mean:
 
 @dataclass(frozen=True)
 class Max:
-    """The largest value seen anywhere."""
+    """The largest value on all ranks."""
 
     value: float
 

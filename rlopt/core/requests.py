@@ -1,4 +1,4 @@
-"""What is asked of an engine: a prompt and how to sample it, or a text to continue."""
+"""Requests to an engine: a prompt and how to sample it, or a text to continue; and what comes back."""
 
 import hashlib
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from rlopt.core.samples import Prompt
 
 @dataclass(frozen=True)
 class SamplingSpec:
-    """How the answers to a prompt are drawn: how many, and from what. Temperature 0 takes the likeliest token every time."""
+    """How many responses to a prompt are drawn, and how. Temperature 0 takes the likeliest token."""
 
     count: int
     temperature: float
@@ -20,12 +20,12 @@ class SamplingSpec:
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """A prompt handed to a batch.
+    """A prompt to be sampled for a batch.
 
     Attributes:
-        manner: how it is answered; None: as samples to learn from are.
-        draw: what tells this draw of the prompt from others: how often the data had been gone through before, or for a spare
-            its place. It is part of every sample's seed.
+        sampling: how responses are drawn; None: as samples to learn from are.
+        draw: what distinguishes this draw of the prompt from others: how often the data had been gone through before, or for
+            a spare its place. It is part of every sample's seed.
         spares: prompts to be taken one after another while the samples show no signal.
     """
 
@@ -43,7 +43,7 @@ def sample_seed(run_seed: int, prompt_id: str, draw: str, index: int) -> int:
 
 @dataclass(frozen=True)
 class Continuation:
-    """Where answers go on from: the token ids of a prompt, and of the part of an answer that stands already.
+    """Where answers continue: the token ids of a prompt, and of the part of an answer that is given.
 
     `id` names the seeds of the answers: what is sampled depends on it and on nothing else.
     """
@@ -55,7 +55,7 @@ class Continuation:
 
 @dataclass(frozen=True)
 class Answer:
-    """A whole answer, what stood already included: token ids (with the end token), their text, and what ended it."""
+    """A whole answer, the given part included: token ids (with the end token), their text, and the finish reason."""
 
     token_ids: tuple[int, ...]
     text: str
@@ -64,7 +64,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class EngineLogprobs:
-    """What an engine says of a text: log-probabilities `[n - 1]` of its tokens after the first, and its version."""
+    """An engine's log-probabilities `[n - 1]` (nats) of the tokens of a text after the first, and its version."""
 
     logprobs: np.ndarray
     version: int

@@ -9,12 +9,12 @@ import numpy as np
 from rlopt.core.errors import Fault, RloptError
 
 Key = tuple[int, int]
-"""Of a prompt that is being sampled: (batch, place) in lockstep, (version, number) where samplers never stop."""
+"""Of a prompt that is being sampled: (batch, place) in lockstep, (version, number) in asynchronous mode."""
 
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """What is asked.
+    """A prompt.
 
     Attributes:
         token_ids: final; nothing downstream tokenises again.
@@ -34,7 +34,7 @@ class Prompt:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One response of the behavior policy.
+    """One response of the policy that sampled.
 
     Attributes:
         prompt_id: of the prompt that it answers.
@@ -69,13 +69,13 @@ class Sample:
 
     @property
     def version(self) -> int:
-        """The oldest weights that spoke a token of this sample."""
+        """The oldest version that sampled a token of this sample."""
         return int(self.versions.min())
 
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """A prompt and its samples: the unit that is stored, aged and drawn, because credit is relative to siblings.
+    """A prompt and its samples: the unit that is stored, aged and drawn, because advantages are relative to the group.
 
     Attributes:
         refills: groups without signal that were sampled and thrown away before this one.
@@ -92,13 +92,13 @@ class Group:
             if sample.prompt_id != self.prompt.id:
                 raise RloptError(
                     f"Group.samples: sample {number} answers prompt {sample.prompt_id}, the group's is {self.prompt.id}; "
-                    "credit is relative to siblings, which have one prompt"
+                    "advantages are relative to the group, which has one prompt"
                 )
 
 
 @dataclass(frozen=True, eq=False)
 class PendingRollouts:
-    """Groups that are kept with a checkpoint, by the shelf they stand on, and plain facts about them."""
+    """Groups that are kept with a checkpoint, by section, and plain facts about them."""
 
     sections: Mapping[str, list[Group]]
     facts: Mapping[str, Any]

@@ -1,4 +1,4 @@
-"""Functions of the user's, run in processes of their own with a deadline, so that they can hang, leak or crash alone."""
+"""The user's functions run in separate processes with a deadline, so that they may hang, leak or crash."""
 
 import hashlib
 import importlib
@@ -32,7 +32,7 @@ START_DEADLINE_S = 120.0
 """Seconds that a process may take to import its function."""
 
 PRINTED, SHOWN = 200, 2000
-"""Characters of what a function printed, and of what it was called with, that an error shows."""
+"""How many characters of a function's output, and of its arguments, an error shows."""
 
 
 MOVED = {"rlopt.grading": "rlopt.rewards", "rlopt.arithmetic": "rlopt.data.arithmetic"}
@@ -40,18 +40,18 @@ MOVED = {"rlopt.grading": "rlopt.rewards", "rlopt.arithmetic": "rlopt.data.arith
 
 
 def current_name(name: str) -> str:
-    """`module:function` with the module's name of today."""
+    """`module:function` with the current name of the module."""
     module, colon, attribute = name.rpartition(":")
     return f"{MOVED.get(module, module)}{colon}{attribute}"
 
 
 def load(key: str, name: str, kind: str = "function") -> Function:
-    """The function (or class, as `kind` says) that `name`, the value of the setting `key`, stands for.
+    """The function (or class, as `kind` says) that `name`, the value of the setting `key`, names.
 
     `module:function`, or `path/to/file.py:function`.
 
     Raises:
-        RloptError: it cannot be imported, or is none.
+        RloptError: it cannot be imported, or is not callable.
     """
     module, colon, attribute = current_name(name).rpartition(":")
     try:
@@ -64,8 +64,8 @@ def load(key: str, name: str, kind: str = "function") -> Function:
 
 
 def _import(module: str) -> ModuleType:
-    """A module by its name, or by its file: as a program's own, which can import its neighbours, pickle its functions and start
-    processes. Where its name is another module's it gets one of its own, and hides nothing.
+    """A module by its name, or by its file. Loaded from a file it can import its neighbours, its functions can be pickled,
+    and it can start processes. If another module has its name, it gets a unique one.
     """
     if not module.endswith(".py"):
         return importlib.import_module(module)
@@ -86,13 +86,13 @@ def _import(module: str) -> ModuleType:
 
 
 def _is_free(file: Path) -> bool:
-    """Whether no other module than that in `file` has its name."""
+    """Whether no module other than the one in `file` has its name."""
     there = sys.modules.get(file.stem)
     if there is not None:
         return getattr(there, "__file__", None) == str(file)
     try:
         spec = importlib.util.find_spec(file.stem)
-    except (ImportError, ValueError):  # a name that is none of a module
+    except (ImportError, ValueError):  # not the name of a module
         return False
     return spec is None or spec.origin == str(file)
 
@@ -106,14 +106,15 @@ class Failed:
 
 
 class Pool:
-    """`workers` processes that make calls; one that takes over `timeout_s` seconds is killed with its process and all children.
+    """`workers` processes that call a function. A call that takes over `timeout_s` seconds is killed with its process and its
+    children.
 
     A call is a dataclass: its fields are the function's keyword arguments, and errors show it. All three of the user's
     functions (reward, split, locate) keep to `reward.timeout_s`. What they print goes into errors alone.
     """
 
     def __init__(self, key: str, name: str, workers: int, timeout_s: float, make: Callable[[], Function] | None = None) -> None:
-        """`make` gives the function that `name` stands for, in a child, where that is more than to import it."""
+        """`make` returns the function, in a child process, where that takes more than an import."""
         make = make or partial(load, key, name)
         make()  # a wrong name is refused here rather than in a child
         self._where, self._timeout_s = f"{key}={name}", timeout_s
@@ -133,16 +134,16 @@ class Pool:
         return [self._answer(call, one) for call, one in zip(calls, self.attempt(calls), strict=True)]
 
     def call_each(self, calls: Sequence[Any]) -> list[object]:
-        """As `call`, but all processes share in them."""
+        """As `call`, but spread over all processes."""
         waiting = [self._threads.submit(self._attempt, [one]) for one in calls]
         return [self._answer(call, done.result()[0]) for call, done in zip(calls, waiting, strict=True)]
 
     def attempt(self, calls: Sequence[Any]) -> list[object]:
-        """As `call`, but where there is no answer it says why: a `Failed`. The others are made all the same."""
+        """As `call`, but a call without an answer gives a `Failed` that says why, and the other calls are still made."""
         return self._threads.submit(self._attempt, calls).result()
 
     def explain(self, call: object, failed: Failed) -> str:
-        """One line: the setting, what happened, and on what."""
+        """One line: the setting, what happened, and the arguments."""
         return f"{self._where} {failed.why} on {_shown(call)}"
 
     def close(self) -> None:
@@ -204,7 +205,7 @@ class _Worker:
         return self._receive(timeout_s)
 
     def end(self) -> None:
-        """Whoever waits for an answer gets an EOFError."""
+        """Kill it; a waiting caller gets an EOFError."""
         pid = self._process.pid
         assert pid is not None
         with suppress(psutil.NoSuchProcess):
@@ -223,12 +224,12 @@ class _Worker:
     def _receive(self, timeout_s: float) -> object:
         if not self._pipe.poll(timeout_s):
             raise TimeoutError
-        answer: dict[str, Any] = json.loads(self._pipe.recv_bytes())  # never a pickle: other code than ours wrote it
+        answer: dict[str, Any] = json.loads(self._pipe.recv_bytes())  # never a pickle: the user's code wrote it
         return Failed(**answer["failed"]) if "failed" in answer else answer["answer"]
 
 
 def _serve(make: Callable[[], Function], pipe: Connection) -> None:
-    os.setsid()  # a group of its own, to be killed as one; and Ctrl-C, which reaches the whole terminal, is not for us
+    os.setsid()  # its own process group, to be killed as one; Ctrl-C, which reaches the whole terminal, is ignored
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]  # functions may start processes
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
@@ -258,12 +259,12 @@ def _serve(make: Callable[[], Function], pipe: Connection) -> None:
 
 
 def _send(pipe: Connection, answer: object) -> None:
-    """As JSON; scalars of numpy and torch as the numbers that they are."""
+    """As JSON, with scalars of numpy and torch as numbers."""
     pipe.send_bytes(json.dumps({"answer": answer}, default=lambda value: value.item()).encode())
 
 
 class _Tail(io.TextIOBase):
-    """Keeps the end of what is written, however much it is."""
+    """Keeps the last characters of what is written."""
 
     text = ""
 
@@ -278,7 +279,7 @@ def _shown(call: object) -> str:
 
 
 def _end_with_parent() -> None:
-    """A killed parent cannot kill us, and a function that hangs would not see the pipe close."""
+    """Exit when the parent is gone: it cannot kill this process, and a hanging function would not see the pipe close."""
     parent = multiprocessing.parent_process()
     if parent:
         parent.join()

@@ -1,4 +1,4 @@
-"""How a run is told to end: by Ctrl-C at once; by SIGTERM (a cluster) and SIGHUP (a closing terminal) with what was made."""
+"""Signals that end a run: Ctrl-C at once; SIGTERM (from a cluster) and SIGHUP (a closing terminal) after a checkpoint."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ def interrupts() -> None:
 
 @contextmanager
 def told_to_end(ask: Callable[[], None]) -> Iterator[None]:
-    """In here what ends a job calls `ask` alone."""
+    """In here SIGTERM and SIGHUP only call `ask`."""
 
     def heard(number: int, frame: object) -> None:
         _survive_terminal(number)
@@ -32,7 +32,7 @@ def told_to_end(ask: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """In here nothing of it is heard: a second Ctrl-C must not leave workers behind."""
+    """In here these signals are ignored: a second Ctrl-C must not leave workers behind."""
     with _handled(signal.SIG_IGN, [signal.SIGINT, *ENDS]):
         yield
 
@@ -53,7 +53,7 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 def _survive_terminal(number: int) -> None:
-    """Once a terminal has closed, writing to it is an error, and what is left to be done says something."""
+    """Send output to /dev/null after the terminal has closed, where writing would raise."""
     if number == signal.SIGHUP:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for stream in (sys.__stdout__, sys.__stderr__):

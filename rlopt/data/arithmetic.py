@@ -43,7 +43,7 @@ class Problem:
         """The problem that `text` (as `Problem.text` writes it) states; ValueError when it states none."""
         found = _PROBLEM.fullmatch(text.strip())
         if not found:
-            raise ValueError(f"{text!r} is no arithmetic problem: want numbers joined by + and *, then '='")
+            raise ValueError(f"{text!r} is not an arithmetic problem: want numbers joined by + and *, then '='")
         parts = re.findall(r"\d+|[+*]", found[1])
         return cls(tuple(int(part) if part.isdigit() else part for part in parts))
 
@@ -132,7 +132,7 @@ def corpus(rng: random.Random, worked_share: float, slip_share: float) -> Iterat
     """Endless (prompt, solution) pairs to train a base model on.
 
     Args:
-        rng: source of chance.
+        rng: random numbers.
         worked_share: share of solutions with steps; the others are terse and right.
         slip_share: share of worked solutions in which one operation goes wrong and the error is carried on.
     """

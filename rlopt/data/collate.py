@@ -1,7 +1,7 @@
-"""From groups and examples to tensors: padded `Sequences`, credited `Batch`es with averaging weights, and their splits.
+"""From groups and examples to padded tensors (`Sequences`).
 
-The weights of a batch belong to its whole optimizer update, so a learner sums `per_token * weights` over whatever part it
-holds and the gradient is the same for every split over ranks and micro-batches.
+Samples are padded on the right; every field `[B, T]` is aligned with the token itself.
+
 """
 
 import hashlib
@@ -49,7 +49,7 @@ def pad(groups: list[Group], step: int) -> Sequences:
 
 
 def pad_examples(examples: list[Example]) -> Sequences:
-    """The answers of all examples, in order: no behavior log-probabilities, reward 1 for the first of a row, else 0."""
+    """The answers of all examples, in order: no rollout log-probabilities, reward 1 for the first of a row, else 0."""
     rows = [(number, e.prompt.token_ids, answer) for number, e in enumerate(examples) for answer in e.answers]
     best = [float(place == 0) for e in examples for place, _ in enumerate(e.answers)]
     return replace(_pad(rows), rewards=torch.tensor(best, dtype=torch.float64))

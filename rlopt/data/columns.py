@@ -23,14 +23,14 @@ SCHEMAS = (
     ("problems and answers", "problem", "answer"),
     ("problems and solutions", "problem", "solution"),
 )
-"""What rows are called that have these two columns, prompt and answer; the first that fits the first row is taken for all."""
+"""Names of known column pairs (prompt, answer). The first pair that the first row has is taken for all rows."""
 
 
 MEANING: Mapping[AnswerFormat, str] = {"text": "", "hash": " after ####", "boxed": r" in \boxed{}"}
 
 
 def recognize_columns(where: str, rows: Sequence[Mapping[str, Any]], config: DataConfig) -> tuple[str, str, str]:
-    """What the rows are called, and their keys of prompt and answer; the first row that has both decides.
+    """The name of the format of the rows, and its keys of prompt and answer; the first row that has both decides.
 
     Raises:
         RloptError: the columns are not known, or those that the config names are not there.
@@ -51,7 +51,7 @@ _THOUSANDS = re.compile(r"[-+]?[$€£]?\d{1,3}(,\d{3})+(\.\d+)?")
 
 
 def final_answer(text: str, kind: AnswerFormat) -> str:
-    """What counts of an answer: all of it, what follows the last `####`, or what the last `\\boxed{}` holds."""
+    """The final answer in a reference answer: all of it, what follows the last `####`, or what the last `\\boxed{}` holds."""
     if kind == "hash":
         text = text.rpartition("####")[2].strip() if "####" in text else ""
         text = text.replace(",", "") if _THOUSANDS.fullmatch(text) else text
@@ -64,28 +64,28 @@ def final_answer(text: str, kind: AnswerFormat) -> str:
 
 
 def guess_format(answers: list[str]) -> AnswerFormat:
-    """What most of the answers have; the others are then answers without what counts."""
+    """The format of most of the answers; the others then have no final answer."""
     if 2 * sum("####" in answer for answer in answers) > len(answers):
         return "hash"
     return "boxed" if 2 * sum(bool(latex.boxes(answer)) for answer in answers) > len(answers) else "text"
 
 
 def prompt_of(row: Mapping[str, Any], key: str) -> str | Messages:
-    """The prompt of a row, text or messages; raises Unusable."""
+    """The prompt of a row, text or messages; raises UnusableRow."""
     value = look_up(row, key)
     return [_message(key, message) for message in value] if isinstance(value, list) and value else text_of(row, key)
 
 
 def _message(key: str, message: Any) -> dict[str, Any]:
-    """A message with all that it has; raises Unusable."""
+    """A message with all its fields; raises UnusableRow."""
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise UnusableRow(f"{key} is a list, but not of messages with role and content")
-    kept = {name: value for name, value in message.items() if value is not None}  # a table has all columns in every row
+    kept = {name: value for name, value in message.items() if value is not None}  # in a table every row has all columns
     content = kept.get("content")
     if isinstance(content, list):
         parts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in content]
         if any(part is None for part in parts):
-            raise UnusableRow(f"{key} has a message with content that is no text")
+            raise UnusableRow(f"{key} has a message with content that is not text")
         kept["content"] = "".join(map(str, parts))
     elif not isinstance(content, str) and not (content is None and "tool_calls" in kept):
         raise UnusableRow(f"{key} is a list, but not of messages with role and content")
@@ -97,7 +97,7 @@ def text_of(row: Mapping[str, Any], key: str) -> str:
     if value is None:
         raise UnusableRow(f"no {key}, only {', '.join(sorted(row))}")
     if not isinstance(value, str | int | float):
-        raise UnusableRow(f"{key} is no text but a {type(value).__name__}")
+        raise UnusableRow(f"{key} is not text but a {type(value).__name__}")
     if isinstance(value, float) and not math.isfinite(value):
         raise UnusableRow(f"{key} is {value}")
     if not str(value).strip():
@@ -106,6 +106,6 @@ def text_of(row: Mapping[str, Any], key: str) -> str:
 
 
 def answer_of(row: Mapping[str, Any]) -> str:
-    """What stands under `answer` where nothing depends on it; empty where that is no answer."""
+    """The value of `answer` where nothing depends on it; empty where it is missing or NaN."""
     value = row.get("answer")
     return "" if value is None or (isinstance(value, float) and not math.isfinite(value)) else str(value)

@@ -47,7 +47,7 @@ def partition(lengths: Tensor, units: Tensor, ranks: int, token_budget: int) -> 
 
 
 def microbatches(batch: Batch, unit: Unit, ranks: int, token_budget: int) -> list[list[Batch]]:
-    """The micro-batches of each rank, as `plan` lays them out; a silent copy of another fills a gap.
+    """The micro-batches of each rank, as `partition` lays them out; a dummy copy of another fills a gap.
 
     `unit`: what must stay in one micro-batch.
     """

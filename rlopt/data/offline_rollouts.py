@@ -1,12 +1,12 @@
-"""Recorded groups to learn from without samplers: checked once from end to end, then read again as they are dealt.
+"""Recorded groups to learn from without samplers: checked once from end to end, then read again step by step.
 
-A file is a record that a run left (`record`), compressed or not, or lines of one's own without a first line that says what
-made them:
+A file is a record that a run left (`rollout_log`), compressed or not, or JSON lines of the user's own, without a first line
+that says what made them:
 
     {"prompt": "12+7*3=", "answer": "33", "samples": [{"text": "...", "reward": 1.0}, {"text": "...", "reward": 0.0}]}
 
 whose prompts are worded and tokenised as those of `data.train` are, and whose behavior policy is unknown. Recorded groups stand
-still while the policy moves on, so all of them count as spoken by version 0: their lag is the number of steps made here.
+still while the policy changes, so all of them count as sampled by version 0: their lag is the number of steps made here.
 """
 
 import json
@@ -33,9 +33,9 @@ class Needs:
 
     Attributes:
         max_tokens: the longest sequence, prompt and response together.
-        siblings: a lone sample gets no credit.
-        logprobs: why behavior log-probabilities are needed, or None.
-        held_out: prompts that are evaluated on, as `data.one_spaced` has them; groups of these are left out.
+        siblings: a group of one sample has no advantages.
+        logprobs: why rollout log-probabilities are needed, or None.
+        held_out: prompts that are evaluated on, as `unusable.normalize_text` has them; groups of these are left out.
     """
 
     max_tokens: int
@@ -53,7 +53,7 @@ class Experience:
         places: (byte where its block starts, number of the block's first line, line within the block) of every group.
         dropped: reason to line numbers of the groups that are left out.
         damage: where and why the file could not be read to its end, or None.
-        has_logprobs: every group has behavior log-probabilities.
+        has_logprobs: every group has rollout log-probabilities.
         has_texts: some group's prompt is text that was worded here.
         longest: sequence, in tokens.
         largest: group, in samples.
@@ -185,7 +185,7 @@ def _checked(row: Any, words: Wording, name: str, needs: Needs, headed: bool) ->
     if not group.samples:
         raise UnusableRow("no samples")
     if needs.siblings and len(group.samples) == 1:
-        raise UnusableRow("one sample, and credit is relative to siblings")
+        raise UnusableRow("one sample, and advantages are relative to the group")
     if len(group.prompt.token_ids) + max(len(sample.token_ids) for sample in group.samples) > needs.max_tokens:
         raise UnusableRow(f"more than {needs.max_tokens} tokens")
     if not headed and not isinstance(row["prompt"], str):
@@ -194,7 +194,7 @@ def _checked(row: Any, words: Wording, name: str, needs: Needs, headed: bool) ->
 
 
 def _parse(row: Any, words: Wording, name: str) -> tuple[Group, bool]:
-    """The group of a line, as version 0 spoke it, and whether it has log-probabilities."""
+    """The group of a line, with version 0, and whether it has log-probabilities."""
     try:
         if isinstance(row["prompt"], str):
             return _from_text(row, words, name), False
@@ -204,7 +204,7 @@ def _parse(row: Any, words: Wording, name: str) -> tuple[Group, bool]:
             | ({} if known else {"logprobs": [0.0] * len(sample["token_ids"])})
             for sample in row["samples"]
         ]
-        untold = {"refills": 0, "faults": []}  # the run that recorded them told of these
+        untold = {"refills": 0, "faults": []}  # the run that recorded them has reported these
         return group_from_json({**row, "samples": samples, **untold}), known
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UnusableRow(f"no group ({type(error).__name__}: {error})") from None

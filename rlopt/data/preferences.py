@@ -78,7 +78,7 @@ READ |= {"initial_reason_steps", "full_chosen", "full_rejected"}
 
 
 def _notes(read: Sequence[Row], examples: Sequence[Example]) -> Iterator[str]:
-    """Columns that mean nothing here, and rows that are there more than once."""
+    """Columns without effect, and rows that occur more than once."""
     if ignored := sorted({column for _, row in read for column in row} - READ):
         yield f"ignored columns: {', '.join(ignored)}"
     extra = len(examples) - len({(normalize_text(example.prompt.text), example.answers) for example in examples})
@@ -148,12 +148,12 @@ def _sides(row: Mapping[str, Any], chosen_key: str, rejected_key: str) -> tuple[
 def _text(row: Mapping[str, Any], key: str, default: str | None) -> str:
     value = row.get(key, default)
     match value:
-        case [{"role": "assistant", "content": str(said), **more}]:  # as TRL has it where the prompt is a conversation
+        case [{"role": "assistant", "content": str(said), **more}]:  # TRL's form where the prompt is a conversation
             if lost := sorted(str(name) for name, value in more.items() if value is not None):
                 raise UnusableRow(f"{key} has a message with {lost[0]}, which would be lost")
             return said
     if not isinstance(value, str):
-        raise UnusableRow(f"no text under {key!r}, only {sorted(row)}" if key not in row else f"{key} is no text")
+        raise UnusableRow(f"no text under {key!r}, only {sorted(row)}" if key not in row else f"{key} is not text")
     return value
 
 

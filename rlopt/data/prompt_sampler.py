@@ -1,6 +1,6 @@
-"""Prompts dealt to batches by a pure function of seed and batch number, and what all readers of rows share.
+"""Which prompts a batch has: a pure function of seed and batch number.
 
-Because `Dealer.rows` depends on nothing else, a resumed run deals the same rows, none skipped and none repeated.
+Because `PromptSampler.rows` depends on nothing else, a resumed run has the same rows, none skipped and none repeated.
 """
 
 import random
@@ -10,7 +10,7 @@ from rlopt.core.samples import Prompt
 
 
 class PromptSampler:
-    """Deals rows: every epoch is a new seeded shuffle of all of them, and batches follow one another through it."""
+    """Every epoch is a new seeded shuffle of all rows, and batches follow one another through it."""
 
     def __init__(self, count: int, per_step: int, seed: int) -> None:
         self._count, self._per_step, self._seed = count, per_step, seed

@@ -23,7 +23,7 @@ class Loaded:
 
     Attributes:
         numbers: of their rows.
-        about: what the rows were taken for, for people.
+        about: how the rows were read, for people.
         left_out: reason to the numbers of the rows that are not among them.
         notes: what else people should know of the rows.
     """
@@ -64,7 +64,7 @@ def _embedded_task(seed: int, size: int, held_out: bool, words: Wording) -> Load
 
 
 def _from_rows(rows: Sequence[Row], name: str, where: str, config: DataConfig, words: Wording) -> Loaded:
-    """The prompts of numbered rows: which columns hold what is told from all of them, and what of an answer counts."""
+    """The prompts of numbered rows; columns and the format of answers are recognized from all of them."""
     called, prompt_key, answer_key = recognize_columns(where, [row for _, row in rows], config)
     dropped: dict[str, list[int]] = {}
     readable = dict[int, tuple[str | Messages, str]]()
@@ -91,7 +91,7 @@ def _from_rows(rows: Sequence[Row], name: str, where: str, config: DataConfig, w
 
 @contextmanager
 def _counted(dropped: dict[str, list[int]], number: int) -> Iterator[None]:
-    """Note in `dropped` why row `number` cannot be used, if what is done in here says so."""
+    """Count row `number` in `dropped` if the code in here raises UnusableRow."""
     try:
         yield
     except UnusableRow as why:
@@ -106,7 +106,7 @@ def _others(rows: Sequence[Row], prompt_key: str, answer_key: str) -> str | None
 
 
 def _twice(prompts: Sequence[Prompt]) -> str | None:
-    """How many prompts are there more than once."""
+    """How many prompts repeat another one."""
     extra = len(prompts) - len({normalize_text(prompt.text) for prompt in prompts})
     return f"{extra} of {len(prompts)} prompts repeat another, but for white space" if extra else None
 
@@ -114,7 +114,7 @@ def _twice(prompts: Sequence[Prompt]) -> str | None:
 def make_prompt(
     name: str, question: str | Messages, answer: str, source: str, words: Wording, columns: dict[str, Any]
 ) -> Prompt:
-    """The prompt of a row, worded; raises Unusable."""
+    """The prompt of a row, as token ids and text; raises UnusableRow."""
     ids = words.ids(question, _tools(columns.get("tools")))
     if not ids:
         raise UnusableRow("prompt has no token that the tokenizer knows")
@@ -129,12 +129,12 @@ def _tools(value: Any) -> Any:
         try:
             value = json.loads(value)
         except json.JSONDecodeError:
-            raise UnusableRow("tools is a text that is no JSON") from None
+            raise UnusableRow("tools is text that is not JSON") from None
     return value or None
 
 
 def drop_eval_overlap(train: Loaded, held_out: Sequence[Prompt]) -> Loaded:
-    """`train` without the prompts that are evaluated on, whatever their white space."""
+    """`train` without the prompts that are evaluated on; white space does not matter."""
     there = {normalize_text(prompt.text) for prompt in held_out}
     kept = _without(train, "also in data.eval", lambda prompt: normalize_text(prompt.text) in there)
     if not kept.prompts:

@@ -1,4 +1,4 @@
-"""Rows of data sets as they lie there: JSON lines, parquet, CSV and JSON files, folders of them, and data sets of the Hub."""
+"""Rows of data sets as they are stored: JSON lines, parquet, CSV and JSON files, folders of them, data sets of the Hub."""
 
 import csv
 import json
@@ -45,7 +45,7 @@ def read_rows(key: str, name: str, subset: str | None = None, split: str = "trai
 
 
 def read_jsonl(key: str, name: str) -> list[Row]:
-    """All rows of the JSONL file `name`, which the config key `key` names. Ours, because its errors name the row."""
+    """All rows of the JSONL file `name`, which the config key `key` names. Our own reader: its errors name the row."""
     path = Path(name).expanduser()
     if not path.is_file():
         raise RloptError(f"{key}={name}: no such file; give a JSONL file, or arithmetic for the embedded task")
@@ -53,7 +53,7 @@ def read_jsonl(key: str, name: str) -> list[Row]:
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")  # not splitlines, which cuts inside a text at U+2028
     except UnicodeDecodeError as error:
-        raise RloptError(f"{key}={name}: is no UTF-8 text ({error.reason} at byte {error.start}); want JSON lines") from None
+        raise RloptError(f"{key}={name}: is not UTF-8 text ({error.reason} at byte {error.start}); want JSON lines") from None
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -62,7 +62,7 @@ def read_jsonl(key: str, name: str) -> list[Row]:
         except json.JSONDecodeError as error:
             raise RloptError(f"{key}={name}: row {number} is not JSON ({error}); want one object a line") from None
         if not isinstance(row, dict):
-            raise RloptError(f"{key}={name}: row {number} is no JSON object; want one object a line")
+            raise RloptError(f"{key}={name}: row {number} is not a JSON object; want one object a line")
         rows.append((number, row))
     if not rows:
         raise RloptError(f"{key}={name}: the file has no rows; put one JSON object a line")
@@ -85,7 +85,7 @@ def _read_csv(where: str, path: Path) -> list[dict[str, Any]]:
 
 
 def look_up(row: Mapping[str, Any], key: str) -> Any:
-    """A column, or with dots what stands inside it: `reward_model.ground_truth`. None where there is none."""
+    """A column, or with dots with dots a value inside it: `reward_model.ground_truth`. None if it is missing."""
     if key in row:
         return row[key]
     value: Any = row

@@ -22,7 +22,7 @@ def encode(tokenizer: Tokenizer, text: str, special: bool = True) -> list[int]:
     """Token ids of a text, with `special` those that the tokenizer puts around it.
 
     Raises:
-        Unusable: it is no text, which no tokenizer says as plainly.
+        UnusableRow: it is not text; a tokenizer's own error would not say so.
     """
     need_characters(text)
     return tokenizer.encode(text, add_special_tokens=special)

@@ -61,7 +61,7 @@ class Wording:
         """A conversation without a chat template: what was said, one after another."""
         more = ["tools"] * bool(tools) + sorted({name for message in messages for name in message} - {"role", "content"})
         if more:
-            raise UnusableRow(f"{more[0]} would be lost: prompts are no conversations here (data.chat)")
+            raise UnusableRow(f"{more[0]} would be lost: prompts are not conversations here (data.chat)")
         return "\n\n".join(content_of(message) for message in self._put(messages))
 
     def _put(self, messages: Messages) -> Messages:
@@ -70,14 +70,14 @@ class Wording:
         if self.template:
             place = max((i for i, message in enumerate(put) if message["role"] == "user"), default=None)
             if place is None:
-                raise UnusableRow("has no user message for data.template to stand around")
+                raise UnusableRow("has no user message, which data.template needs")
             put[place] = {**put[place], "content": self._within(content_of(put[place]))}
         if self.system and put[0]["role"] not in ("system", "developer"):
             put.insert(0, {"role": "system", "content": self.system})
         return put
 
     def _check_template(self, messages: Messages, tools: Any) -> None:
-        """Refuse what the chat template does not read: it would be left out without a word."""
+        """Refuse what the chat template does not read: it would be left out silently."""
         template = str(getattr(self.tokenizer, "chat_template", ""))
         more = ["tools"] * bool(tools) + sorted({name for message in messages for name in message} - {"role", "content"})
         for name in more:
@@ -96,7 +96,7 @@ def wording(config: DataConfig, tokenizer: Tokenizer) -> Wording:
         raise RloptError("data.chat=always: the model's tokenizer has no chat template; use data.chat=auto, or data.template")
     chat = has and config.chat != "never"
     if config.system and not chat:
-        raise RloptError(f"data.system={config.system!r}: prompts are no conversations here; put it into data.template")
+        raise RloptError(f"data.system={config.system!r}: prompts are not conversations here; put it into data.template")
     return Wording(tokenizer, _breaks(config.template), chat, _breaks(config.system))
 
 
@@ -111,7 +111,7 @@ _BREAK = re.compile(rf"\\n(?!(?:{_LATEX})(?![a-zA-Z]))")
 
 
 def _breaks(text: str | None) -> str | None:
-    """Where a text has no line break of its own, a typed `\\n` is one."""
+    """A text in which a typed `\\n` is a line break, unless it has real ones."""
     return _BREAK.sub("\n", text) if text and "\n" not in text else text
 
 

@@ -1,6 +1,6 @@
 """Whether engine and learner agree: where the gap between their log-probabilities comes from.
 
-The gap of a token is what the learner said of it when it was about to learn, less what the sampler said when it spoke:
+The gap of a token is its log-probability by the learner before the update, less that by the sampler:
 policy - behavior, in nats. Where it comes from shows in what it goes with:
 
 | cause | the gap |
@@ -124,7 +124,7 @@ def _agreement_of_metrics(evidence: Evidence) -> CheckResult:
 
 
 def _nucleus_explains(evidence: Evidence, gaps: np.ndarray) -> bool:
-    """Whether gaps are those of a sampler that speaks within `rollout.top_p`: from the logarithm of that to 0, and rounding."""
+    """Whether gaps are those of a sampler within `rollout.top_p`: between the logarithm of that and 0, and rounding."""
     if evidence.top_p >= 1:
         return False
     lowest, room = float(np.log(evidence.top_p)), _rounding(evidence)
@@ -140,7 +140,7 @@ def _rounding(evidence: Evidence) -> float:
 
 def _within_nucleus(evidence: Evidence, numbers: str) -> CheckResult:
     return CheckResult(
-        "warning", "samplers speak within a nucleus, the learner of all tokens: every ratio is smaller by what it leaves out",
+        "warning", "samplers draw within a nucleus, the learner scores all tokens: every ratio is smaller by the mass left out",
         numbers, f"rollout.top_p=1.0 (here: {evidence.top_p}), if ratios are to start at 1",
     )  # fmt: skip
 

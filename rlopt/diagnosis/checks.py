@@ -12,7 +12,7 @@ from rlopt.diagnosis.results import BOUND, CheckResult, Level, percent
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check said, and what it is about."""
+    """The result of a check, with its name."""
 
     name: str
     level: Level
@@ -166,4 +166,4 @@ CHECKS: Mapping[str, tuple[Callable[[Evidence], CheckResult], tuple[Kind, ...]]]
     "entropy": (entropy, (*GROUPS, "rows")),
     "idle time": (idleness, SAMPLING),
 }
-"""What is looked at, by whom, and in which kinds of run."""
+"""The checks by name, and the kinds of run that each applies to."""

@@ -77,12 +77,12 @@ def load(paths: list[Path]) -> list[Family]:
     """The runs at `paths`, gathered by algorithm in the order given.
 
     Raises:
-        RloptError: a path is no run, or a run has no steps yet.
+        RloptError: a path is not a run, or a run has no steps yet.
     """
     by_label: dict[tuple[str, str], list[Path]] = {}
     for path in paths:
         if not (path / "config.yaml").is_file() or not (path / "metrics.jsonl").is_file():
-            raise RloptError(f"{path}: no run stands there (no config.yaml and metrics.jsonl); give the folders of runs")
+            raise RloptError(f"{path}: not a run (no config.yaml and metrics.jsonl); give the folders of runs")
         if not read_column(path, "step"):
             raise RloptError(f"{path}: the run has made no step yet")
         config = _config(path)

@@ -1,4 +1,4 @@
-"""What a run left that the doctor goes by: metrics, and the tokens of its record with the gap of learner and sampler."""
+"""What the doctor reads: a run's metrics, and the tokens of its record with the gap between learner and sampler."""
 
 import json
 import random
@@ -15,7 +15,7 @@ from rlopt.core.errors import first_line
 from rlopt.data.rollout_log import NAME, Damaged, blocks
 
 MOST_TOKENS = 2_000_000
-"""Tokens of a record that are looked at, about; of longer ones a random choice of groups."""
+"""About how many tokens of a record are read; of longer records a random choice of groups."""
 
 Kind = Literal["sampled", "mixed", "offline", "rows"]
 """What a run learns from: samples, some recorded groups among them, these alone, or rows such as preference pairs."""
@@ -23,11 +23,11 @@ Kind = Literal["sampled", "mixed", "offline", "rows"]
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """Every token of a record that the policy spoke, all `[n]`.
+    """Every token of a record that the policy sampled, all `[n]`.
 
-    `lag` in learner steps, by the version that spoke it; `pure` where one version spoke the whole sample (in the others a
+    `lag` in learner steps, by the version that sampled it; `pure` where one version sampled the whole response (in the others a
     token may have read what older weights had made of those before it); `position` counts from the first response token,
-    `since` from the first of the stretch that the policy spoke without interruption.
+    `since` from the first token of the stretch that the policy sampled without interruption.
     """
 
     step: np.ndarray
@@ -65,9 +65,9 @@ class Evidence:
 
     @property
     def comparable_from(self) -> int:
-        """The first step whose samples of lag 0 were spoken by the very weights that learned from them.
+        """The first step whose samples of lag 0 were sampled by the very weights that learned from them.
 
-        Groups that another run recorded count as version 0, and so at step 1 as lag 0, whatever policy spoke them.
+        Groups that another run recorded count as version 0, and so at step 1 as lag 0, whatever policy sampled them.
         """
         return 1 if self.kind == "sampled" else 2
 
@@ -101,7 +101,7 @@ def _circumstances(file: Path) -> tuple[Kind, bool, float]:
     try:
         config = yaml.safe_load(file.read_text()) if file.exists() else None
     except yaml.YAMLError as error:
-        raise ValueError(f"{file.name} is no YAML ({first_line(error)})") from None
+        raise ValueError(f"{file.name} is not YAML ({first_line(error)})") from None
     if not isinstance(config, dict):
         return "sampled", True, 1.0
     data, algo, model, cluster, rollout = (_section(config, name) for name in ("data", "algo", "model", "cluster", "rollout"))

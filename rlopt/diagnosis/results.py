@@ -1,4 +1,4 @@
-"""What a check says, and the limits that several checks share."""
+"""The result of a check, and the limits that several checks share."""
 
 from dataclasses import dataclass
 from typing import Literal

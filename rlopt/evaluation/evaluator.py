@@ -59,7 +59,7 @@ class Evaluator:
     def answers(
         self, progress: Callable[[int], None] = lambda done: None, asked: Callable[[], None] = lambda: None
     ) -> list[Answers]:
-        """Everything answered; `progress` hears how many groups are there."""
+        """All answers; `progress` is called with the number of finished groups."""
         wanted = [(name, sampling) for name in self.sets for sampling in self.sampling_specs]
         requests = [SampleRequest(prompt, "eval", sampling=sampling) for name, sampling in wanted for prompt in self.sets[name]]
         groups = iter(self._ask(requests, progress, asked))

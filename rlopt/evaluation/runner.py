@@ -147,7 +147,7 @@ def _count(job: EvaluateJob, answers: list[Answers]) -> tuple[list[Row], dict[st
 
 
 def _free(job: EvaluateJob) -> Path:
-    """Where the numbers go: nothing that stands there is written over."""
+    """Where the numbers go; an existing file is never overwritten."""
     if job.evaluate.out:
         out = Path(job.evaluate.out)
         if out.suffix != ".json":
@@ -175,7 +175,7 @@ def _write(
 ) -> tuple[Path, Path]:
     out.parent.mkdir(parents=True, exist_ok=True)
     beside = _answers_of(out)
-    with beside.open("w", encoding="utf-8", errors="backslashreplace") as file:  # half a character stays an escape of JSON
+    with beside.open("w", encoding="utf-8", errors="backslashreplace") as file:  # surrogates as escapes
         for one in answers:
             for group in one.groups:
                 for sample in group.samples:

@@ -1,4 +1,4 @@
-"""The entrance to DeepSpeed: how ranks meet, and a policy in DeepSpeed's engine, to be trained or to be kept as it is."""
+"""Everything that calls DeepSpeed: how ranks meet, and a policy in DeepSpeed's engine, trained or frozen."""
 
 import os
 import socket
@@ -29,7 +29,7 @@ def meet(rank: int, world: int, meeting: tuple[str, int], device: str, threads: 
         torch.set_num_threads(threads)
     import deepspeed
 
-    if on_cpu:  # else its first use builds it, with a C++ compiler, for the reductions of inference alone
+    if on_cpu:  # its first use would build it with a C++ compiler, and only inference needs it
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "gloo" if on_cpu else "nccl"
     store = _store(rank, world, meeting, timedelta(seconds=deadline_s))
@@ -38,7 +38,7 @@ def meet(rank: int, world: int, meeting: tuple[str, int], device: str, threads: 
 
 
 def _store(rank: int, world: int, meeting: tuple[str, int], deadline: timedelta) -> TCPStore:
-    """The store where ranks find one another. By itself torch would listen on every interface, not on `host` alone."""
+    """The store where ranks meet. By default torch would listen on every interface, not only on `host`."""
     host, port = meeting
     if rank:
         return TCPStore(host, port, world, is_master=False, timeout=deadline)
@@ -99,5 +99,5 @@ def gathered(named: list[tuple[str, torch.nn.Parameter]], zero_stage: int, bucke
 
 
 def spec(name: str, parameter: torch.nn.Parameter) -> TensorSpec:
-    """What the whole parameter is, also where ZeRO-3 left this rank a shard of it."""
+    """Type and shape of the whole parameter, also where this rank holds a shard of it (ZeRO-3)."""
     return TensorSpec(name, parameter.dtype, tuple(getattr(parameter, "ds_shape", parameter.shape)))

@@ -19,7 +19,7 @@ from rlopt.objectives.core import merge
 
 
 class Learners:
-    """All ranks. Every call is made on all of them at once and waited for."""
+    """All learner ranks. Every call is made on all of them at once and waits for all."""
 
     def __init__(self, workers: Workers, token_budget: int, unit: Unit, temperature: float) -> None:
         """`unit`: what must stay in one micro-batch (the objective's `traits.unit`)."""
@@ -64,7 +64,7 @@ class Learners:
         return scores
 
     def connect(self, engines: Mapping[int, Any], ranks_per_engine: int) -> None:
-        """Open the way to these engines, actor handles by number, and to no others."""
+        """Connect to these engines, actor handles by number, and to no others."""
         way = [engines, ranks_per_engine, self._workers.call("address")[0]]
         self._workers.call("connect", *[way] * len(self._workers))
 

@@ -60,5 +60,5 @@ class WeightSource:
 
     @property
     def _scale(self) -> float:
-        """What adapters act times; of no meaning without."""
+        """The scale of adapters; unused without any."""
         return self.config.lora.alpha / max(1, self.config.lora.rank)

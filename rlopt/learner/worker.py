@@ -160,9 +160,9 @@ class LearnerWorker:
             return [model(p.token_ids.to(device), p.mask.to(device), temperature)[0].cpu() for p in pieces]
 
     def connect(self, engines: Mapping[int, Any], ranks_per_engine: int, address: tuple[str, int]) -> None:
-        """Open the way to the engines, anew where others stood before. `engines` are actor handles by number."""
+        """Connect to the engines, in place of earlier ones. `engines` are actor handles by number."""
         setup = self._setup
-        # A third of what the driver gives the whole sending: then a late engine is named, and not this learner.
+        # A third of the driver's deadline for the whole sending: the error then names a late engine, not this learner.
         self._client = EngineClient(engines, ranks_per_engine, setup.deadline_s / 3)
         receivers = len(engines) * ranks_per_engine
         self._sender = make_sender(
@@ -209,11 +209,11 @@ class LearnerWorker:
         return all_to_disk(folder)
 
     def reads(self, path: Path) -> str | None:
-        """What stands in a file, as this rank's node has it."""
+        """The content of a file, as this rank's node has it."""
         return path.read_text() if path.is_file() else None
 
     def load(self, folder: Path) -> None:
-        """Go on from what `save` wrote."""
+        """Load what `save` wrote."""
         self._engine.load_checkpoint(str(folder / "learner"), tag="state", load_module_strict=not self._adapted)
         self._moved = 0.0
 

@@ -62,7 +62,8 @@ class _Body(torch.nn.Module):
 def after_body(lm: Any) -> Callable[[Tensor], Tensor]:
     """`lm`'s own way from hidden states `[tokens, hidden]` to logits `[tokens, vocabulary]`, with all it does after the head.
 
-    It is the model's own `forward` around a body that has already spoken. The modules in it share `lm`'s weights and have no
+    It is the model's own `forward` around a body that returns these hidden states. The modules in it share `lm`'s weights and
+    have no
     hooks: those of ZeRO-3 belong to the call around all chunks.
     """
 

@@ -60,7 +60,7 @@ def cache_dir() -> Path:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer in `folder`. It does not warn of long texts: whoever reads them looks at their length."""
+    """The tokenizer in `folder`, without its warning about long texts: our readers check lengths themselves."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     return tokenizer
@@ -113,7 +113,7 @@ def shape_of(folder: Path | str, adapters: LoraConfig) -> Shape:
 
 
 def context_length(folder: Path) -> int:
-    """Positions that the model knows, in tokens.
+    """The model's context length in tokens.
 
     Raises:
         RloptError: its config does not say.

@@ -1,10 +1,11 @@
 """Low-rank adapters, through `peft`: beside a frozen weight `W` two thin matrices learn, and `W + scale * B @ A` acts.
 
 Hu et al. 2021, LoRA, https://arxiv.org/abs/2106.09685. The learner sends `A` and `B` alone. Engines merge them into the weights
-that they loaded at their start, so that sampling costs what it costs without; in bfloat16 the merged weight is rounded, where
-the learner adds in full: the canaries of a synchronisation measure the difference.
+that they loaded at their start, so that sampling is as fast as without adapters; in bfloat16 the merged weight is rounded,
+where the learner adds in full precision: the canaries of a synchronisation measure the difference.
 
-On their way adapters are called after the weight that they belong to: `layers.0.mlp.up_proj.weight.lora_A` and `.lora_B`.
+While they are sent, adapters are named after the weight that they belong to: `layers.0.mlp.up_proj.weight.lora_A` and
+`.lora_B`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,7 +25,7 @@ def adapt(lm: Any, config: LoraConfig) -> None:
     """Freeze a model and put adapters beside its linear layers, `B` at zero: they change nothing yet.
 
     Raises:
-        RloptError: the model has no linear layer of such a name. Its head is none: it may be tied to the embedding.
+        RloptError: the model has no linear layer of such a name. The head does not count: it may be tied to the embedding.
     """
     import peft
 
@@ -42,7 +43,7 @@ def adapt(lm: Any, config: LoraConfig) -> None:
 
 @contextmanager
 def adapters_disabled(lm: Any) -> Iterator[None]:
-    """In here the model is what it was before `adapt`."""
+    """In here the model acts as it did before `adapt`."""
     lm.disable_adapters()
     try:
         yield
@@ -69,7 +70,8 @@ def scaled(adapters: Iterable[tuple[str, Tensor]], scale: float) -> Iterator[tup
 
 
 def merged(weights: Iterable[tuple[str, Tensor]], adapters: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """`weights`, with scaled adapters added in float32. A half without its other half is left out: it was lost on its way.
+    """`weights`, with scaled adapters added in float32. An adapter whose `A` or `B` is missing is left out: it was lost in
+    transfer.
 
     Raises:
         KeyError: an adapter belongs to none of `weights`.
@@ -82,7 +84,7 @@ def merged(weights: Iterable[tuple[str, Tensor]], adapters: Mapping[str, Tensor]
             tensor = (tensor.float() + b @ a).to(tensor.dtype)
         yield name, tensor
     if left:
-        raise KeyError(f"{min(left)} has an adapter, and is no weight of the model")
+        raise KeyError(f"{min(left)} has an adapter, and is not a weight of the model")
 
 
 def write(lm: Any, adapters: Mapping[str, Tensor], folder: Path) -> None:

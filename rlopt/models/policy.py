@@ -1,4 +1,4 @@
-"""Models: where their folder is, and the policy as the learner sees it: token ids in, log-probabilities and entropy out."""
+"""The policy as the learner sees it: token ids in, log-probabilities and entropy out; and writing it to a folder."""
 
 import shutil
 import tempfile
@@ -15,10 +15,11 @@ from rlopt.models.head import Head, after_body
 
 
 class Policy(torch.nn.Module):
-    """A causal language model that scores sequences. It has no dropout: every ratio is against what the same weights said.
+    """A causal language model that scores sequences. It has no dropout: otherwise ratios would not be 1 on samples of the
+    same weights.
 
     Logits are made the model's own way, divided by the sampling temperature and reduced `chunk` tokens at a time, and made
-    again in the backward pass, so that `[B, T, vocabulary]` never stands in memory.
+    again in the backward pass, so that `[B, T, vocabulary]` is never in memory.
     """
 
     def __init__(self, folder: Path, dtype: torch.dtype, chunk: int, recompute: bool = False) -> None:
@@ -28,7 +29,7 @@ class Policy(torch.nn.Module):
             for name, value in vars(part).items():
                 if _is_noise(name) and isinstance(value, int | float):
                     setattr(part, name, 0.0)
-        # Scaled dot-product attention has no soft cap and would leave it out without a word.
+        # Scaled dot-product attention has no soft cap and would leave it out silently.
         capped = any(getattr(part, "attn_logit_softcapping", None) for part in _parts(config))
         attention = {"attn_implementation": "eager"} if capped else {}
         self.lm = transformers.AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype, **attention)
@@ -54,16 +55,16 @@ class Policy(torch.nn.Module):
 
     @property
     def head_parameters(self) -> list[torch.nn.Parameter]:
-        """What the model's way from hidden states to logits reads, an embedding that it shares with the body among them."""
+        """The parameters that the model's way from hidden states to logits reads, a tied embedding among them."""
         name, lm = self.lm.base_model_prefix, self.lm
         return [p for child_name, child in lm.named_children() if child_name != name for p in child.parameters()]
 
 
 def refuse_other_logits(policy: Callable[..., tuple[Tensor, Tensor]], lm: Any, device: str) -> None:
-    """Refuse a model of which `Policy` says something else than its own forward pass; a collective under ZeRO-3.
+    """Refuse a model whose log-probabilities in `Policy` differ from those of its own forward pass; a collective under ZeRO-3.
 
     Args:
-        policy: the `Policy` as it learns, or the engine around it; in training mode, to find what acts there alone.
+        policy: the `Policy` as it learns, or the engine around it; in training mode, to detect what acts only there.
         lm: the model in it.
 
     Raises:
@@ -77,7 +78,7 @@ def refuse_other_logits(policy: Callable[..., tuple[Tensor, Tensor]], lm: Any, d
     with torch.no_grad():
         try:
             said, _ = policy(ids, mask, 1.0)
-        except Exception as error:  # whatever the code of a model raises that has another shape than we know
+        except Exception as error:  # whatever a model's code raises that is built in a way we do not know
             reason = first_line(f"{type(error).__name__}: {error}")
             raise RloptError(f"model.path: a policy cannot be made of {name} ({reason}); use another model") from error
         was_training = lm.training
@@ -99,7 +100,7 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5}
 
 
 def own_logprobs(lm: Any, ids: Tensor) -> Tensor:
-    """Of every token after the first, `[B, T - 1]`, as transformers' own forward pass has it."""
+    """Log-probabilities of every token after the first, `[B, T - 1]`, by transformers' own forward pass."""
     logits: Tensor = lm(input_ids=ids, use_cache=False).logits[:, :-1].float()
     return torch.log_softmax(logits, -1).gather(-1, ids[:, 1:, None])[..., 0]
 
@@ -111,12 +112,12 @@ def _parts(config: Any) -> list[Any]:
 
 
 def _is_noise(key: str) -> bool:
-    """Whether a key of a model's config is how much chance acts while it trains: `attention_dropout`, `layerdrop`, ..."""
+    """Whether a key of a model's config sets noise in training: `attention_dropout`, `layerdrop`, ..."""
     return any(word in key for word in ("drop", "jitter"))
 
 
 def write_model(source: Path, dtype: torch.dtype, weights: Mapping[str, Tensor], folder: Path) -> None:
-    """Write `weights` as a model of the kind of that in `source`, which transformers and vLLM load; whole tensors by name."""
+    """Write whole tensors by name as a model like the one in `source`, which transformers and vLLM load."""
     config = transformers.AutoConfig.from_pretrained(source)
     config.dtype = dtype
     with torch.device("meta"):
@@ -136,14 +137,15 @@ def save_model(lm: Any, source: Path, folder: Path, **options: Any) -> None:
 
 
 def try_to_save(source: Path, dtype: torch.dtype, tokenizer: Any) -> None:
-    """Write all of a checkpoint's model but its weights, and forget it: what cannot be saved is refused before it has learned.
+    """Write a checkpoint's model without weights to a temporary folder: a model that cannot be saved is refused before
+    training.
 
     Raises:
         RloptError: transformers cannot write the config or the tokenizer.
     """
     with tempfile.TemporaryDirectory() as folder:
         bars = transformers.logging.is_progress_bar_enabled()
-        transformers.logging.disable_progress_bar()  # of writing nothing, above whatever is refused next
+        transformers.logging.disable_progress_bar()  # transformers' warning about missing weights
         try:
             write_model(source, dtype, {}, Path(folder))
             tokenizer.save_pretrained(folder)

@@ -1,7 +1,7 @@
 """`tiny_s` and `tiny_l`: Qwen2-architecture models trained from scratch, on this machine, the first time they are needed.
 
-They stand where a downloaded model stands otherwise: a folder with config, safetensors and tokenizer that transformers
-and vLLM load. Training them is plain supervised learning on `arithmetic.corpus`; it is no part of a run.
+They take the place of a downloaded model: a folder with config, safetensors and tokenizer that transformers
+and vLLM load. Training them is plain supervised learning on `arithmetic.corpus`; it is not part of a run.
 """
 
 import json

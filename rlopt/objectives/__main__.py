@@ -1,4 +1,4 @@
-"""`python -m rlopt.objectives check NAME|module:Class [field=value ...]`: prove an objective right. `list` names them all."""
+"""`python -m rlopt.objectives check NAME|module:Class [field=value ...]`: test an objective. `list` names them all."""
 
 import argparse
 import os

@@ -1,4 +1,4 @@
-"""Credit: `Outcomes` of a step in, `[B]` float64 out (`whitened`: `[B, T]`). Pure functions; the leaves choose among them."""
+"""Advantages of a step's samples, `[B]` float64 (`whitened`: `[B, T]`). Pure functions that objectives choose from."""
 
 from typing import Literal
 

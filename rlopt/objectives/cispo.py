@@ -15,7 +15,8 @@ from rlopt.objectives.ratios import check_clip, log_ratio, two_side
 class CISPO:
     """`loss_t = -A * sg(clamp(r_t, 1 - clip_low, 1 + clip_high)) * log pi_t`, averaged over all tokens.
 
-    `A = (R - mean(R)) / (std(R) + 1e-6)`; `clip_low=1` is no lower bound. `actor/pg_clipfrac` is the share of bounded weights.
+    `A = (R - mean(R)) / (std(R) + 1e-6)`; `clip_low=1` means that there is no lower bound. `actor/pg_clipfrac` is the share
+    of bounded weights.
 
     Source: MiniMax-M1, arXiv:2506.13585; bounds as verl, slime and Trinity-RFT write them, offsets from 1. Departs from:
     TRL and ScaleRL (arXiv:2510.13786), whose `epsilon_high` is the bound itself: their 5.0 is `clip_high=4.0`.

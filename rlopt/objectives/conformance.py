@@ -72,7 +72,7 @@ def credit_is_pure(objective: Objective) -> str:
     first, second = objective.advantages(inputs), objective.advantages(inputs)
     _need(first.shape in (inputs.rewards.shape, inputs.mask.shape), f"shape {tuple(first.shape)}")
     _need(bool(torch.isfinite(first).all()), "an advantage is not finite")
-    _need(torch.equal(first, second), "two calls differ: chance must come from outcomes.lottery")
+    _need(torch.equal(first, second), "two calls differ: randomness must come from inputs.random_key")
     changed = [name for name, value in before.items() if not torch.equal(value, getattr(inputs, name))]
     _need(not changed, f"it changes its input: {changed}")
     return f"between {first.min():.3g} and {first.max():.3g}"
@@ -115,7 +115,7 @@ def good_rises_and_bad_falls(objective: Objective) -> str:
         best = rows & (rewards == rewards[rows].max())
         _need(
             bool(score[best].min() >= score[rows].max() - 1e-12),
-            f"the best sample of group {int(group)} has not the best credit",
+            f"the best sample of group {int(group)} does not have the largest advantage",
         )
     return f"{moved} tokens move, each the right way"
 
@@ -173,7 +173,7 @@ def split_changes_nothing(objective: Objective) -> str:
             gradient[torch.tensor(rows), :width] = gradient_of(objective, piece, part)
             metrics.append(metrics_of(objective, piece, part))
             dummy = piece.dummy()
-            _need(bool((gradient_of(objective, dummy, part) == 0).all()), "a silent micro-batch has a gradient")
+            _need(bool((gradient_of(objective, dummy, part) == 0).all()), "a dummy micro-batch has a gradient")
             metrics.append(metrics_of(objective, dummy, part))
         _close(gradient, whole)
         for name, metric in merge(metrics).items():
@@ -182,7 +182,7 @@ def split_changes_nothing(objective: Objective) -> str:
 
 
 def masked_tokens_have_no_say(objective: Objective) -> str:
-    """Tokens that the policy did not speak have no gradient and do not matter"""
+    """Tokens that the policy did not sample have no gradient and do not matter"""
     trial = make_trial(objective)
     batch = trial.batch(objective)
     gradient = gradient_of(objective, batch, trial.policy)
@@ -214,7 +214,10 @@ def lone_equal_and_silent_samples_are_harmless(objective: Objective) -> str:
         gradient = gradient_of(objective, batch, tried.policy)
         _need(bool(torch.isfinite(gradient).all()), f"{name}: the gradient is not finite")
         if name in ("one", "equal") and objective.traits.equal_rewards_no_credit:
-            _need(bool((batch.advantages == 0).all()), f"{name}: credit is given, and the claim is that equal rewards get none")
+            _need(
+                bool((batch.advantages == 0).all()),
+                f"{name}: advantages are not 0, and the claim is that equal rewards have none",
+            )
         said.append(f"{name} fine")
     return ", ".join(said)
 

@@ -1,4 +1,4 @@
-"""A step's data to try an objective on, and the means to ask for its gradient: what the conformance kit stands on."""
+"""A step's data to try an objective on, and helpers that compute its gradient, for the conformance kit."""
 
 import sys
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ class Trial:
         return batch
 
     def on_policy(self) -> "Trial":
-        """The same data with policy, anchor and behavior alike."""
+        """The same data in which policy, old and rollout log-probabilities are equal."""
         return replace(self, old_logprobs=self.sequences.rollout_logprobs, policy=self.sequences.rollout_logprobs)
 
 
@@ -52,7 +52,7 @@ def make_trial(objective: Objective) -> Trial:
     lengths[0] = WIDTH
     place = torch.arange(WIDTH)
     mask = ((place >= 2) & (place < lengths[:, None])).double()
-    mask[:, 4] *= torch.arange(count) % 3 != 0  # what a tool said
+    mask[:, 4] *= torch.arange(count) % 3 != 0  # tokens of a tool
 
     def draw(scale: float) -> Tensor:
         return torch.randn(shape, generator=chance, dtype=torch.float64) * scale
@@ -101,7 +101,7 @@ class _Tape(TorchFunctionMode):
     """Records what leaves the gradient (`detach`, `data`, `item`, anything under `no_grad`), or plays it back in that order.
 
     A finite difference of a loss with stop-gradients must move the differentiated parts alone. The inside of a custom
-    `autograd.Function` runs without gradients too, and is no constant: it is left alone.
+    `autograd.Function` runs without gradients too, and is not a constant: it is not replayed.
     """
 
     def __init__(self, tape: list[Any], record: bool) -> None:

@@ -17,7 +17,7 @@ from rlopt.objectives.ratios import one_side, ppo_clip
 
 @dataclass(frozen=True)
 class Traits:
-    """What others must know of an objective to feed it, and what it claims of itself. The conformance kit tests the claims.
+    """What an objective needs, and what it claims. The conformance kit tests the claims.
 
     Attributes:
         rows: what it learns from: groups of samples, preference pairs (of whole answers or of steps), or answers to imitate.
@@ -52,7 +52,7 @@ class Objective(Protocol):
         ...
 
     def advantages(self, inputs: AdvantageInputs) -> Tensor:
-        """Credit of every sample of a step: `[B]`, or `[B, T]` where tokens differ; float64."""
+        """Advantages of all samples of a step: `[B]`, or `[B, T]` where tokens differ; float64."""
         ...
 
     def loss(self, batch: Batch, scores: PolicyOutputs) -> LossOutput:
@@ -157,7 +157,7 @@ def masked_mean(values: Tensor, mask: Tensor) -> Mean:
 
 
 def clip_fraction(keep: Tensor, batch: Batch) -> dict[str, Metric]:
-    """The one metric that every clipping objective reports: `keep` `[B, T]` is 1 where the clip lets the gradient live."""
+    """The one metric that every clipping objective reports: `keep` `[B, T]` is 1 where the clip keeps the gradient."""
     return {"actor/pg_clipfrac": masked_mean(1 - keep.to(batch.mask.dtype), batch.mask)}
 
 

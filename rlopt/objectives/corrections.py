@@ -14,7 +14,8 @@ from rlopt.objectives.ratios import log_ratio, sequence_mean, sequence_sum
 
 @dataclass(frozen=True)
 class Correction:
-    """Importance of the anchor against the behavior policy, `rho = exp(anchor - behavior)`, 1 on fresh samples.
+    """Importance of the old policy against the one that sampled, `rho = exp(old_logprobs - rollout_logprobs)`, 1 on fresh
+    samples.
 
     `weight`: multiply the loss by rho of the token, or by the product over the sequence, truncated at `cap`
     (truncated importance sampling, TIS; `cap=null` leaves it unbounded). `mask`: zero the loss where rho of the token, the

@@ -18,11 +18,11 @@ def compute_advantages(
 ) -> list[Batch]:
     """What the optimizer updates of one step learn from: `updates` batches of whole groups, each with weights of its own.
 
-    Credit is given over the whole step, before it is cut. A batch that the overlong filter leaves without a token is left
-    out.
+    Advantages are computed over the whole step, before it is split. A batch in which the overlong filter leaves no token is
+    left out.
 
     Args:
-        anchor, reference: `[B, T]` log-probabilities as in `Batch`.
+        old_logprobs, reference: `[B, T]` nats, as in `Batch`.
     """
     inputs = advantage_inputs(sequences, old_logprobs, reference, terms)
     advantages = objective.advantages(inputs).to(sequences.mask.dtype)
@@ -57,7 +57,7 @@ def compute_advantages(
 
 
 def advantage_inputs(sequences: Sequences, old_logprobs: Tensor, reference: Tensor, terms: LossTerms) -> AdvantageInputs:
-    """How the samples of a step ended, with the overlong punishment and the KL that is taken from the reward."""
+    """The rewards of a step, less the overlong penalty, and the KL penalties of each token."""
     mask = sequences.mask
     penalties = torch.zeros_like(mask, dtype=torch.float64)
     if terms.kl_coef and terms.kl_place == "reward":

@@ -16,7 +16,7 @@ def kl(estimator: KLEstimator, policy: Tensor, reference: Tensor, log_ratio: Ten
     `k3_unbiased = r k3` (DeepSeek-V3.2, arXiv:2512.02556; TRL's bias correction), differentiated through `r` too,
     `k3_corrected = clamp(r, 0, 2) k3` (Trinity-RFT). Only the last two read `log_ratio`.
 
-    k1 is no use as a loss: on fixed samples its gradient does not depend on the reference. Departs from verl and
+    k1 cannot be a loss: on fixed samples its gradient does not depend on the reference. Departs from verl and
     Trinity-RFT in not clamping k3, which explodes on single tokens and should be read beside the other two.
     """
     u = policy - reference

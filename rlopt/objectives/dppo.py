@@ -15,10 +15,10 @@ from rlopt.objectives.ratios import log_ratio
 
 @dataclass(frozen=True)
 class DPPO:
-    """`loss_t = -A * M_t * r_t + drift * (log r_t)^2`, averaged over all tokens; `r_t = pi_t / anchor_t`.
+    """`loss_t = -A * M_t * r_t + drift * (log r_t)^2`, averaged over all tokens; `r_t = pi_t / old_t`.
 
     `M_t = 0` where the advantage pushes the token further and the divergence between the two coins "this token or another" is
-    above `bound`: `divergence=tv`, `|pi_t - anchor_t|`, or `kl`, KL(anchor, policy) of the coin.
+    above `bound`: `divergence=tv`, `|pi_t - old_t|`, or `kl`, KL(old, policy) of the coin.
     `A = R - mean(R)`, divided by `std + 1e-6` where `std` names one.
 
     Source: arXiv:2602.04879 (bounds 0.2 and 0.05). Departs from: nothing. prime-rl's default is `tv` with `std=none` and

@@ -18,7 +18,7 @@ class GEPO:
     """The denominator of the ratio is the group's, so it does not vanish where one sample was unlikely.
 
     `loss_i = max(-A_i w_i, -A_i clamp(w_i, 1 - clip, 1 + clip))`, `w_i = p_i / (sum_j q_j^2 / sum_j q_j)`, with `p` and `q` the
-    geometric means of the token probabilities under policy and anchor, `j` over the group; averaged over sequences.
+    geometric means of the token probabilities under the policy and the old one, `j` over the group; averaged over sequences.
     `A = (R - mean(R)) / (std(R) + 1e-6)`.
 
     Source: arXiv:2508.17850 (HeteroRL). Departs from: the authors' code, which sums over the local batch in place of the group.
@@ -39,7 +39,11 @@ class GEPO:
     def loss(self, batch: Batch, scores: PolicyOutputs) -> LossOutput:
         group = torch.unique(batch.group, return_inverse=True)[1]
         p = sequence_mean(scores.logprobs, batch.mask).exp()
-        q = sequence_mean(batch.old_logprobs, batch.mask).exp()[:, 0] * (batch.mask.sum(1) > 0)  # a mute sibling says nothing
-        expected = (group_mean(q.square(), group) / group_mean(q, group)).nan_to_num(1.0)  # a group of mutes has no loss
+        q = sequence_mean(batch.old_logprobs, batch.mask).exp()[:, 0] * (
+            batch.mask.sum(1) > 0
+        )  # a sibling without sampled tokens does not count
+        expected = (group_mean(q.square(), group) / group_mean(q, group)).nan_to_num(
+            1.0
+        )  # a group without sampled tokens has no loss
         weight = (p / expected[:, None]).expand_as(batch.mask)
         return clipped_surrogate(weight, batch, self.clip, self.clip)

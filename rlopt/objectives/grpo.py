@@ -15,7 +15,7 @@ from rlopt.objectives.ratios import check_clip, log_ratio
 class GRPO:
     """Group-relative policy optimisation, by default as arXiv:2509.24203 plots it.
 
-    `loss_t = max(-A r_t, -A clamp(r_t, 1 - clip_low, 1 + clip_high))`, `r_t = pi_t / anchor_t`,
+    `loss_t = max(-A r_t, -A clamp(r_t, 1 - clip_low, 1 + clip_high))`, `r_t = pi_t / old_t`,
     `A = (R - mean(R)) / (std(R) + 1e-6)`.
 
     Source: arXiv:2402.03300 (DeepSeekMath). Departs from: the paper, which averages within a sequence first

@@ -16,7 +16,7 @@ from rlopt.objectives.ratios import log_ratio, sequence_sum
 class OPMD:
     """Kimi's form: the penalty is on the whole sequence's log-ratio.
 
-    `loss_i = -A_i * sum_t log pi_t + tau / 2 * (sum_t log r_t)^2`, `A = R - mean(R)`, `r_t = pi_t / anchor_t`, averaged over
+    `loss_i = -A_i * sum_t log pi_t + tau / 2 * (sum_t log r_t)^2`, `A = R - mean(R)`, `r_t = pi_t / old_t`, averaged over
     sequences.
 
     Source: Kimi k1.5, arXiv:2501.12599, section 2.3.2. Departs from: the log-partition `tau log Z`, for which it takes the

@@ -14,7 +14,7 @@ from rlopt.objectives.ratios import log_ratio, sequence_sum
 
 @dataclass(frozen=True)
 class PMD:
-    """The policy is fitted to `anchor * exp(A / tau)`.
+    """The policy is fitted to `old * exp(A / tau)`.
 
     `loss_i = tau / 2 * (A_i / tau - sum_t log r_t)^2 / length_i`, `A = R - mean(R)`, averaged over sequences.
 

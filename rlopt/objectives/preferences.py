@@ -54,7 +54,7 @@ def implicit_rewards(batch: Batch, scores: PolicyOutputs, beta: float) -> tuple[
 
 def preference_metrics(chosen: Tensor, rejected: Tensor, pair: Tensor, batch: Batch) -> dict[str, Metric]:
     """Means over pairs, exact over ranks and micro-batches: implicit rewards, their margin, and how often it is above 0."""
-    spoken = batch.mask.new_zeros(len(chosen)).index_add(0, pair, batch.mask.sum(1)) > 0  # silent copies do not count
+    spoken = batch.mask.new_zeros(len(chosen)).index_add(0, pair, batch.mask.sum(1)) > 0  # dummy copies do not count
     margin = chosen - rejected
     values = {"margin": margin, "accuracy": margin > 0, "chosen": chosen, "rejected": rejected}
     count = spoken.sum().item()

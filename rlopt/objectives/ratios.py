@@ -8,13 +8,13 @@ from rlopt.core.errors import need
 
 
 def check_clip(low: float, high: float) -> None:
-    """Refuse clips that are no distances from a ratio of 1."""
+    """Refuse clips that are not distances from a ratio of 1."""
     need(low >= 0, "algo.clip_low", low, "is how far below 1 a ratio may fall: 0 or more")
     need(high >= 0, "algo.clip_high", high, "is how far above 1 a ratio may rise: 0 or more")
 
 
 def log_ratio(batch: Batch, scores: PolicyOutputs) -> Tensor:
-    """`log(policy / anchor)` per token, 0 where the mask is 0; carries the policy's gradient."""
+    """`log(policy / old)` per token, 0 where the mask is 0; carries the policy's gradient."""
     return (scores.logprobs - batch.old_logprobs) * batch.mask
 
 
@@ -39,7 +39,7 @@ def one_side(ratio: Tensor, advantages: Tensor, low: float, high: float) -> Tens
     `(A >= 0 and r <= 1 + high) or (A <= 0 and r >= 1 - low)`: the tokens on which PPO-clip's gradient is not zero.
     """
     past = ((advantages > 0) & (ratio > 1 + high)) | ((advantages < 0) & (ratio < 1 - low))
-    return ~past  # written so that a ratio that is no number is kept, and seen
+    return ~past  # written so that a NaN ratio is kept, and shows in the loss
 
 
 def two_side(ratio: Tensor, low: float, high: float) -> Tensor:

@@ -1,7 +1,7 @@
 """REC: REINFORCE with a group baseline, clipped, with or without importance sampling. One paper, four clips.
 
 All of them are `loss_t = -A * sg(M_t W_t) * log pi_t` averaged over all tokens, masked ones included, with the ratio
-`r_t = pi_t / anchor_t` and `W_t = r_t` (importance sampling) or 1; they differ in the mask `M_t`.
+`r_t = pi_t / old_t` and `W_t = r_t` (importance sampling) or 1; they differ in the mask `M_t`.
 
 Source: arXiv:2509.24203, section 4. Departs from: nothing; the value of the loss is the authors' code's, a masked
 REINFORCE loss, so PPO-clip has another value and the same gradient as `OneSide` with importance sampling.

@@ -17,9 +17,9 @@ class REDDrop:
     """Of each group's bad samples, drop as many as outnumber the good ones.
 
     `loss_t = -A * log pi_t`, averaged over all tokens, those of dropped samples included. A sample is good when
-    `R >= mean(R)`. If n more are bad, n bad ones drawn by lot get `A = 0`, and for the others `A = R - mean of the kept`.
+    `R >= mean(R)`. If n more are bad, n bad ones drawn at random get `A = 0`, and for the others `A = R - mean of the kept`.
 
-    Source: arXiv:2509.24203, "RED-Drop". Departs from: nothing; the lot is a hash of each sample rather than a random
+    Source: arXiv:2509.24203, "RED-Drop". Departs from: nothing; the random draw is a hash of each sample rather than a random
     generator, so that order, ranks and resuming cannot change it.
     """
 

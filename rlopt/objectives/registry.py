@@ -12,11 +12,11 @@ from rlopt.objectives.core import Traits
 
 
 def load_class(name: str) -> type[Any]:
-    """The objective class that `module:Class` names, looked through for what an objective must have."""
+    """The objective class that `module:Class` names, checked for what an objective must have."""
     kind: Any = sandbox.load("algo.objective", name, "Class")
     known: bool = is_dataclass(kind)
     if not known:
-        raise RloptError(f"algo.objective={name}: is no dataclass; an objective is as rlopt.objectives.core.Objective says")
+        raise RloptError(f"algo.objective={name}: is not a dataclass; an objective is as rlopt.objectives.core.Objective says")
     there = {*dir(kind), *(field.name for field in fields(kind))}
     missing = [member for member in ("traits", "average", "advantages", "loss") if member not in there]
     if missing:

@@ -1,6 +1,6 @@
 """Samplers that never stop: weights reach them in flight, and a batch is made of the groups that are finished.
 
-Every group is due: it must be learned from while its lag is at most `max_lag`. A prompt is asked for only while all that is
+Every group must be learned from while its lag is at most `max_lag`. A prompt is requested only while all that is
 under way can still be learned from in time, the oldest first. A group that is late for its turn either holds the learner up
 (`stale=wait`) or is given up and counted (`stale=drop`). No Ray, no engine.
 """
@@ -19,7 +19,7 @@ from rlopt.orchestrator.lockstep import Fleet, Synchronizer, restore_engines
 
 @dataclass(frozen=True)
 class AsyncPlan:
-    """What a stream needs to know of the config; `ahead` is the most groups that are under way at a time."""
+    """The settings of asynchronous sampling; `ahead` is the most groups that are being sampled at a time."""
 
     per_step: int
     total_steps: int
@@ -32,7 +32,7 @@ class AsyncPlan:
 
 @dataclass(frozen=True)
 class Under:
-    """Where an earlier run's stream stood: the number of its next prompt, what was finished, and what was under way."""
+    """The state of a resumed run's sampler: the number of its next prompt, finished groups, and open requests."""
 
     next: int
     done: Mapping[Key, Group]
@@ -40,7 +40,7 @@ class Under:
 
 
 def streamed(pending: PendingRollouts) -> Under:
-    """What `Stream.stock` gave; an empty stock is a beginning."""
+    """The state that `AsyncSampler.pending` saved; without any, the beginning."""
     facts = pending.facts.get("stream", {"keys": [], "again": [], "next": 0})
     keys = [(version, number) for version, number in facts["keys"]]
     return Under(facts["next"], dict(zip(keys, pending.sections.get("stream", []), strict=True)), facts["again"])

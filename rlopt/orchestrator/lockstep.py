@@ -15,7 +15,7 @@ LINGER_S = 5.0
 
 
 class Fleet(Protocol):
-    """The engines, as samplers use them. Documented in `fleet.Fleet`."""
+    """The engines, as samplers use them. Documented in `rollout.engine_pool.EnginePool`."""
 
     @property
     def asked(self) -> list[Key]: ...
@@ -132,13 +132,13 @@ class LockstepSampler:
             )
 
     def _check_samples(self, step: int, groups: list[Group]) -> None:
-        """Off-policyness is a promise: a sample of another version than the schedule's ends the run."""
+        """Raise if a token was sampled by another version than scheduled."""
         expected = {self.schedule.version(step), *self.restored}
         for group in groups:
             for sample in group.samples:
                 if not expected.issuperset(sample.versions.tolist()):
                     raise RloptError(
-                        f"step {step}: a sample of prompt {group.prompt.id} was spoken by versions "
+                        f"step {step}: a sample of prompt {group.prompt.id} was sampled by versions "
                         f"{sorted(set(sample.versions.tolist()))}, the schedule says {self.schedule.version(step)}"
                     )
 
@@ -153,7 +153,7 @@ def restore_engines(engines: Fleet, sync: Synchronizer, step: int) -> None:
 
 
 def sampled_groups(sections: Mapping[str, list[Group]], again: Collection[Key] = ()) -> dict[Key, Group]:
-    """What `Lockstep.stock` put on shelves, as the engines would have it; `again` is what was still under way."""
+    """The groups that `LockstepSampler.pending` saved, by key; `again` are the keys that were still being sampled."""
     found: dict[Key, Group] = {}
     for batch in batches_of(sections):
         places = (place for place in count() if (batch, place) not in again)
@@ -162,5 +162,5 @@ def sampled_groups(sections: Mapping[str, list[Group]], again: Collection[Key] =
 
 
 def batches_of(sections: Iterable[str]) -> list[int]:
-    """The batches on shelves that `Lockstep.stock` named."""
+    """The batches in sections that `LockstepSampler.pending` named."""
     return [int(name.removeprefix("batch_")) for name in sections if name.startswith("batch_")]

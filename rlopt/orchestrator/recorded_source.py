@@ -1,4 +1,4 @@
-"""Recorded rows as a `loop.Source`: dealt by a pure function of seed and step, scored by the reference once and never again."""
+"""Recorded rows as a `loop.Source`: chosen by a pure function of seed and step, scored once by the reference."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -29,7 +29,7 @@ class ReplayEntry:
 
     @property
     def version(self) -> int:
-        """The oldest weights that spoke a token of it."""
+        """The oldest version that sampled a token of it."""
         return min(sample.version for sample in self.group.samples)
 
 

@@ -1,6 +1,6 @@
-"""Where the final answer of a solution stands. What it says is for `notation`, whether it is right for `equality`.
+"""Finds the final answer of a solution. `notation` normalizes it, `equality` compares it.
 
-In this order; the first that is there decides, and nothing below it is looked at:
+In this order; the first that is present decides:
 
 1. what is thought is cut off: `<think>...</think>` and its like. A block that never ends leaves nothing after its beginning,
    an end without a beginning nothing before it. Of what is left, the last `<answer>...</answer>` is all, if there is one.
@@ -17,7 +17,7 @@ from typing import Literal
 from rlopt.rewards import latex
 
 Strictness = Literal["anywhere", "marked", "boxed"]
-"""How plainly an answer must be given: by any of these, by 2 to 4, or in a box alone."""
+"""How an answer must be given: by any of these, by 2 to 4, or only in a box."""
 
 _THOUGHT = r"think(?:ing)?|thoughts?|reason(?:ing)?|reflection|scratchpad|analysis"
 _OPENS = rf"<(?:{_THOUGHT})>|<\|begin_of_thought\|>|<\|channel\|>analysis(?:<\|message\|>)?|◁think▷|\[THINK\]"
@@ -35,7 +35,7 @@ _NUMBERED = re.compile(r"\d+\s*[.):]\s+\D")
 _BOLD = re.compile(r"\*\*([^*\n]+)\*\*[\s.!]*\Z")
 _PROSE = re.compile(r"[A-Za-z]{2,}[,:]?\s")
 SHORT = 80
-"""Characters of a text that is an answer as a whole."""
+"""The most characters of a text that counts as an answer as a whole."""
 
 
 def find(completion: str, strictness: Strictness = "anywhere") -> str | None:

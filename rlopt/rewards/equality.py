@@ -1,4 +1,4 @@
-"""Whether two answers are equal: the one that a solution gives, and the right one. What they say is for `notation`.
+"""Whether the answer of a solution equals the reference answer, both normalized by `notation`.
 
 Numbers are equal where they differ by one part in a million at most, integers exactly; units and currencies must agree where
 both have one. Lists are compared item by item: in any order, but between brackets. All else is for math-verify. Its closeness
@@ -17,7 +17,7 @@ from math_verify import parse, verify
 
 from rlopt.rewards.notation import Quantity, normal, quantity, unmarked
 
-logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it warns that it has no deadline; our caller has one
+logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it warns about its missing timeout; our caller has one
 
 CLOSE = Fraction(1, 10**6)
 """Two numbers that are not both integers are equal within this share of the larger."""
@@ -129,7 +129,7 @@ def _same_time(mine: Any, right: Any) -> bool:
 
 
 def _same_items(mine: str, right: str) -> bool | None:
-    """Lists, sets, tuples, intervals and unions by what they hold; None: `right` and `mine` are no such things."""
+    """Lists, sets, tuples, intervals and unions by what they hold; None if `right` or `mine` is not one of these."""
     unions = mine.split("\\cup"), right.split("\\cup")
     if min(map(len, unions)) > 1:
         return _same_in_any_order([part.strip() for part in unions[0]], [part.strip() for part in unions[1]])
@@ -179,7 +179,7 @@ def _items(text: str) -> list[str]:
 
 
 def _both_signs(item: str) -> list[str]:
-    """`1 \\pm 2` as the two that it stands for."""
+    """`1 \\pm 2` as its two values."""
     before, sign, after = item.partition("\\pm")
     if not sign or "\\pm" in after or "\\mp" in item:
         return [item]
@@ -199,7 +199,7 @@ def _same_in_any_order(mine: Sequence[str], right: Sequence[str]) -> bool:
 
 
 def _same_sides(mine: str, right: str) -> bool | None:
-    """Equations by their sides; None: there is no equation."""
+    """Equations by their sides; None if there is no equation."""
     sides, wanted = _sides(mine), _sides(right)
     if len(sides) == len(wanted) == 1:
         return None
@@ -239,7 +239,7 @@ def _same_expression(mine: str, right: str) -> bool:
 
 @lru_cache(4096)
 def _parsed(text: str) -> tuple[Any, ...]:
-    """Of right answers, which come again and again."""
+    """Reference answers, parsed once: each is compared many times."""
     return _parse(text)
 
 
@@ -248,12 +248,12 @@ def _parse(text: str) -> tuple[Any, ...]:
 
 
 def _patience() -> int | None:
-    """math-verify looks at the clock by a signal, which the main thread alone can hear."""
+    """math-verify limits its time by a signal, which only the main thread can receive."""
     return PATIENCE_S if threading.current_thread() is threading.main_thread() else None
 
 
 def _value(expression: Any) -> Fraction | None:
-    """The number that an expression without a variable is, to 30 digits; None: it is none."""
+    """The value of an expression without variables, to 30 digits; None if it has no value."""
     if not getattr(expression, "is_number", False) or not expression.is_real or expression.is_infinite:
         return None
     try:

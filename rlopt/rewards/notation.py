@@ -1,6 +1,6 @@
-"""What an answer says: one way to write what has many, and numbers with their units. Expressions are read by math-verify.
+"""Normalizes answers: one notation, and numbers with their units. Expressions are left to math-verify.
 
-Nothing that tells two answers apart is taken away here. A unit, a currency or a percent sign stays beside its number.
+Nothing that distinguishes two answers is removed. A unit, a currency or a percent sign stays beside its number.
 """
 
 import re
@@ -60,7 +60,7 @@ _NO_UNIT = frozenset(re.findall(r"\w+", """
     remainder power even odd nor vs versus through until between either"""))  # fmt: skip
 _SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _DIGITS = 4000
-"""Of a number at most; above that it is a text."""
+"""The most digits of a number; a longer one is treated as text."""
 
 
 def normal(text: str) -> str:
@@ -110,7 +110,7 @@ def _character(sign: str) -> str:
 
 
 def _bare(text: str) -> str:
-    """Without what stands around an answer and says nothing: spaces, delimiters, emphasis, the end of a sentence."""
+    """Without spaces, delimiters, emphasis and the full stop around an answer."""
     while True:
         before = text
         text = text.strip().removesuffix("\\\\").rstrip(".;:, ")
@@ -173,7 +173,7 @@ _UNIT_TOKEN = re.compile(r"\^?\\circ|°|\\%|%|\^\s*\{?\s*-?\d\s*\}?|/|\*|\\cdot|
 
 
 def quantity(text: str, thousands: bool) -> Quantity | None:
-    """What a text in normal notation says as one number with or without a unit; None: it is none.
+    """The number, with or without a unit, that a text in normal notation states; None if it states none.
 
     `thousands`: a comma before three digits may separate thousands where nothing else decides; else `300,500` is two numbers.
     """

@@ -1,12 +1,12 @@
-"""Rewards: functions of the user's, run in processes of their own with a deadline for each call.
+"""Reward functions of the user's, run in separate processes with a deadline for each call.
 
     reward(prompt, completion, answer, **columns) -> float | {"score": float, ...} | None
 
 `columns` are the row's others. Functions that were written for verl, `compute_score(data_source, solution_str, ground_truth,
-extra_info)`, and for TRL, `f(completions, **columns)`, are called as they expect it; their parameters tell them apart. What is
-asynchronous is awaited. A score is a number of Python, numpy or torch. `None` leaves the sample out. So does a call that takes
-too long or ends its process; the run goes on, and counts them. A function that raises ends the run with its name and input, or
-with `reward.on_error=skip` is counted too. None of it is ever a silent 0, which would teach the model something.
+extra_info)`, and for TRL, `f(completions, **columns)`, are called with their own parameters, by which they are recognized.
+What is asynchronous is awaited. A score is a number of Python, numpy or torch. `None` leaves the sample out. So does a call
+that takes too long or ends its process; the run goes on, and counts them. A function that raises ends the run with its name
+and input, or with `reward.on_error=skip` is counted too. None of it ever becomes a reward of 0, which would train the model.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ RewardFunction = Callable[..., Value]
 
 @dataclass(frozen=True)
 class Scored:
-    """What a reward function said of one completion: the total, and whatever it reported beside it."""
+    """The reward of one completion: the total, and what the function reported beside it."""
 
     reward: float
     parts: Mapping[str, float]
@@ -48,7 +48,7 @@ def load(names: str | Sequence[str], weights: Sequence[float] | None = None) -> 
     """The function that `reward.fn` names, taking the fields of a `Question`; of several, their weighted sum.
 
     Raises:
-        RloptError: one cannot be imported, or is called in a way that we do not know.
+        RloptError: one cannot be imported, or has unknown parameters.
     """
     several = [names] if isinstance(names, str) else list(names)
     functions = [_adapted(name, sandbox.load("reward.fn", name)) for name in several]
@@ -109,7 +109,7 @@ class RewardPool:
 
 
 def _adapted(name: str, function: sandbox.Function) -> RewardFunction:
-    """`function` as one that takes the fields of a `Question`."""
+    """`function`, wrapped to take the fields of a `Question`."""
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):  # of a builtin
@@ -139,7 +139,7 @@ def _accepted(parameters: Mapping[str, inspect.Parameter]) -> set[str] | None:
 
 
 _LOOP = asyncio.Runner()
-"""One for all calls, so that a function can keep its connections from one to the next."""
+"""One event loop for all calls, so that a function can keep its connections."""
 
 
 def _call(function: sandbox.Function, accepted: set[str] | None, values: Mapping[str, Any]) -> Any:
@@ -164,7 +164,7 @@ def _numbers(said: Any) -> Any:
         return {str(key): _numbers(value) for key, value in said.items()}
     if said is None or isinstance(said, str | bytes):
         return said
-    with suppress(TypeError, ValueError, RuntimeError):  # what is no number stays, and is told by what it is
+    with suppress(TypeError, ValueError, RuntimeError):  # what is not a number stays, and the caller refuses it
         return float(said)
     return said
 
@@ -198,7 +198,7 @@ def _verl(
     said = _numbers(_call(function, accepted, values))
     if not isinstance(said, Mapping):
         return said  # type: ignore[no-any-return]
-    return {key: value for key, value in said.items() if isinstance(value, float)}  # verl lets texts stand there too
+    return {key: value for key, value in said.items() if isinstance(value, float)}  # verl allows texts there too
 
 
 def _trl(
@@ -225,7 +225,7 @@ def _sum(
     answer: str,
     columns: Mapping[str, Any],
 ) -> Value:
-    """The weighted sum of what the functions say, and beside it each of them. One that says None is left out of it."""
+    """The weighted sum of what the functions say, and the score of each. A function that returns None is left out."""
     terms, parts = list[tuple[float, Any]](), dict[str, Any]()
     for label, function, weight in functions:
         said = function(prompt=prompt, completion=completion, answer=answer, columns=columns)

@@ -1,6 +1,6 @@
 """The processes of an engine on CPU, forked from one that has imported vLLM.
 
-An engine is two processes: the worker that asks, and vLLM's scheduler with the model. (Tensor parallelism adds one a part
+An engine is two processes: the Ray worker, and vLLM's scheduler with the model. (Tensor parallelism adds one a part
 of the model.) On CPU vLLM spawns one from the other and each imports vLLM anew, seven seconds every time. Here a server imports
 it (`preload`) while the worker does: `multiprocessing.forkserver`, with one thread, and nothing computed yet. The scheduler is
 forked from that server and the parts of a model from the scheduler, as vLLM itself does where models run on GPUs.
@@ -26,11 +26,11 @@ class _Context(ForkServerContext):
 def _begin(environment: dict[str, str], target: Callable[..., None], kwargs: Mapping[str, Any]) -> None:
     """In the scheduler: as if it had been spawned, but that it forks the parts of a model, and ends with who asked for it.
 
-    Ray ends an actor's children with it. To Ray the scheduler is none.
+    Ray ends an actor's children with it, and does not know that the scheduler is one of them.
     """
     from vllm.v1.executor import multiproc_executor
 
-    # Those that differ alone: a process whose environment was made anew takes no title.
+    # Only changed variables: a process whose environment was replaced cannot set its title.
     os.environ.update({name: value for name, value in environment.items() if os.environ.get(name) != value})
     multiproc_executor.get_mp_context = lambda: multiprocessing.get_context("fork")
     threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
@@ -49,7 +49,7 @@ def prepare() -> None:
 
 
 def use() -> None:
-    """Have the engines that this process starts forked."""
+    """Make vLLM fork the engines that this process starts."""
     from vllm.v1.engine import utils
 
     utils.get_mp_context = _Context

@@ -1,6 +1,6 @@
-"""All engines as the samplers' side of the loop sees them: prompts go out, groups come back, engines come and go.
+"""All engines, as the loop sees them: requests go out, groups come back, engines are added, lost and replaced.
 
-An engine that dies is replaced. Its prompts go to the others, which draw the same tokens for them (a sample's seed does not
+An engine that dies is replaced. Its requests go to the others, which draw the same tokens (a sample's seed does not
 depend on who draws it); its replacement joins when the weights are next synchronised.
 """
 
@@ -15,15 +15,15 @@ from rlopt.core.requests import EngineLogprobs, SampleRequest
 from rlopt.core.samples import Group, Key
 
 Report = Callable[..., None]
-"""`tracking.Journal.event`: what kind of thing happened, and facts by name."""
+"""`Journal.event`: the kind of event, and facts by name."""
 
 MOST_LOSSES = 3
-"""Engines that may die beyond all that there are, with no group coming back: then replacing them does not cure the cause."""
+"""How many engines may die, beyond the number of engines, without a group coming back: then replacing does not help."""
 
 
 @dataclass
 class Engine:
-    """One engine: what it was asked for, and how busy it had been when that was last asked."""
+    """One engine, its open requests, and its busy time when that was last read."""
 
     number: int
     workers: Workers
@@ -34,12 +34,12 @@ class Engine:
 
     @property
     def requests(self) -> dict[Key, SampleRequest]:
-        """What it was asked for and has not answered."""
+        """Its open requests."""
         return {key: request for key, (request, _) in self.calls.items()}
 
 
 class EnginePool:
-    """The engines. Numbers are never given twice, so a number in `events.jsonl` is one engine."""
+    """The engines. Numbers are never reused, so a number in `events.jsonl` is one engine."""
 
     def __init__(self, spawn: Callable[[str, int], Workers], count: int, start_deadline_s: float) -> None:
         """`spawn(name, 1)` makes an actor. All begin to load at once; `join` waits for them."""
@@ -56,7 +56,7 @@ class EnginePool:
             self._make()
 
     def ask(self, key: Key, request: SampleRequest) -> None:
-        """Have the least busy engine sample the group of `deal`; returns at once."""
+        """Have the least busy engine sample the group of `request`; returns at once."""
         if not self._up:
             self._orphaned[key] = request
             return
@@ -65,16 +65,16 @@ class EnginePool:
 
     @property
     def asked(self) -> list[Key]:
-        """Everything that was asked for and not handed over, in order."""
+        """The keys of all requests that were not taken or cancelled, in order."""
         return sorted([*self._done, *self._orphaned, *(key for engine in self._up for key in engine.calls)])
 
     @property
     def done(self) -> Mapping[Key, Group]:
-        """Groups that had come back when this was last looked for (`poll`, `wait`), and were not handed over."""
+        """Finished groups, as of the last `poll` or `wait`, that were not taken."""
         return self._done
 
     def poll(self) -> None:
-        """Take in what has come back."""
+        """Collect finished groups."""
         calls = [(engine, key, call) for engine in self._up for key, (_, call) in engine.calls.items()]
         answered, lost = finished([call for _, _, call in calls]), dict[int, str]()
         for engine, key, call in calls:
@@ -88,7 +88,7 @@ class EnginePool:
             del engine.calls[key]
             self._done[key] = group
             self._losses = 0
-        for number, why in lost.items():  # only now: what an engine had sampled before it died is asked of no other
+        for number, why in lost.items():  # only now: groups that an engine finished before it died are not requested again
             self.lose(number, why)
 
     def wait(self, deadline_s: float) -> None:
@@ -96,7 +96,7 @@ class EnginePool:
 
         Raises:
             Stalled: none came in `deadline_s` seconds.
-            NoEngine: nobody is left to sample.
+            NoEngine: no engine is left.
             Interrupted: the run was asked to end.
         """
         before, ends = len(self._done), time.monotonic() + deadline_s
@@ -115,18 +115,18 @@ class EnginePool:
             self.poll()
 
     def wait_idle(self, seconds: float) -> None:
-        """Wait until all that engines are at has come back, or `seconds` have passed; also where the run is to end."""
+        """Wait until all requests have come back, or `seconds` have passed; also where the run is to end."""
         ends = time.monotonic() + seconds
         while (calls := [call for engine in self._up for _, call in engine.calls.values()]) and time.monotonic() < ends:
             wait_any(calls, ends - time.monotonic())
             self.poll()
 
     def take(self, key: Key) -> Group:
-        """A group that came back; it is the caller's now."""
+        """Remove and return a group that came back."""
         return self._done.pop(key)
 
     def cancel(self, key: Key) -> None:
-        """Forget a group that was asked for; an engine that samples it stops."""
+        """Drop a request; an engine that samples it stops."""
         self._done.pop(key, None)
         self._orphaned.pop(key, None)
         for engine in self._up:
@@ -134,7 +134,7 @@ class EnginePool:
                 engine.calls.pop(key)[1].cancel()
 
     def put_back(self, groups: Mapping[Key, Group]) -> None:
-        """Groups that an earlier run had sampled and not learned from."""
+        """Add groups that were sampled before a resume and not learned from."""
         self._done |= groups
 
     def join_all(self) -> bool:
@@ -169,7 +169,7 @@ class EnginePool:
         return bool(ready)
 
     def resize(self, count: int) -> None:
-        """Have `count` engines: start more, or close the newest and hand their prompts to others."""
+        """Have `count` engines: start more, or close the newest and assign their requests to others."""
         self._count = count
         while len(self._up) + len(self._starting) < count:
             self._make()
@@ -181,22 +181,22 @@ class EnginePool:
             self._reassign(engine.requests)
 
     def assign_orphaned(self) -> None:
-        """Hand what nobody samples to the engines that are there; called when these have weights."""
+        """Assign requests that no engine samples to the engines that are up; called when these have weights."""
         orphaned, self._orphaned = self._orphaned, {}
         self._reassign(orphaned)
 
     @property
     def handles(self) -> dict[int, Any]:
-        """Actor handles of the engines that are there, by number."""
+        """Actor handles of the engines that are up, by number."""
         return {engine.number: engine.workers.handles[0] for engine in self._up}
 
     @property
     def nodes(self) -> dict[int, str]:
-        """The Ray nodes of the engines that are there, by number."""
+        """The Ray nodes of the engines that are up, by number."""
         return {engine.number: engine.workers.nodes()[0] for engine in self._up}
 
     def canary(self, texts: list[tuple[int, ...]], numbers: list[int]) -> Callable[[], dict[int, list[EngineLogprobs]]]:
-        """Ask the engines `numbers` what they say of the same texts; the function returned waits for it, by number."""
+        """Have the engines `numbers` score the same texts; the function returned waits for the scores, by number."""
         pending = [(e, e.workers.start("canary", (texts,))) for e in self._up if e.number in numbers]
 
         def collect() -> dict[int, list[EngineLogprobs]]:
@@ -211,7 +211,7 @@ class EnginePool:
         return collect
 
     def idle_frac(self) -> float:
-        """Share of the time since this was last asked in which engines had no request; mean over engines."""
+        """Share of the time since the last call in which engines had no request; mean over engines."""
         shares = []
         for engine in list(self._up):
             try:
@@ -230,7 +230,7 @@ class EnginePool:
         return any(engine.asleep for engine in self._up)
 
     def sleep(self) -> None:
-        """Have all engines give their GPU's memory back; nothing may be under way, and nothing be asked until `wake`."""
+        """Make all engines free their GPU memory; there must be no open request, and none until `wake`."""
         self._tell("sleep")
 
     def wake(self) -> None:
@@ -250,7 +250,7 @@ class EnginePool:
             engine.asleep = verb == "sleep"
 
     def lose(self, number: int, why: str) -> None:
-        """Give an engine up: end it, hand its prompts to others, and start another in its place.
+        """Give an engine up: end it, assign its requests to others, and start another in its place.
 
         Raises:
             Stalled: engines die, and nothing comes back.
@@ -267,7 +267,7 @@ class EnginePool:
 
     @property
     def workers(self) -> list[Workers]:
-        """Of all engines, those that are loading among them."""
+        """The workers of all engines, also of those that are loading."""
         return [engine.workers for engine in [*self._up, *(engine for engine, _ in self._starting)]]
 
     def close(self) -> None:

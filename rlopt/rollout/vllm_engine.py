@@ -24,7 +24,7 @@ class EngineConfig:
 
     Attributes:
         in_flight: what becomes of samples when weights arrive.
-        learns: weights will arrive, before anything is sampled; those that it loads are no version of theirs.
+        learns: weights will arrive before anything is sampled, so the weights that it loads have no version.
     """
 
     folder: Path
@@ -103,7 +103,7 @@ def _device_arguments(engine: EngineConfig, config: RolloutConfig) -> dict[str, 
 
 
 def need_libnuma() -> None:
-    """vLLM without it starts, and fails minutes later for reasons that do not name it."""
+    """Check for libnuma: without it vLLM fails minutes later with an error that does not name it."""
     try:
         ctypes.CDLL("libnuma.so.1")
     except OSError as error:

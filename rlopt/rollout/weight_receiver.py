@@ -1,4 +1,4 @@
-"""What a learner calls on an engine to bring it new weights: vLLM's verbs, and `received`."""
+"""The methods with which a learner sends weights to an engine: vLLM's own, and `received`."""
 
 import os
 from typing import Any
@@ -25,7 +25,7 @@ class WeightReceiver:
         await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info))
 
     async def start_weight_update(self) -> None:
-        if self._updating:  # the one before failed its check; it ends without a version, and paused
+        if self._updating:  # the last update failed its check; end it without a version, paused
             await self._llm.finish_weight_update()
         mode = self._pause_mode
         await self._llm.pause_generation(mode=mode, clear_cache=mode != "keep")

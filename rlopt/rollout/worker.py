@@ -48,7 +48,7 @@ class RolloutWorker(WeightReceiver):
         self._watch = asyncio.create_task(self._die_with_engine())
 
     async def _die_with_engine(self) -> None:
-        """Where the engine's processes die, so does this one: vLLM would raise for some calls, and leave others waiting."""
+        """Exit when the engine's processes die: vLLM would raise for some calls, and leave others waiting."""
         while not self._llm.errored:
             await asyncio.sleep(0.5)
         os._exit(1)
@@ -66,9 +66,9 @@ class RolloutWorker(WeightReceiver):
                 self._busy_s += time.monotonic() - self._busy_since
 
     async def canary(self, texts: list[tuple[int, ...]]) -> list[EngineLogprobs]:
-        """What the engine says of every token of each text after its first, at temperature 1, and the version that says so.
+        """Log-probability of every token of each text after its first, at temperature 1, and the version of the weights.
 
-        Reading takes one step of the engine, where speaking would take one per token among all that it is sampling.
+        Scoring a prompt takes one step of the engine; sampling would take one per token, among all that it samples.
         """
         from vllm import SamplingParams
 
@@ -82,20 +82,20 @@ class RolloutWorker(WeightReceiver):
         ]
 
     async def complete(self, openings: list[Continuation], count: int) -> list[list[Answer]]:
-        """`count` answers that go on from each opening, no longer as a whole than any other answer. No reward."""
+        """`count` answers that continue each opening, within the same length limit as any other answer. No reward."""
         return list(await asyncio.gather(*(self._answers(opening, count) for opening in openings)))
 
     async def grade(self, answers: list[tuple[Prompt, str]]) -> list[Scored | Fault | None]:
-        """What the reward function says of each text."""
+        """The reward of each text."""
         calls = (asyncio.to_thread(self._rewards.score, [_question(prompt, text)]) for prompt, text in answers)
         return [one for (one,) in await asyncio.gather(*calls)]
 
     async def sleep(self) -> None:
-        """Stand still, with the weights in the host's memory and no KV cache; a CPU engine has nothing to give back."""
+        """Move the weights to host memory and drop the KV cache; a CPU engine has no GPU memory to free."""
         await self._llm.sleep(level=1, mode="wait")  # level 2 drops the weights: then a sync that fails leaves nothing behind
 
     async def wake(self) -> None:
-        """Be as before `sleep`."""
+        """Load the weights back, and make a new KV cache."""
         await self._llm.wake_up()
 
     async def busy_s(self) -> float:
@@ -103,7 +103,10 @@ class RolloutWorker(WeightReceiver):
         return self._busy_s + (time.monotonic() - self._busy_since if self._in_flight else 0.0)
 
     async def _group(self, request: SampleRequest) -> Group:
-        """The samples of a prompt, or while they show no signal those of its spares; the last spare is taken as it is."""
+        """The samples of a prompt.
+
+        While all rewards are equal, those of its next spare instead; the last spare is always kept.
+        """
         group = await self._samples(request)
         for number, spare in enumerate(request.spares, 1):
             if len({sample.reward for sample in group.samples}) > 1:
@@ -156,7 +159,7 @@ class RolloutWorker(WeightReceiver):
         return SamplingSpec(count, self._config.temperature, self._config.top_p)
 
     async def _generate(self, token_ids: tuple[int, ...], seed: int, sampling: SamplingSpec, limit: int) -> Any:
-        """One response, when its turn has come; again from its beginning where new weights ended it."""
+        """One response, when a place is free; sampled anew if new weights aborted it."""
         async with self._places:
             while True:
                 output = await self._respond(token_ids, seed, sampling, limit)
@@ -198,7 +201,7 @@ class RolloutWorker(WeightReceiver):
 def spawner(
     cluster: Cluster, config: ClusterConfig, engine: EngineConfig, rollout: RolloutConfig, reward: RewardConfig, group_size: int
 ) -> Callable[[str, int], Workers]:
-    """What makes the actors of engines under a name, not started yet."""
+    """A function that makes the actors of engines, which are not started yet."""
     gpus, env = config.gpus_per_engine * rollout.tensor_parallel, environment(config)
 
     def spawn(name: str, count: int) -> Workers:

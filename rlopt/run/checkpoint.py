@@ -1,8 +1,8 @@
 """Checkpoints: `checkpoints/step_N/{learner/, hf/, buffer/, state.json, manifest.json}`.
 
-Written to a folder aside, brought to disk, renamed, and only then given its manifest: a folder without one is no checkpoint.
+Written to a folder aside, brought to disk, renamed, and only then given its manifest: a folder without one is not a checkpoint.
 The manifest names every file with its size, those that each learner rank says it wrote among them. The buffer holds groups
-that were sampled and not done with, so that a resumed run repeats and skips nothing.
+that were sampled and are still needed, so that a resumed run repeats and skips nothing.
 """
 
 import json
@@ -32,7 +32,7 @@ def save(
     Args:
         run: the run's folder.
         state: what `load_state` returns later; plain JSON.
-        stock: what was sampled and not done with; a file per shelf.
+        pending: groups that were sampled and are still needed; a file per section.
         write_model: puts `learner/` and `hf/` into the folder it is given, and returns the files that the learner ranks have
             written there, each on its own node, with their sizes in bytes.
 
@@ -94,7 +94,7 @@ class Best:
                 self.step, self.value = kept["step"], kept["value"]
 
     def improved(self, metrics: Mapping[str, float]) -> bool:
-        """Whether this step, whose metrics these are, is the best so far; then it must be saved."""
+        """Whether the step with these metrics is the best so far; then it must be saved."""
         value = metrics.get(self._metric or "", -math.inf)
         if value <= self.value:
             return False
@@ -136,7 +136,7 @@ def verify(folder: Path) -> None:
     """Refuse a checkpoint that lacks its manifest or a file of the right size."""
     manifest = folder / "manifest.json"
     if not manifest.is_file():
-        raise RloptError(f"run.resume={folder}: no manifest.json, so it is no complete checkpoint; give another or use auto")
+        raise RloptError(f"run.resume={folder}: no manifest.json, so it is not a complete checkpoint; give another or use auto")
     for name, size in json.loads(manifest.read_text())["files"].items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != size:
@@ -149,12 +149,12 @@ def load_state(folder: Path) -> dict[str, Any]:
 
 
 def sections(folder: Path) -> list[str]:
-    """The names of the shelves of what `load_stock` gives."""
+    """The names of the sections that `load_pending` gives."""
     return [path.stem for path in sorted((folder / "buffer").glob("*.jsonl"))]
 
 
 def load_pending(folder: Path) -> PendingRollouts:
-    """What the run had sampled and not done with."""
+    """The groups that the run had sampled and still needs."""
     texts = {name: (folder / "buffer" / f"{name}.jsonl").read_text() for name in sections(folder)}
     groups = {name: [group_from_json(json.loads(line)) for line in text.split("\n")[:-1]] for name, text in texts.items()}
     return PendingRollouts(groups, load_state(folder)["stock"])

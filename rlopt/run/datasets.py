@@ -18,7 +18,7 @@ from rlopt.run.objective import why_logprobs
 
 @dataclass(frozen=True)
 class Recordings:
-    """Rows of files: what is learned from, what is held out, which rows of each were left out and why, what else to know."""
+    """Recorded rows: to learn from, held out, left out (with the reason), and notes for people."""
 
     train: list[Example]
     held_out: list[Example]
@@ -56,7 +56,7 @@ class RunData:
 
     @property
     def notes(self) -> dict[str, tuple[str, ...]]:
-        """By data set: what else people should know of its rows."""
+        """By data set: notes about its rows, for people."""
         recorded = dict(self.recordings.notes) if self.recordings else {}
         told = {name: loaded.notes for name, loaded in self._sets().items()} | recorded
         return {name: notes for name, notes in told.items() if notes}

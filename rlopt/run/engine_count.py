@@ -6,22 +6,22 @@ from rlopt.core.atomic_write import write_whole
 from rlopt.core.errors import RloptError
 
 FILE = "engines.txt"
-"""In a run's folder: the number of engines that it shall have."""
+"""The file in a run's folder with the number of engines that it should have."""
 
 
 def wanted_engines(run: Path, default: int) -> int:
-    """What `ask_for` wrote into the run's folder, else `default`."""
+    """The number that `ask_for` wrote into the run's folder, else `default`."""
     try:
         said = (run / FILE).read_text().strip()
     except FileNotFoundError:
         return default
     if not said.isdecimal() or int(said) < 1:
-        raise RloptError(f"{run / FILE}: {said!r} is no number of engines; python -m rlopt.engines {run} {default}")
+        raise RloptError(f"{run / FILE}: {said!r} is not a number of engines; python -m rlopt.engines {run} {default}")
     return int(said)
 
 
 def ask_for(run: Path, count: int) -> None:
-    """Have the run `run` use `count` engines from its next synchronisation on."""
+    """Make the run `run` use `count` engines from its next synchronisation on."""
     if not (run / "config.yaml").is_file():
         raise RloptError(f"{run}: holds no run; give the folder of one that is going on")
     if count < 1:
@@ -30,5 +30,5 @@ def ask_for(run: Path, count: int) -> None:
 
 
 def forget_wish(run: Path) -> None:
-    """Let `rollout.engines` count again in the run `run`, where it was set anew."""
+    """Remove the number, so that a newly set `rollout.engines` counts again."""
     (run / FILE).unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""A checkpoint as a Hugging Face folder that proved itself against the learner.
+"""A checkpoint as a Hugging Face folder, verified against the learner.
 
-A checkpoint keeps what the learner said of a few texts when it was saved. The exported folder is loaded again from its files
-by transformers alone, is asked the same, and stands under its name only if it says the same.
+A checkpoint keeps the learner's log-probabilities of a few texts. The exported folder is loaded again from its files
+by transformers alone, scores the same texts, and gets its name only if its numbers are the same.
 """
 
 import os
@@ -19,7 +19,7 @@ from rlopt.run import checkpoint
 
 @dataclass(frozen=True)
 class Exported:
-    """A finished folder, and the largest difference to what the learner said, in nats over `tokens` tokens."""
+    """A finished folder, and the largest difference to the learner's log-probabilities, in nats over `tokens` tokens."""
 
     folder: Path
     difference: float
@@ -34,7 +34,8 @@ def export(run: Path, out: Path, which: str = "latest", shard_size: str = "5GB")
         shard_size: of a safetensors file at most, as transformers writes it.
 
     Raises:
-        RloptError: there is no such checkpoint, `out` is there already, or the exported model is not what the learner was.
+        RloptError: there is no such checkpoint, `out` is there already, or the exported model scores otherwise than the
+            learner did.
     """
     import transformers
 
@@ -70,7 +71,9 @@ def export(run: Path, out: Path, which: str = "latest", shard_size: str = "5GB")
 
 
 def _difference(folder: Path, canary: dict[str, Any], dtype: torch.dtype) -> float:
-    """The largest difference between what the model in `folder`, run by transformers, and the learner said of a token."""
+    """The largest difference of a token's log-probability between the model in `folder`, run by transformers, and the
+    learner.
+    """
     import transformers
 
     from rlopt.models.policy import own_logprobs
@@ -85,7 +88,7 @@ def _difference(folder: Path, canary: dict[str, Any], dtype: torch.dtype) -> flo
 
 
 def _write_card(folder: Path, run: Path, kept: Path, config: dict[str, Any], difference: float, tokens: int) -> None:
-    """README.md, as the Hub shows it: what was trained how, with the run's curves and its config."""
+    """Write README.md, which the Hub shows: how the model was trained, its curves and its config."""
     from rlopt.diagnosis import curves
 
     families = curves.load([run])

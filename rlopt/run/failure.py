@@ -1,4 +1,4 @@
-"""What a run that failed leaves for whoever is to find out why: `error.txt` in its folder."""
+"""`error.txt`, which a failed run leaves in its folder."""
 
 import platform
 import sys

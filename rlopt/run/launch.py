@@ -1,4 +1,4 @@
-"""Starts what `prepare` found good, runs the loop, and takes everything down again."""
+"""Starts a validated run, runs the loop, and closes everything again."""
 
 import math
 import time
@@ -23,12 +23,12 @@ from rlopt.tracking.journal import Journal, read_column
 from rlopt.tracking.loggers import Board, Wandb, start_boards
 
 HEADLINES = {"reward/mean": "training reward", "preference/margin": "preference margin", "actor/pg_loss": "loss"}
-"""The one number that a finished run is told by: the first of these that it has."""
+"""The metric that a finished run prints: the first of these that it has."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a finished run can say of itself: the mean of its headline over its first and last `span` steps, and its files."""
+    """The result of a finished run: the mean of its headline over the first and last `span` steps, and its files."""
 
     folder: Path
     checkpoint: Path
@@ -46,8 +46,8 @@ def train(config: Config, console: Console) -> Outcome:
         RloptError: the config cannot be run, or a worker failed; nothing is left running.
     """
     prepared = validate(config, console)
-    # The driver's tensors are small. With a thread for each core the others would spin between two operations, and on a
-    # machine of many cores burn more than all else that the driver does.
+    # The driver's tensors are small. With a thread per core the other threads would spin between two operations, and on a
+    # machine of many cores use more CPU than the driver itself.
     torch.set_num_threads(1)
     console.print(summarize(prepared), highlight=False, soft_wrap=True)
     started, finished = time.monotonic(), False
@@ -90,7 +90,7 @@ def train(config: Config, console: Console) -> Outcome:
     finally:
         with undisturbed():
             try:
-                workers.close()  # first: the end of an upload may take long
+                workers.close()  # first: finishing an upload may take long
             finally:
                 if journal:
                     journal.close(exit_code=0 if finished else 1)

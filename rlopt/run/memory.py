@@ -1,4 +1,4 @@
-"""What a config asks of the machines, from the model's config alone: samples, tokens, updates, lag, and memory of every worker.
+"""What a config needs, from the model's config alone: samples, tokens, updates, lag, and memory of every worker.
 
 The memory is that of tensors whose size follows from the config; what the libraries take beside it does not.
 """
@@ -82,7 +82,7 @@ def engine_memory(config: Config, shape: Shape, width: int) -> EngineMemory:
 
 
 def plan(config: Config, shape: Shape, width: int) -> list[tuple[str, str]]:
-    """What a run is going to be, as (subject, text); nothing was looked at but the config and the model's config."""
+    """The plan of a run as (subject, text), from the config and the model's config alone."""
     steps, data, algo = config.trainer.total_steps, config.data, config.algo
     lines = [("run", f"{algo.name} on {config.model.path}, {shape.parameters:,} parameters, {steps} steps")]
     if config.learner.lora.rank:

@@ -14,7 +14,7 @@ from rlopt.objectives.registry import load_class
 
 
 def make_objective(config: Config) -> Objective:
-    """The objective that `algo.objective` names, from its keys, with the credit of `algo.credit` if that names one.
+    """The objective that `algo.objective` names, from its keys, with the advantages of `algo.credit` if that names a function.
 
     Raises:
         RloptError: it cannot be imported or lacks something, or it does not go with the other keys.
@@ -36,7 +36,7 @@ def make_objective(config: Config) -> Objective:
         not proximal or traits.reads in ("anchor", "proximal") or corrections.importance.active,
         "algo.anchor",
         shared.anchor,
-        f"{name} does not read the anchor, so it would be scored in vain; set algo.anchor=behavior",
+        f"{name} does not read the anchor, so scoring it is wasted; set algo.anchor=behavior",
     )
     need(
         not corrections.importance.active or traits.reads in ("nothing", "anchor"),
@@ -54,7 +54,7 @@ def make_objective(config: Config) -> Objective:
 
 
 def make_terms(config: Config) -> LossTerms:
-    """What composes with the objective; nothing does where rows are recorded."""
+    """The loss terms that compose with the objective; none where rows are recorded."""
     shared, limit = config.algo.group_relative, config.rollout.max_new_tokens
     if shared is None:
         return no_loss_terms(limit)
@@ -78,7 +78,7 @@ def _corrections(shared: GroupRelativeConfig) -> Corrections:
 
 
 def why_logprobs(config: Config, objective: Objective, terms: LossTerms) -> str | None:
-    """Why the behavior policy's log-probabilities are needed, or None."""
+    """Why rollout log-probabilities are needed, or None."""
     shared, reads = config.algo.group_relative, objective.traits.reads
     if reads in ("behavior", "proximal") or (reads == "anchor" and shared and shared.anchor == "behavior"):
         return f"algo.objective={config.algo.objective} takes ratios against them"

@@ -1,4 +1,4 @@
-"""What stands in a run's folder, and how a run goes on from it: with the same numbers, as a fork, or not at all."""
+"""How a run resumes from its folder: with the same numbers, as a fork, or not at all."""
 
 import json
 import re
@@ -22,14 +22,14 @@ from rlopt.run import checkpoint
 from rlopt.run.engine_count import forget_wish
 
 MAY_CHANGE = ("run", "trainer", "tracking", "cluster", "rollout.engines", "rollout.sleep")
-"""Sections and keys that a resumed run may set anew; the others decide its numbers."""
+"""Sections and keys that a resumed run may change; the others decide its numbers."""
 
 
 def find_resume(config: Config, run: Path) -> Path | None:
     """The checkpoint to go on from, or None to begin.
 
     Raises:
-        RloptError: another run stands there, or this one cannot go on from where it is.
+        RloptError: the folder holds another run, or this one cannot go on from where it is.
     """
     resume, kept, found = config.run.resume, _kept_config(run), checkpoint.find_all(run)
     if resume == "never":
@@ -45,7 +45,7 @@ def find_resume(config: Config, run: Path) -> Path | None:
         if not _of_another_run(named, run) or kept is None:
             folder = named
         elif named != origin:
-            raise RloptError(f"run.resume={resume}: is no checkpoint of {run}, which holds a run; choose another run.dir")
+            raise RloptError(f"run.resume={resume}: is not a checkpoint of {run}, which holds a run; choose another run.dir")
     if folder:
         checkpoint.verify(folder)
         _check_extension(config, run, folder)
@@ -78,7 +78,7 @@ def _check_extension(config: Config, run: Path, folder: Path) -> None:
 
 
 def _kept_config(run: Path) -> dict[str, Any] | None:
-    """The config of the run that stands in a folder."""
+    """The config of the run in a folder."""
     file = run / "config.yaml"
     if not file.exists():
         return None
@@ -96,7 +96,7 @@ def _of_another_run(folder: Path, run: Path) -> bool:
 
 
 def write_config(config: Config, run: Path, resume: Path | None) -> dict[str, Any]:
-    """Make the run's folder and note the config in it, where `find_resume` had nothing to say; the state to begin with."""
+    """Make the run's folder and write its config, after `find_resume` accepted it. Returns the state to begin with."""
     mine, theirs = _plain(config), _kept_config(run)
     if theirs is not None and mine["rollout"]["engines"] != theirs["rollout"]["engines"]:
         forget_wish(run)
@@ -105,19 +105,19 @@ def write_config(config: Config, run: Path, resume: Path | None) -> dict[str, An
     run.mkdir(parents=True, exist_ok=True)
     write_whole(run / "config.yaml", yaml.safe_dump(mine, sort_keys=False))
     state: dict[str, Any] = checkpoint.load_state(resume) if resume else {"position": asdict(Position())}
-    if not resume or _of_another_run(resume, run):  # what goes on elsewhere is another run to W&B too
+    if not resume or _of_another_run(resume, run):  # a fork is another run in W&B too
         state["wandb_id"] = f"{re.sub(r'[^A-Za-z0-9_-]', '-', config.run.name)}-{uuid.uuid4().hex[:8]}"
     return state
 
 
 def _plain(config: Config) -> dict[str, Any]:
-    """As it comes back from a file."""
+    """The config as it is read back from a file."""
     plain: dict[str, Any] = json.loads(json.dumps(asdict(config)))
     return plain
 
 
 def _differences(config: Config, theirs: Mapping[str, Any]) -> list[str]:
-    """The keys that decide a run's numbers and have another value there."""
+    """The keys that decide a run's numbers and differ there."""
     mine = _plain(config)
     keys = [
         (section, key, "")
@@ -151,7 +151,7 @@ SAMPLED_BY = {
 
 
 def why_left_behind(config: Config, run: Path, resume: Path | None) -> str | None:
-    """What makes the samples that another run had not learned from none of this one's, or None: they are, or there are none."""
+    """Why this run cannot use the samples that another run had not learned from; None if it can, or there are none."""
     if not resume or not _of_another_run(resume, run) or not config.samples:
         return None
     mine, theirs = _plain(config), _kept_config(resume.parent.parent)

@@ -1,4 +1,4 @@
-"""What follows from a config, said in a few lines before a run starts."""
+"""A summary of a run, printed before it starts."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,7 @@ from rlopt.run.validate import Prepared
 
 
 def summarize(prepared: Prepared) -> str:
-    """What follows from the config, in a few lines."""
+    """The summary: steps, data, synchronisation, workers, folder."""
     config, size = prepared.config, prepared.config.data.prompts_per_step
     shape, width = prepared.model.shape, prepared.model.dtype.itemsize
     weights, needs = shape.parameters, learner_memory(config, shape, width)

@@ -31,7 +31,7 @@ from rlopt.tracking.journal import TrainingBar
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """The initial model: its folder, its sizes, its tokenizer, the type that learner and engine hold it in."""
+    """The initial model: its folder, sizes, tokenizer, and its dtype in learner and engine."""
 
     folder: Path
     shape: Shape
@@ -58,7 +58,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run before any process of its own. `about` is the first line of a record of it."""
+    """A validated run, before it starts any process. `about` is the first line of a record of it."""
 
     config: Config
     objective: Objective
@@ -120,7 +120,7 @@ def _check_best(config: Config, sets: list[str]) -> None:
         return
     keys = [f"avg@{count}", f"pass@{count}"] * bool(count) + ["greedy"] * config.eval.greedy
     there = [f"eval/{name}/{key}" for name in sets for key in keys]
-    need(best in there, "trainer.best", best, f"is no metric of data.eval; one of {', '.join(there)}")
+    need(best in there, "trainer.best", best, f"is not a metric of data.eval; one of {', '.join(there)}")
 
 
 def check_sizes(config: Config, objective: Objective, longest: int, largest: int) -> None:
@@ -136,6 +136,6 @@ def check_sizes(config: Config, objective: Objective, longest: int, largest: int
 
 
 def dtype(config: Config) -> torch.dtype:
-    """Of learner and engine."""
+    """The dtype of learner and engine."""
     resolved: torch.dtype = getattr(torch, config.model.resolved_dtype(config.cluster.gpus_per_learner))
     return resolved

@@ -68,7 +68,7 @@ def make_loop(prepared: Prepared, workers: RunWorkers, journal: Journal) -> Loop
 
 
 def _some_prompts(prepared: Prepared) -> list[Prompt]:
-    """The first that a run has, wherever from."""
+    """The first prompts of a run, from any source."""
     if prepared.data.recordings:
         return [example.prompt for example in prepared.data.recordings.train[:CANARY_PLACES]]
     if not prepared.data.prompts and prepared.data.experience:
@@ -176,7 +176,7 @@ def _samplers(prepared: Prepared, workers: RunWorkers, engines: EnginePool, jour
 
 
 def rounding_slack(config: Config) -> int:
-    """What rounding adds to `sync.tolerance`. A weight that did not arrive shows as 1e-2 nats and more."""
+    """The factor of `sync.tolerance` for rounding. A weight that did not arrive differs by 1e-2 nats and more."""
     if dtype(config) == torch.float32:
         return 10 if config.cluster.gpus_per_engine else 1  # kernels of GPUs round some products to TF32
-    return 500  # a logit near 16 is rounded by 0.06, each side its own way
+    return 500  # a logit near 16 is rounded by 0.06, differently on each side

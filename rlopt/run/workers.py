@@ -27,7 +27,7 @@ class RunWorkers:
         self.stop = threading.Event()
 
     def start(self) -> None:
-        """Begin to load engines and learners, side by side; `join` waits for them."""
+        """Start loading engines and learners, in parallel; `join` waits for them."""
         config, deadline = self._prepared.config, self._prepared.config.cluster.start_deadline_s
         if self._prepared.data.prompts:
             self.engines = EnginePool(_spawner(self._prepared, self._cluster), config.rollout.engines, deadline)
@@ -36,7 +36,7 @@ class RunWorkers:
         self._starting = self._ranks.start("start", *[[meeting]] * config.learner.workers, deadline_s=deadline)
 
     def join(self) -> None:
-        """Wait until all are there, and bring back a checkpoint."""
+        """Wait until all have loaded, and load the checkpoint."""
         config = self._prepared.config
         assert self._ranks
         if self.engines:
@@ -48,19 +48,19 @@ class RunWorkers:
         self.bring_back(self._prepared)
 
     def bring_back(self, prepared: Prepared) -> None:
-        """What the checkpoint holds that `prepared` goes on from, if it does."""
+        """Load the checkpoint that `prepared` resumes from, if any."""
         self.pending = PendingRollouts({}, {})
         if not prepared.start.resume:
             return
         self.learners.load(prepared.start.resume)
         self.pending = checkpoint.load_pending(prepared.start.resume)
-        if prepared.start.left_behind:  # go on from the same place in the data, with the weights that are there
+        if prepared.start.left_behind:  # continue at the same place in the data, with the current weights
             step = prepared.start.state["position"]["step"]
             stream = {"keys": [], "again": [], "next": step * prepared.config.shares[0]}
             self.pending = PendingRollouts({}, {"revived": [step], "stream": stream})
 
     def nodes(self) -> dict[str, Any]:
-        """Which Ray node everybody is on."""
+        """The Ray node of every worker."""
         assert self._ranks
         return {"learners": self._ranks.nodes(), "engines": self.engines.nodes if self.engines else {}}
 

@@ -5,7 +5,7 @@
 `make_chunk` is the whole way for some prompts. It asks a `Tools` for everything that takes an engine or a user's function,
 so nothing here knows how text is made or judged. Whatever does not become a row is counted by name (`MEANING`): nothing is
 dropped silently. Departures from the paper: the step's number belongs to the step and not to the prefix, and a step's text
-ends with its line break, so that prefix + step is the answer as it was spoken.
+ends with its line break, so that prefix + step is the answer as it was sampled.
 """
 
 import random
@@ -69,15 +69,18 @@ MEANING: dict[What, str] = {
     "rows_train": "rows to train on",
     "rows_eval": "rows to evaluate on",
 }
-"""Every count, in the order of the way. Answers are left out, right or wrong; a wrong one is dropped once or becomes a row."""
+"""Every count, in the order of the stages.
+
+An answer is right, or unscored, or wrong; a wrong one is dropped once or becomes a row.
+"""
 
 FATES: tuple[What, ...] = ("no_right_continuation", "no_step_there", "same_step", "chosen_wrong")
-"""What is missing when each of the four sieves for continuations leaves nothing, in their order."""
+"""Why a fault gives no row, for each of the four filters of continuations that leaves none."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What decides the rows beside model, data and functions.
+    """The settings that decide the rows, beside model, data and functions.
 
     Attributes:
         attempts: answers sampled per prompt.
@@ -116,10 +119,10 @@ class Fault:
 
 
 class Tools(Protocol):
-    """Engines and functions of the user's. Every verb takes many at once and answers in their order."""
+    """Engines and the user's functions. Every method takes many items and answers in their order."""
 
     def complete(self, openings: list[Continuation], count: int) -> list[list[Answer]]:
-        """`count` answers that go on from each opening."""
+        """`count` answers that continue each opening."""
 
     def grade(self, answers: list[tuple[Prompt, str]]) -> list[float | None]:
         """The score of each answer; None where the reward leaves it out."""
@@ -152,7 +155,7 @@ def make_chunk(prompts: list[Prompt], tools: Tools, recipe: Recipe) -> Chunk:
     faults = _find_faults(prompts, tools, recipe, counts)
     answers = tools.complete([fault.opening for fault in faults], recipe.continuations)
     scores = _over([[(fault.prompt, a.text) for a in group] for fault, group in zip(faults, answers, strict=True)], tools.grade)
-    # Four sieves; what each leaves of a fault's continuations: the right ones (one that was cut off is no whole answer),
+    # Four filters of a fault's continuations: the right ones (one that was cut off is not a whole answer),
     # those in which a step begins where the wrong one did, one for each different step, those with a right step there.
     right = [
         [a.text for a, s in zip(*pair, strict=True) if s is not None and reaches(s, recipe.right) and a.finish == "stop"]
@@ -178,7 +181,7 @@ def make_chunk(prompts: list[Prompt], tools: Tools, recipe: Recipe) -> Chunk:
 
 
 def _find_faults(prompts: list[Prompt], tools: Tools, recipe: Recipe, counts: Counter[What]) -> list[Fault]:
-    """Sample answers and find the first wrong step of the wrong ones; adds to `counts` what became of them."""
+    """Sample answers and find the first wrong step of the wrong ones; `counts` has what became of them."""
     answers = tools.complete([Continuation(f"{prompt.id}/answer", prompt.token_ids, ()) for prompt in prompts], recipe.attempts)
     asked = [(prompt, i, answer) for prompt, group in zip(prompts, answers, strict=True) for i, answer in enumerate(group)]
     scores = tools.grade([(prompt, answer.text) for prompt, _, answer in asked])
@@ -186,7 +189,7 @@ def _find_faults(prompts: list[Prompt], tools: Tools, recipe: Recipe, counts: Co
     left_out = sum(score is None for score in scores)
     counts.update(answers=len(asked), left_out=left_out, right=len(asked) - left_out - len(wrong), wrong=len(wrong))
     steps = tools.split([answer.text for _, _, answer in wrong])
-    # An empty answer has no step that could be rejected, so nobody is asked for it.
+    # An empty answer has no step that could be rejected, so it is not located.
     places = _over([[(prompt, s)] if s else [] for (prompt, _, _), s in zip(wrong, steps, strict=True)], tools.locate)
     found = [
         find_fault(*one, s, place[0] if place else None, tools.decode)
@@ -202,7 +205,7 @@ def _find_faults(prompts: list[Prompt], tools: Tools, recipe: Recipe, counts: Co
 def find_fault(
     prompt: Prompt, attempt: int, answer: Answer, steps: list[str], at: int | None, decode: Callable[[Sequence[int]], str]
 ) -> Fault | What:
-    """The fault of a wrong answer whose first wrong step is `at`, or why it is of no use.
+    """The fault of a wrong answer whose first wrong step is `at`, or why it cannot be used.
 
     Of an answer that the length limit ended, the last step may be half a step: it is not rejected. An earlier one is
     whole, and is; only `full_rejected` then ends where the limit was.

@@ -1,4 +1,4 @@
-"""Makes step pairs with real engines: starts them, goes through the data chunk by chunk, keeps what is done, writes the files.
+"""Makes step pairs with real engines: starts them, goes through the data chunk by chunk, saves each chunk, writes the files.
 
 Beside `OUT` a folder `OUT.partial/` holds what is done: `config.json`, which decides the rows, and one file a chunk, each
 written aside and renamed. A killed command goes on after the last of them; the rows do not depend on where it was cut,
@@ -43,13 +43,13 @@ SPEED = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a finished command can say of itself.
+    """The result of a finished command.
 
     Attributes:
         files: rows to train on, rows to evaluate on, counts.
         table: every count with its meaning.
         rows: in both files together.
-        made: rows that this process made; the others stood already.
+        made: rows that this process made; the others were made before.
         seconds: from its first request to its last row.
     """
 
@@ -105,7 +105,7 @@ def _make_chunks(
     kept: "ChunkStore",
     console: Console,
 ) -> float:
-    """Make the chunks after the first `done` until the ledger is full; the seconds that this took."""
+    """Make the chunks after the first `done` until there are enough rows; the seconds that this took."""
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn())
     progress = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
     recipe = Recipe(job.pairs.attempts, job.pairs.continuations, job.pairs.right, job.run.seed)

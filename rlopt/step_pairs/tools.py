@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Source:
-    """What answers are sampled from: everything that can be refused has been looked at."""
+    """The model and prompts that answers are sampled from, checked."""
 
     folder: Path
     tokenizer: Any
@@ -42,7 +42,7 @@ class LocateCall:
 
 
 class PairTools:
-    """`steps.Tools` with real engines, the reward function beside them, and the user's functions in processes here."""
+    """`mining.Tools` with real engines, the reward function beside them, and the user's functions in processes here."""
 
     def __init__(self, job: PairsJob, source: Source) -> None:
         self._job, self._source = job, source
@@ -108,22 +108,22 @@ class Sampler:
         self._workers = workers
 
     def complete(self, openings: list[Continuation], count: int) -> list[list[Answer]]:
-        """`count` answers that go on from each opening; the same ones whichever engine speaks them."""
+        """`count` answers that go on from each opening; the same ones whichever engine samples them."""
         shares = _deal(openings, len(self._workers))
         return _gather(self._workers.start("complete", *([share, count] for share in shares)).result("sampling answers"))
 
     def grade(self, answers: list[tuple[Prompt, str]]) -> list[Scored | Fault | None]:
-        """What the reward function, beside the engines, says of each text; None where it leaves an answer out."""
+        """The reward of each text, from the reward processes beside the engines; None where it leaves an answer out."""
         shares = _deal(answers, len(self._workers))
         return _gather(self._workers.start("grade", *([share] for share in shares)).result("grading answers"))
 
 
 def _deal(items: list[T], count: int) -> list[list[T]]:
-    """The shares of `count` workers, dealt in turn."""
+    """The items split over `count` workers, in turn."""
     return [items[i::count] for i in range(count)]
 
 
 def _gather(shares: list[list[T]]) -> list[T]:
-    """What `_deal` dealt, in its first order."""
+    """What `_deal` split, in its first order."""
     width = len(shares)
     return [shares[i % width][i // width] for i in range(sum(map(len, shares)))]

@@ -1,4 +1,4 @@
-"""Where a run is written down: `metrics.jsonl`, `samples.jsonl`, `events.jsonl`, W&B, and the progress bar."""
+"""What a run writes: `metrics.jsonl`, `samples.jsonl`, `events.jsonl`, loggers, and the progress bar."""
 
 import json
 import math
@@ -28,7 +28,7 @@ from rlopt.tracking.loggers import Board
 from rlopt.tracking.metrics import DEFINITIONS
 
 OWN = ("objective/", "reward/part/", "eval/")
-"""Beginnings of metrics that the user's code and data name."""
+"""Prefixes of metrics that the user's code and data name."""
 
 LINE = {
     "reward/mean": ("reward", ".3f"),
@@ -40,11 +40,11 @@ LINE = {
     "response_length/mean": ("length", ".1f"),
     "offpolicy/lag_max": ("lag", ".0f"),
 }
-"""What the progress bar shows of a step, as far as it has it."""
+"""The metrics that the progress bar shows, where a step has them."""
 
 
 class Journal:
-    """The files of a run, its W&B run and its progress bar. A resumed run's journal forgets what is done again."""
+    """The files of a run, its W&B run and its progress bar. A resumed run's journal drops the steps that are made again."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class Journal:
         self._progress.start()
 
     def step(self, metrics: Mapping[str, float], groups: list[Group], policy: Tensor | None) -> None:
-        """Write one learner step; with a recorder also its groups, with what the policy says of them, `[B, T]`."""
+        """Write one learner step; with a recorder also its groups, with the policy's log-probabilities `[B, T]`."""
         own = {name for name in metrics if name.startswith(OWN)}
         unknown = metrics.keys() - DEFINITIONS.keys() - own
         if unknown:
@@ -104,11 +104,11 @@ class Journal:
             self._console.print(f"step {step}  {line}", highlight=False, soft_wrap=True)
 
     def say(self, line: str) -> None:
-        """Show what goes on before the first step, where the bar is."""
+        """Show in the progress bar what happens before the first step."""
         self._progress.update(self._task, description=line)
 
     def event(self, kind: str, **facts: object) -> None:
-        """Write down something that happened: a sync, a checkpoint, a fault."""
+        """Write an event: a sync, a checkpoint, a fault."""
         self._write("events", {"time": round(time.time(), 3), "event": kind, **{k: _plain(v) for k, v in facts.items()}})
 
     def close(self, exit_code: int) -> None:
@@ -124,7 +124,7 @@ class Journal:
                 self._warn(f"{board.name} did not close ({first_line(error)})")
 
     def _show(self, board: Board, metrics: Mapping[str, float], samples: list[dict[str, object]]) -> None:
-        """Show a step. A board that fails is opened again once; one that fails again is left out, for a run is worth more."""
+        """Show a step. A logger that fails is opened again once, and then left out: it must not end a run."""
         step = int(metrics["step"])
         try:
             board.step(metrics, samples)
@@ -201,5 +201,5 @@ def _keep_until(path: Path, step: int) -> None:
 
 
 def _plain(value: object) -> object:
-    """JSON has no NaN; a metric without a value is null."""
+    """JSON has no NaN: a metric without a value is null."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""Where people watch a run: W&B and TensorBoard. What they show is what `metrics.jsonl` and `samples.jsonl` have."""
+"""W&B and TensorBoard. They show what `metrics.jsonl` and `samples.jsonl` have."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ FIGURE = {
     "actor/entropy": "Entropy",
     "response_length/mean": "Response Length",
 }
-"""What a run's page opens on, with the titles of `rlopt.report`."""
+"""The panels of a run's page, with the titles of `rlopt.report`."""
 
 TABLE_EVERY = 20
 """Steps between two tables of samples."""
@@ -25,7 +25,7 @@ Row = Mapping[str, object]
 
 
 class Board(Protocol):
-    """Its methods may raise whatever the service behind it does: the journal sees to it that a run goes on without."""
+    """A logger. Its methods may raise whatever the service raises: the journal continues without it."""
 
     name: str
 
@@ -34,7 +34,7 @@ class Board(Protocol):
         ...
 
     def reopen(self) -> None:
-        """Begin anew after a step that could not be shown, as far as what was shown before is kept."""
+        """Open the logger again after a step that could not be shown, keeping what was shown before."""
         ...
 
     def close(self, exit_code: int) -> None: ...
@@ -81,7 +81,7 @@ class Wandb:
             try:
                 if len(wandb.Api().runs(f"{self._run.entity}/{project}", per_page=2)) <= 1:  # the project's first run
                     workspace(self._run.entity, project).save()
-            except Exception as error:  # whatever the service answers; the view is a comfort, the run is not
+            except Exception as error:  # whatever the service answers; a run does not need the view
                 self._run.config.update({"rlopt_view_not_saved": first_line(error)})
 
     @property
@@ -102,7 +102,7 @@ class Wandb:
         another: online in the same place, offline in a second folder, which `wandb sync` puts after the first."""
         import wandb
 
-        with suppress(ConnectionError):  # there is nobody left to take leave of
+        with suppress(ConnectionError):  # the process is gone, so there is nothing to finish
             wandb.teardown()
         self._open()
 
@@ -121,7 +121,7 @@ def workspace(entity: str, project: str) -> Any:
 
 
 class TensorBoard:
-    """Event files in `tensorboard/`; a resumed run takes back what it makes again."""
+    """Event files in `tensorboard/`; a resumed run drops the steps that it makes again."""
 
     name = "TensorBoard"
 
@@ -156,7 +156,7 @@ class TensorBoard:
 def start_boards(
     config: TrackingConfig, run: Path, step: int, run_id: str, name: str, group: str, settings: dict[str, Any]
 ) -> list[Board]:
-    """Those that the config asks for; W&B comes first."""
+    """The loggers that the config asks for; W&B comes first."""
     boards: list[Board] = []
     if config.wandb != "disabled":
         boards.append(Wandb(config, run, run_id, name, group, settings))

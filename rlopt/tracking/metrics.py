@@ -1,4 +1,4 @@
-"""What a step is measured by: the statistics of its data, and the table that defines every name."""
+"""The statistics of a step's data, and the definition of every metric."""
 
 from collections.abc import Mapping
 
@@ -79,7 +79,7 @@ DEFINITIONS: Mapping[str, tuple[str, str]] = {
     "timing_s/eval": ("s", "answering the held-out prompts; on steps that evaluate"),
     "timing_s/step": ("s", "wall time of the step"),
     "timing_s/wait_rollout": ("s", "learner waiting for its batch"),
-    "timing_s/score": ("s", "the reference's scores, the policy's where an anchor or a record wants them, and credit"),
+    "timing_s/score": ("s", "the reference's scores, the policy's where `algo.anchor` or a record needs them, and advantages"),
     "timing_s/update": ("s", "forward, backward and optimizer"),
     "timing_s/sync": ("s", "synchronisation with its check; on steps that sync"),
     "perf/tokens_per_s": ("tokens/s", "response tokens learned from, by wall time of the step"),

@@ -11,10 +11,10 @@ from rlopt.weight_sync.sender import difference
 
 
 class EngineClient:
-    """`weights.Client` for a learner: every verb goes to all engines and returns when all have done it.
+    """`sender.Client` for a learner: every verb goes to all engines and returns when all have done it.
 
     An engine that fails gets no further verb of that synchronisation; `faults` says why, by its number. It stays paused, as
-    the first verb left it, until a synchronisation reaches it; those in `dead` are none any more.
+    the first verb left it, until a synchronisation reaches it; those in `dead` are gone.
     """
 
     def __init__(self, engines: Mapping[int, Any], ranks_per_engine: int, deadline_s: float) -> None:
@@ -28,7 +28,7 @@ class EngineClient:
         self._nodes = self._all("__ray_call__", dict.fromkeys(engines, (node_id,)))
 
     def begin(self, version: int, only: Iterable[int] | None) -> None:
-        """What follows brings the engines, or those numbered in `only`, to `version`."""
+        """The next calls bring the engines, or those numbered in `only`, to `version`."""
         self.version, self.faults, self.dead = version, {}, set()
         self._only = set(self._engines) if only is None else set(only)
 
@@ -64,7 +64,7 @@ class EngineClient:
         self._all("finish_weight_update", dict.fromkeys(self._engines, (weight_version or str(self.version),)))
 
     def _all(self, method: str, arguments: Mapping[int, tuple[Any, ...]] | None = None) -> dict[int, Any]:
-        """Call `method` on all engines that are meant and sound; what each returned."""
+        """Call `method` on all chosen engines without faults; what each returned."""
         meant = [number for number in self._engines if number in self._only and number not in self.faults]
         refs = {n: getattr(self._engines[n], method).remote(*(arguments or {}).get(n, ())) for n in meant}
         ends = time.monotonic() + self._deadline_s

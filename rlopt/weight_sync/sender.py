@@ -1,9 +1,9 @@
-"""Weights on their way from learner to engines, over vLLM's weight-transfer API.
+"""Sending weights from learner to engines, over vLLM's weight-transfer API.
 
 A sender lives in every learner rank; only rank 0 talks to the engines, through a `Client`. On GPUs the senders are
-vLLM's own (NCCL broadcast, CUDA IPC). Without a GPU, and for adapters, it is `ShmSender`, with `shm_engine` as its other half
-in the engine: weights are gathered in bounded buckets, written to shared memory, and read there; between nodes the bytes of a
-bucket travel through Ray's object store and are written again on the other side (`rollout`).
+vLLM's own (NCCL broadcast, CUDA IPC). Without a GPU, and for adapters, it is `ShmSender`, with `shm_receiver` as its
+counterpart in the engine: weights are gathered in bounded buckets, written to shared memory, and read there; between nodes
+the bytes of a bucket travel through Ray's object store and are written again on the other node (`rollout.weight_receiver`).
 
 The sender keeps a manifest, the digest of every tensor as it was sent; what every engine received is hashed there and compared
 before the new version is declared (`Client.verify`).
@@ -104,7 +104,7 @@ def make_sender(
 
 
 def gpu_init_info(backend: str, rank: int, bucket_bytes: int, address: tuple[str, int], receivers: int) -> Any:
-    """What vLLM's own sender of `backend` wants to know; the arguments are those of `make_sender`."""
+    """The settings of vLLM's own sender of `backend`; the arguments are those of `make_sender`."""
     if backend == "ipc":
         from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
 
@@ -162,7 +162,7 @@ def in_buckets(items: Iterable[T], limit: int, nbytes: Callable[[T], int]) -> It
 
 
 def write_bucket(tensors: list[tuple[str, Tensor]]) -> dict[str, Any]:
-    """Write `tensors` to a new file in shared memory; what the receiver needs to read it, as plain types."""
+    """Write `tensors` to a new file in shared memory. Returns what the receiver needs to read it, as plain types."""
     return {
         "path": write_shared(b"".join(_raw(tensor) for _, tensor in tensors)),
         "names": [name for name, _ in tensors],
@@ -181,7 +181,7 @@ def write_shared(data: bytes) -> str:
 
 
 def read_bucket(path: str, names: list[str], dtypes: list[str], shapes: list[list[int]]) -> list[tuple[str, Tensor]]:
-    """What `write_bucket` wrote, in memory of its own."""
+    """The tensors that `write_bucket` wrote, copied."""
     flat = torch.frombuffer(bytearray(Path(path).read_bytes()), dtype=torch.uint8)
     tensors, start = [], 0
     for name, dtype_name, shape in zip(names, dtypes, shapes, strict=True):
@@ -192,7 +192,7 @@ def read_bucket(path: str, names: list[str], dtypes: list[str], shapes: list[lis
 
 
 def digest(tensor: Tensor) -> str:
-    """Of a tensor on CPU, by its bytes."""
+    """A hash of the bytes of a tensor on CPU."""
     return xxhash.xxh3_128_hexdigest(_raw(tensor))
 
 
@@ -202,7 +202,7 @@ def _raw(tensor: Tensor) -> memoryview:
 
 
 def difference(sent: Mapping[str, str], received: Mapping[str, str]) -> str | None:
-    """What tells the tensors that arrived from those that were sent, or None; both are name to digest."""
+    """How the received tensors differ from those sent, or None; both are name to digest."""
     missing = [name for name in sent if name not in received]
     changed = [name for name in sent if name in received and received[name] != sent[name]]
     unknown = [name for name in received if name not in sent]

@@ -20,7 +20,7 @@ class ShmInitInfo(WeightTransferInitInfo):
 
 @dataclass
 class ShmUpdateInfo(WeightTransferUpdateInfo):
-    """One bucket, as `weights.write_bucket` describes it."""
+    """One bucket, as `sender.write_bucket` describes it."""
 
     path: str
     names: list[str]
@@ -73,7 +73,7 @@ class ShmWeightTransferEngine(WeightTransferEngine[ShmInitInfo, ShmUpdateInfo]):
 
 
 class Receipts:
-    """What vLLM's worker can be asked beside its own verbs; vLLM makes it a base of the worker's class."""
+    """Methods that are added to vLLM's worker; vLLM makes this a base of the worker's class."""
 
     def received_weights(self) -> dict[str, str]:
         """Tensor name to digest, of all that the last weight update delivered."""

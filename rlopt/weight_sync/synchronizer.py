@@ -1,4 +1,4 @@
-"""Bringing the engines to the learner's weights, and proving it: what was received, and what it does.
+"""Bringing the engines to the learner's weights, and verifying what they received and how they score with it.
 
 A version is declared to an engine only when the digests of all tensors that it received are those that were sent. Then engine
 and learner score the same canary prompts. An engine that fails either is left paused, is sent everything again, and ends the
@@ -20,17 +20,17 @@ from rlopt.core.samples import Example, Prompt
 from rlopt.data.collate import pad_examples
 
 Heard = Sequence[EngineLogprobs]
-"""What an engine says of each canary text."""
+"""An engine's log-probabilities of each canary text."""
 
 ATTEMPTS = 3
 """Sendings to an engine before the run ends."""
 
 CANARY_TOKENS = 6
-"""Of a canary at most: each touches every weight of a dense model, and what it costs stops the samplers."""
+"""The most tokens of a canary: each uses every weight of a dense model, and samplers wait for the scoring."""
 
 
 class Engines(Protocol):
-    """The engines. Documented in `fleet.Fleet`."""
+    """The engines. Documented in `rollout.engine_pool.EnginePool`."""
 
     @property
     def handles(self) -> Mapping[int, Any]: ...
@@ -48,7 +48,7 @@ class Engines(Protocol):
 
 
 def canary_texts(prompts: list[Prompt], count: int) -> list[tuple[int, ...]]:
-    """The middles of the first prompts, for templates begin and end them alike; two tokens at least."""
+    """The middles of the first prompts, because templates make their ends alike; at least two tokens."""
     texts = [prompt.token_ids if len(prompt.token_ids) > 1 else prompt.token_ids * 2 for prompt in prompts[:count]]
     starts = [max(0, (len(text) - CANARY_TOKENS) // 2) for text in texts]
     return [text[start : start + CANARY_TOKENS] for text, start in zip(texts, starts, strict=True)]
@@ -61,7 +61,7 @@ class Synchronizer:
     Attributes:
         canaries: texts, as `canary_texts` makes them.
         tolerance: nats.
-        wanted: how many engines there shall be, asked at every synchronisation.
+        wanted: returns how many engines there should be, at every synchronisation.
         version: what the engines hold, -1 before the first sync.
     """
 
@@ -96,7 +96,7 @@ class Synchronizer:
         return metrics
 
     def _gather_engines(self) -> None:
-        """Have as many engines as are wanted, awake, loaded ones taken in, and the learner connected to all of them."""
+        """Start or close engines as wanted, wake them, take in loaded ones, and connect the learner to all of them."""
         self.engines.resize(self.wanted())
         if self.engines.asleep:
             self.learners.release()
@@ -110,7 +110,7 @@ class Synchronizer:
             self._connected = frozenset(self.engines.handles)
 
     def _send_until_sound(self, version: int) -> "_Sending":
-        """Send to all engines, and again to those that did not get the weights or do not act by them."""
+        """Send to all engines, and again to those that did not get the weights or do not score with them."""
         self._scores = None
         seconds, gaps, only = 0.0, dict[int, float](), None
         for attempt in range(1, ATTEMPTS + 1):
@@ -122,7 +122,7 @@ class Synchronizer:
             for number, why in verdict.faults.items():
                 self.journal.event("sync_fault", version=version, engine=number, attempt=attempt, why=why)
         number, why = next(iter(verdict.faults.items()))
-        raise RloptError(f"sync of version {version}: engine {number}: {why}; sent {ATTEMPTS} times, each in vain")
+        raise RloptError(f"sync of version {version}: engine {number}: {why}; sent {ATTEMPTS} times without success")
 
     def _check(self, version: int, only: list[int] | None, sent: Sent) -> "_Verdict":
         """What is wrong with the engines `only` (all: None) after a sending, and how far each is from the learner."""
@@ -148,14 +148,14 @@ class Synchronizer:
         return _Verdict(faults, gaps)
 
     def _score(self) -> list[Tensor]:
-        """What the learner says of the canaries, asked once a synchronisation."""
+        """The learner's log-probabilities of the canaries, computed once per synchronisation."""
         if self._scores is None:
             self._scores = score_canaries(self.learners, self.canaries)
         return self._scores
 
 
 def score_canaries(learners: Learners, texts: list[tuple[int, ...]]) -> list[Tensor]:
-    """What the learner says of every token of each text after its first, at temperature 1, in nats."""
+    """The learner's log-probability of every token of each text after its first, at temperature 1, in nats."""
     padded = pad_examples([Example(Prompt("canary", text[:1], "", "", ""), (text[1:],)) for text in texts])
     scores = learners.score_policy(padded, temperature=1.0)
     return [row[mask > 0] for row, mask in zip(scores, padded.mask, strict=True)]
@@ -168,7 +168,7 @@ def _gap(scores: list[Tensor], heard: list[np.ndarray]) -> float:
 
 @dataclass(frozen=True)
 class _Verdict:
-    """By engine number: why it has not the weights, and how far it is from the learner."""
+    """By engine number: why it does not have the weights, and its gap to the learner in nats."""
 
     faults: Mapping[int, str]
     gaps: dict[int, float]
@@ -176,7 +176,7 @@ class _Verdict:
 
 @dataclass(frozen=True)
 class _Sending:
-    """What it took to bring all engines to a version: seconds, bytes of one sending, sendings that failed, gaps in nats."""
+    """The cost of bringing all engines to a version: seconds, bytes of one sending, sendings that failed, gaps in nats."""
 
     seconds: float
     bytes: int

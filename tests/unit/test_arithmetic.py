@@ -57,5 +57,5 @@ def test_slips_are_as_frequent_as_asked_and_the_checker_finds_them() -> None:
 
 
 def test_what_is_no_problem_is_refused() -> None:
-    with pytest.raises(ValueError, match="'1-1=' is no arithmetic problem"):
+    with pytest.raises(ValueError, match="'1-1=' is not an arithmetic problem"):
         Problem.parse("1-1=")

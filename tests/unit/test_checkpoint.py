@@ -116,7 +116,7 @@ def test_a_checkpoint_without_manifest_or_with_a_damaged_file_is_refused(tmp_pat
     with pytest.raises(RloptError, match="hf/model.safetensors is missing or has not its 8 bytes"):
         checkpoint.verify(folder)
     (folder / "manifest.json").unlink()
-    with pytest.raises(RloptError, match="no complete checkpoint"):
+    with pytest.raises(RloptError, match="not a complete checkpoint"):
         checkpoint.verify(folder)
 
 

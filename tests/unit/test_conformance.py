@@ -99,7 +99,7 @@ MISTAKES = {
     ),
     "a mean over masked tokens": (
         Broken(per_token=lambda b, p: -b.advantages * p.mean(1, keepdim=True) * b.mask),
-        "Tokens that the policy did not speak",
+        "Tokens that the policy did not sample",
     ),
     "division by a spread of zero": (Broken(credit=divides_by_a_spread_of_zero), "A group of one, equal rewards"),
     "equal rewards with credit": (Broken(credit=lambda o: o.returns), "A group of one, equal rewards"),

@@ -289,7 +289,7 @@ def test_what_kind_of_run_it_is_stands_in_its_config(
 def test_a_config_that_is_no_yaml_is_refused_by_its_name(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
     (tmp_path / "config.yaml").write_text("a: [")
-    with pytest.raises(ValueError, match=r"config.yaml is no YAML"):
+    with pytest.raises(ValueError, match=r"config.yaml is not YAML"):
         read(tmp_path)
 
 

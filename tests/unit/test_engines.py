@@ -26,5 +26,5 @@ def test_a_folder_without_a_run_and_a_count_of_none_are_refused(tmp_path: Path) 
 @pytest.mark.parametrize("said", ["three", "0", "", "-1", "2.5"])
 def test_what_somebody_else_wrote_there_is_refused_in_one_line(tmp_path: Path, said: str) -> None:
     (tmp_path / "engines.txt").write_text(said)
-    with pytest.raises(RloptError, match=rf"engines.txt: '{said}' is no number of engines; python -m rlopt.engines \S+ 2$"):
+    with pytest.raises(RloptError, match=rf"engines.txt: '{said}' is not a number of engines; python -m rlopt.engines \S+ 2$"):
         wanted_engines(tmp_path, 2)

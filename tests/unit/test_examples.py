@@ -97,7 +97,7 @@ BAD = {
     "chosen and rejected are equal": {"rejected": STEP["chosen"], "full_rejected": STEP["full_chosen"]},
     "initial_reason_steps does not end where the step begins: full_chosen does not begin with chosen": {"full_chosen": "9"},
     "prompt is empty": {"prompt": ""},
-    "chosen is no text": {"chosen": 7},
+    "chosen is not text": {"chosen": 7},
     "more than 60 tokens": {"prompt": "1" * 60},
 }
 
@@ -135,7 +135,7 @@ def test_when_no_row_is_left_the_reasons_are_given(tmp_path: Path) -> None:
 
 def test_what_is_no_json_object_is_refused_by_its_line(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
-    for line, message in (("[1]", "row 1 is no JSON object"), ("{", "row 1 is not JSON")):
+    for line, message in (("[1]", "row 1 is not a JSON object"), ("{", "row 1 is not JSON")):
         file.write_text(line + "\n")
         with pytest.raises(RloptError, match=message):
             load_examples("data.train", data_config(train=str(file)), "pairs", plain(Letters()), 60, seed=1)

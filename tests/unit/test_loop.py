@@ -128,7 +128,7 @@ def test_a_sample_of_another_version_than_the_schedules_ends_the_run() -> None:
     loop, engines, _, _, _ = make(2, 0, total=5)
     give = engines.take
     engines.take = lambda key: give(key) and group("odd", version=1 if key[0] == 3 else engines.version)  # type: ignore[method-assign]
-    with pytest.raises(RloptError, match=r"step 3: a sample of prompt odd was spoken by versions \[1\], the schedule says 2"):
+    with pytest.raises(RloptError, match=r"step 3: a sample of prompt odd was sampled by versions \[1\], the schedule says 2"):
         loop.run(Position())
 
 

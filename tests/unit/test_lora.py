@@ -37,7 +37,7 @@ def test_an_adapter_is_added_times_its_scale() -> None:
 def test_a_half_that_was_lost_on_its_way_changes_nothing_and_an_adapter_of_no_weight_is_an_error() -> None:
     weights = {"a.weight": torch.ones(2, 2)}
     assert dict(lora.merged(weights.items(), {"a.weight.lora_A": torch.ones(1, 2)})) == weights
-    with pytest.raises(KeyError, match="z.weight has an adapter, and is no weight of the model"):
+    with pytest.raises(KeyError, match="z.weight has an adapter, and is not a weight of the model"):
         dict(lora.merged(weights.items(), {"z.weight.lora_A": torch.ones(1, 2), "z.weight.lora_B": torch.ones(2, 1)}))
 
 

@@ -142,7 +142,7 @@ def test_a_tokenizer_with_a_chat_template_gets_conversations(tmp_path: Path) -> 
 def test_what_needs_a_chat_template_is_refused_without_one(tmp_path: Path) -> None:
     with pytest.raises(RloptError, match="data.chat=always: the model's tokenizer has no chat template"):
         load(tmp_path, {"prompt": "1", "answer": "2"}, chat="always")
-    with pytest.raises(RloptError, match=r"data.system='Be brief.': prompts are no conversations here"):
+    with pytest.raises(RloptError, match=r"data.system='Be brief.': prompts are not conversations here"):
         load(tmp_path, {"prompt": "1", "answer": "2"}, system="Be brief.")
 
 
@@ -200,7 +200,7 @@ def test_a_chat_template_that_refuses_a_prompt_is_a_row_that_cannot_be_used(tmp_
     ([{"prompt": "a", "answer": "b"}, '{"prompt"'], "row 2 is not JSON"),
     ([{"prompt": "a", "answer": "b"}, {"prompt": "a"}], r"1 of 2 rows are unusable \(row 2: no answer, only prompt\)"),
     ([{"prompt": "a", "answer": "b"}, {"prompt": "", "answer": "b"}], "row 2: prompt is empty"),
-    ([{"prompt": "a", "answer": "b"}, {"prompt": "a", "answer": ["b"]}], "row 2: answer is no text but a list"),
+    ([{"prompt": "a", "answer": "b"}, {"prompt": "a", "answer": ["b"]}], "row 2: answer is not text but a list"),
     ([{"prompt": "a\ud800", "answer": "b"}], r"row 1: has half a character \(a surrogate without its other half\)"),
     ([{"prompt": ["a"], "answer": "b"}], "row 1: prompt is a list, but not of messages with role and content"),
     ([{"prompt": "abcdef", "answer": "b"}], "no prompt is left, 1 are prompts of more than 5 tokens"),
@@ -252,7 +252,7 @@ def test_what_the_assistant_has_begun_goes_on_and_is_not_closed(tmp_path: Path) 
         ([*ASKED, {"role": "assistant", "content": ""}], Chatty(), "does not end with what the assistant has begun"),
         ([{"role": "user", "content": "1", "name": "Ada"}], Chatty(), "name would be lost: the tokenizer's chat template does"),
         ([{"role": "assistant", "content": "", "tool_calls": [1]}, *ASKED], Chatty(), "tool_calls would be lost"),
-        ([{"role": "user", "content": [{"type": "image", "url": "x"}]}], Chatty(), "a message with content that is no text"),
+        ([{"role": "user", "content": [{"type": "image", "url": "x"}]}], Chatty(), "a message with content that is not text"),
         ([{"role": "user", "content": None}], Chatty(), "not of messages with role and content"),
         (ASKED, Broken(), "the tokenizer's chat template refuses it \\(can only concatenate str\\)"),
     ],

@@ -194,7 +194,7 @@ def test_groups_that_cannot_be_used_are_refused_by_line_or_left_out_and_counted(
     nan["samples"][0]["reward"] = float("nan")
     path = lines(tmp_path / "own.jsonl", TEXTS, lone, {"text": 1}, nan, {"prompt": "ab", "samples": []})
     with pytest.raises(
-        RloptError, match=r"4 of 5 groups are unusable \(line 2: one sample, and credit is relative to siblings"
+        RloptError, match=r"4 of 5 groups are unusable \(line 2: one sample, and advantages are relative to the group"
     ):
         load(path)
     found = load(path, drop=True)

@@ -41,7 +41,7 @@ def test_a_checkpoint_of_another_run_does_not_go_on_where_a_run_stands(tmp_path:
     folder, stands = checkpoint_of(tmp_path / "first"), tmp_path / "second"
     write_config(compose("+algo=grpo"), stands, None)
     with pytest.raises(
-        RloptError, match=r"run.resume=.*step_3: is no checkpoint of .*second, which holds a run; choose another"
+        RloptError, match=r"run.resume=.*step_3: is not a checkpoint of .*second, which holds a run; choose another"
     ):
         find_resume(compose("+algo=grpo", f"run.resume={folder}"), stands)
 
@@ -64,7 +64,7 @@ def test_the_command_that_began_a_fork_goes_on_with_it_and_so_does_one_without_i
         assert find_resume(config, fork) == later
         write_config(config, fork, later)
     other = checkpoint_of(tmp_path / "other")
-    with pytest.raises(RloptError, match="is no checkpoint of .*fork, which holds a run"):
+    with pytest.raises(RloptError, match="is not a checkpoint of .*fork, which holds a run"):
         find_resume(compose("+algo=grpo", f"run.dir={fork}", f"run.resume={other}"), fork)
 
 

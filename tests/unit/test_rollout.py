@@ -5,7 +5,7 @@ import ctypes
 import pytest
 
 from rlopt.core.errors import RloptError
-from rlopt.rollout.vllm_engine import _need_libnuma
+from rlopt.rollout.vllm_engine import need_libnuma
 
 
 def test_a_machine_without_libnuma_is_told_so_before_vllm_fails_for_another_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -13,7 +13,7 @@ def test_a_machine_without_libnuma_is_told_so_before_vllm_fails_for_another_reas
         raise OSError(f"{name}: cannot open shared object file")
 
     monkeypatch.setattr(ctypes, "CDLL", lambda name: None)
-    _need_libnuma()
+    need_libnuma()
     monkeypatch.setattr(ctypes, "CDLL", refuse)
     with pytest.raises(RloptError, match=r"vLLM for CPUs needs libnuma \(libnuma.so.1: cannot .*; apt-get install libnuma1"):
-        _need_libnuma()
+        need_libnuma()

@@ -70,7 +70,7 @@ def test_the_defaults_are_samplers_that_are_20_steps_behind() -> None:
         (["+algo=grpo", "sync.mode=async", "sync.max_lag=30", "sync.offset=1"], "sync.offset=1: is of sync.mode=lockstep"),
         (
             ["+algo=grpo", "sync.mode=async", "sync.interval=1", "sync.max_lag=8", "rollout.sleep=true"],
-            "rollout.sleep=True: needs engines that stand still between two synchronisations",
+            "rollout.sleep=True: needs engines that are idle between two synchronisations",
         ),
         (["+algo=dpo", "data.train=x.jsonl", "rollout.sleep=true"], "rollout.sleep=True: needs engines"),
         (
@@ -89,8 +89,11 @@ def test_the_defaults_are_samplers_that_are_20_steps_behind() -> None:
         (["+algo=grpo", "sync.stale=drop"], "sync.stale=drop: is of sync.mode=async; leave it out"),
         (["+algo=grpo", "sync.in_flight=abort"], "sync.in_flight=abort: is of sync.mode=async"),
         (["+algo=grpo", "data.experience_share=0.5"], "data.experience_share=0.5: nothing is recorded; set data.experience"),
-        (["+algo=grpo", "data.experience=x", "data.experience_share=0.01"], "data.experience_share=0.01: is no group of data"),
-        (["+algo=grpo", "data.experience=x", "sync.max_lag=50"], "sync.max_lag=50: recorded groups stand still: their lag"),
+        (
+            ["+algo=grpo", "data.experience=x", "data.experience_share=0.01"],
+            "data.experience_share=0.01: rounds to 0 groups of data",
+        ),
+        (["+algo=grpo", "data.experience=x", "sync.max_lag=50"], "sync.max_lag=50: recorded groups are never sampled anew: their lag"),
         (
             ["+algo=grpo", "data.experience=x", "rollout.engines=2"],
             "rollout.engines=2: means nothing to data.experience=x alone",
@@ -135,7 +138,7 @@ def test_the_defaults_are_samplers_that_are_20_steps_behind() -> None:
         (["+algo=grpo", "algo.overlong.buffer=2.0"], "algo.overlong.buffer=2.0: is a share of rollout.max_new_tokens"),
         (["+algo=grpo", "algo.credit=nowhere:f"], "algo.credit=nowhere:f: cannot be imported"),
         (["+algo=grpo", "algo.objective=user_objectives:NoLoss"], "algo.objective=user_objectives:NoLoss: lacks loss;"),
-        (["+algo=grpo", "algo.objective=user_objectives:Plain"], "algo.objective=user_objectives:Plain: is no dataclass"),
+        (["+algo=grpo", "algo.objective=user_objectives:Plain"], "algo.objective=user_objectives:Plain: is not a dataclass"),
         (
             ["+algo=grpo", "trainer.eval_every=5"],
             "trainer.eval_every=5: means nothing to +algo=grpo without data.eval",
@@ -178,7 +181,7 @@ def test_the_defaults_are_samplers_that_are_20_steps_behind() -> None:
             ["+algo=grpo", "learner.zero_stage=0", "cluster.gpus_per_learner=1", "cluster.gpus_per_engine=1"],
             "learner.zero_stage=0: adds bfloat16 gradients up in bfloat16",
         ),
-        (["+algo=grpo", "algo.group_size=1"], "algo.group_size=1: credit is relative to siblings"),
+        (["+algo=grpo", "algo.group_size=1"], "algo.group_size=1: advantages are relative to the group"),
         (["+algo=grpo", "sync.backend=nccl"], "sync.backend=nccl: needs engines on GPUs"),
     ],
 )
@@ -217,7 +220,7 @@ def test_the_quotation_is_one_that_a_shell_reads_too() -> None:
     assert refusal("run.dir=runs/lr=3e-4") == (
         "run.dir=runs/lr=3e-4: is not read as one value; quote the value: 'run.dir=\"runs/lr=3e-4\"'"
     )
-    assert refusal("steps") == "steps: is no setting; want key=value"
+    assert refusal("steps") == "steps: is not a setting; want key=value"
 
 
 @pytest.mark.parametrize(("override", "key"), [
