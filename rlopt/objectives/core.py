@@ -1,5 +1,6 @@
 """What an objective is, and the loss that is trained on: the objective's, corrected, with KL and entropy beside it."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
@@ -13,6 +14,34 @@ from rlopt.core.reduce import Ess, Max, Mean, Metric, Sum
 from rlopt.objectives.corrections import NO_CORRECTIONS, Corrections
 from rlopt.objectives.divergence import KLEstimator, kl
 from rlopt.objectives.ratios import one_side, ppo_clip
+
+__all__ = [
+    "AdvantageInputs",
+    "Average",
+    "Batch",
+    "LossOutput",
+    "LossTerms",
+    "Objective",
+    "PolicyOutputs",
+    "Traits",
+    "WithAdvantages",
+    "clip_fraction",
+    "clipped_surrogate",
+    "merge",
+    "no_loss_terms",
+    "total_loss",
+]
+
+
+EARLIER = {"Outcomes": AdvantageInputs, "Scores": PolicyOutputs}
+"""Earlier names of records, which objectives written for the release before import from here."""
+
+
+def __getattr__(name: str) -> type:
+    if name in EARLIER:
+        warnings.warn(f"{name} is now {EARLIER[name].__name__}", FutureWarning, stacklevel=2)
+        return EARLIER[name]
+    raise AttributeError(f"module {__name__} has no attribute {name}")
 
 
 @dataclass(frozen=True)

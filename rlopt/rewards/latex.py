@@ -9,9 +9,8 @@ _BARE = re.compile(r"(?:(?!\\(?:boxed|fbox))[^$\n])*")
 def boxes(text: str) -> list[str]:
     """What every `\\boxed{...}` and `\\fbox{...}` of `text` holds, its braces counted, in the order in which they begin.
 
-        `\\boxed 2` holds what comes before a `$` or the end of the line. A box that is never closed does not count, and one
-        around another
-    does not count beside it. One pass over the text.
+    `\\boxed 2` holds what comes before a `$` or the end of the line. A box that is never closed does not count, and one around
+    another does not count beside it. One pass over the text.
     """
     return [held for held in _scan(text) if held is not None]
 

@@ -93,7 +93,10 @@ def test_the_defaults_are_samplers_that_are_20_steps_behind() -> None:
             ["+algo=grpo", "data.experience=x", "data.experience_share=0.01"],
             "data.experience_share=0.01: rounds to 0 groups of data",
         ),
-        (["+algo=grpo", "data.experience=x", "sync.max_lag=50"], "sync.max_lag=50: recorded groups are never sampled anew: their lag"),
+        (
+            ["+algo=grpo", "data.experience=x", "sync.max_lag=50"],
+            "sync.max_lag=50: recorded groups are never sampled anew: their lag",
+        ),
         (
             ["+algo=grpo", "data.experience=x", "rollout.engines=2"],
             "rollout.engines=2: means nothing to data.experience=x alone",

@@ -5,9 +5,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from rlopt.core.batches import AdvantageInputs, Average, Batch, LossOutput, PolicyOutputs
 from rlopt.objectives.advantages import centered
-from rlopt.objectives.core import Traits
+from rlopt.objectives.core import AdvantageInputs, Average, Batch, LossOutput, PolicyOutputs, Traits
 
 
 @dataclass(frozen=True)

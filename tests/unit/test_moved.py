@@ -1,0 +1,54 @@
+"""What users wrote for the release before: names in configs, modules and records that objectives import."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlopt.config.compose import normalised
+from rlopt.core import sandbox
+
+OLD = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from rlopt.objectives.advantages import centered
+from rlopt.objectives.core import Traits
+from rlopt.types import Average, Batch, LossOutput, Outcomes, Scores
+
+
+@dataclass(frozen=True)
+class Old:
+    traits: ClassVar[Traits] = Traits(reads="anchor")
+    average: ClassVar[Average] = "token_mean"
+
+    def advantages(self, outcomes: Outcomes) -> Tensor:
+        return centered(outcomes) + 0 * (outcomes.anchor - outcomes.behavior).sum(1) + 0 * outcomes.lottery
+
+    def loss(self, batch: Batch, scores: Scores) -> LossOutput:
+        ratio = (scores.logprobs - batch.anchor) * batch.mask
+        return LossOutput(-batch.advantages * ratio.exp() * batch.mask + 0 * batch.behavior, {})
+"""
+
+
+@pytest.mark.parametrize("name", ["rlopt.grading:mathematics", "rlopt.grading:exact", "rlopt.arithmetic:reward"])
+def test_earlier_names_of_rewards_stay_valid(name: str) -> None:
+    assert sandbox.load("reward.fn", name) is sandbox.load("reward.fn", sandbox.current_name(name))
+
+
+def test_configs_of_earlier_runs_are_read_with_the_names_of_today() -> None:
+    kept = {"reward": {"fn": ["rlopt.grading:boxed", "mine:f"]}, "pairs": {"split": "rlopt.arithmetic:split_steps"}}
+    now = {"reward": {"fn": ["rlopt.rewards:boxed", "mine:f"]}, "pairs": {"split": "rlopt.data.arithmetic:split_steps"}}
+    assert normalised(kept) == now
+
+
+def test_an_objective_that_imports_earlier_modules_and_names_still_passes_the_kit(tmp_path: Path) -> None:
+    (tmp_path / "old.py").write_text(OLD)
+    line = [sys.executable, "-m", "rlopt.objectives", "check", "old:Old"]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "rlopt.types is now rlopt.objectives.core" in done.stderr
+    assert "Outcomes is now AdvantageInputs" in done.stderr
