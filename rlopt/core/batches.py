@@ -11,11 +11,12 @@ log-probability the policy gives after reading tokens `0..t-1`.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Literal, Self
+from typing import Literal, TypeVar
 
 from torch import Tensor
 
 from rlopt.core.reduce import Metric
+from rlopt.core.shapes import Counts, Flags, Sequence, TokenIds, Tokens
 
 Unit = Literal["sequence", "group"]
 """What must stay in one micro-batch."""
@@ -24,12 +25,15 @@ Average = Literal["token_mean", "sequence_mean", "sequence_sum", "constant", "co
 """How per-token losses become one number. `objectives.credit.loss_weights` has the formulas."""
 
 
+R = TypeVar("R", bound="_Rows")
+
+
 class _Rows:
     """Records with a row per sequence: fields `[B]` and `[B, T]`."""
 
     lengths: Tensor
 
-    def take(self, rows: list[int]) -> Self:
+    def take(self: R, rows: list[int]) -> R:
         """The sequences `rows`, without the padding that they do not need."""
         width = int(self.lengths[rows].max())
         cut = {f.name: getattr(self, f.name)[rows] for f in fields(self)}  # type: ignore[arg-type]
@@ -56,15 +60,15 @@ class Sequences(_Rows):
         lag: `[B]` int64, learner steps made between the sampling of a sequence and this step.
     """
 
-    token_ids: Tensor
-    lengths: Tensor
-    mask: Tensor
-    rollout_logprobs: Tensor
-    rewards: Tensor
-    group: Tensor
-    truncated: Tensor
-    random_key: Tensor
-    lag: Tensor
+    token_ids: TokenIds
+    lengths: Counts
+    mask: Tokens
+    rollout_logprobs: Tokens
+    rewards: Sequence
+    group: Counts
+    truncated: Flags
+    random_key: Sequence
+    lag: Counts
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,13 +84,13 @@ class AdvantageInputs:
         rollout_logprobs, old_logprobs: `[B, T]` nats, as in `Batch`.
     """
 
-    rewards: Tensor
-    penalties: Tensor
-    group: Tensor
-    mask: Tensor
-    random_key: Tensor
-    rollout_logprobs: Tensor
-    old_logprobs: Tensor
+    rewards: Sequence
+    penalties: Tokens
+    group: Counts
+    mask: Tokens
+    random_key: Sequence
+    rollout_logprobs: Tokens
+    old_logprobs: Tokens
 
     @property
     def anchor(self) -> Tensor:
@@ -127,16 +131,16 @@ class Batch(_Rows):
         weights: `[B, T]` float32, the average as a matrix over all micro-batches of all ranks.
     """
 
-    token_ids: Tensor
-    lengths: Tensor
-    mask: Tensor
-    rollout_logprobs: Tensor
-    old_logprobs: Tensor
-    reference: Tensor
-    advantages: Tensor
-    weights: Tensor
-    group: Tensor
-    lag: Tensor
+    token_ids: TokenIds
+    lengths: Counts
+    mask: Tokens
+    rollout_logprobs: Tokens
+    old_logprobs: Tokens
+    reference: Tokens
+    advantages: Tokens
+    weights: Tokens
+    group: Counts
+    lag: Counts
 
     @property
     def anchor(self) -> Tensor:
@@ -161,13 +165,13 @@ class Batch(_Rows):
 class PolicyOutputs:
     """Of the policy as it is, both `[B, T]` in nats: log-probabilities (with gradient) and entropy."""
 
-    logprobs: Tensor
-    entropy: Tensor
+    logprobs: Tokens
+    entropy: Tokens
 
 
 @dataclass(frozen=True, eq=False)
 class LossOutput:
     """What an objective returns: the loss of every token `[B, T]`, before averaging, and metrics that merge exactly."""
 
-    per_token: Tensor
+    per_token: Tokens
     metrics: Mapping[str, Metric]

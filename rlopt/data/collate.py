@@ -7,6 +7,7 @@ Samples are padded on the right; every field `[B, T]` is aligned with the token 
 import hashlib
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import SupportsIndex
 
 import numpy as np
 import torch
@@ -60,7 +61,7 @@ def pad_samples(rows: list[tuple[Prompt, Sample]]) -> Sequences:
     return pad([Group(prompt, (sample,)) for prompt, sample in rows], step=max(sample.version for _, sample in rows) + 1)
 
 
-def _pad(rows: Iterable[tuple[int, Iterable[int], Iterable[int]]], step: int = 0) -> Sequences:
+def _pad(rows: Iterable[tuple[int, Iterable[SupportsIndex], Iterable[SupportsIndex]]], step: int = 0) -> Sequences:
     """(group, prompt ids, response ids) of every row, padded; the mask is 1 on all of the response, the rest is 0."""
     both = [(group, [*prompt], [*response]) for group, prompt, response in rows]
     lengths = torch.tensor([len(prompt) + len(response) for _, prompt, response in both])
@@ -82,7 +83,7 @@ def _pad(rows: Iterable[tuple[int, Iterable[int], Iterable[int]]], step: int = 0
     )
 
 
-def _random_keys(rows: list[tuple[int, list[int], list[int]]], step: int) -> Tensor:
+def _random_keys(rows: list[tuple[int, list[SupportsIndex], list[SupportsIndex]]], step: int) -> Tensor:
     """`[B]` in [0, 1): a hash of each sequence and the step; copies within a group are told apart by counting them."""
     seen: dict[tuple[int, bytes], int] = {}
     drawn = []

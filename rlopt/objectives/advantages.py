@@ -3,40 +3,40 @@
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from rlopt.core.batches import AdvantageInputs
+from rlopt.core.shapes import Counts, Mask, Sequence, Tokens
 
 EPSILON = 1e-6
 """Added to a standard deviation before dividing, as verl and Trinity-RFT do; TRL adds 1e-4."""
 
 
-def group_mean(values: Tensor, group: Tensor) -> Tensor:
+def group_mean(values: Sequence, group: Counts) -> Sequence:
     """`[B]`: for every sample the mean of `values` `[B]` over its group."""
     groups = int(group.max()) + 1
     total = values.new_zeros(groups).index_add(0, group, values)
     return (total / group.bincount(minlength=groups))[group]
 
 
-def group_max(values: Tensor, group: Tensor) -> Tensor:
+def group_max(values: Sequence, group: Counts) -> Sequence:
     """`[B]`: for every sample the largest of `values` `[B]` in its group."""
     start = values.new_full((int(group.max()) + 1,), -torch.inf)
     return start.scatter_reduce(0, group, values, "amax")[group]
 
 
-def group_size(group: Tensor) -> Tensor:
+def group_size(group: Counts) -> Sequence:
     """`[B]` float64: for every sample the number of its siblings, itself included."""
     return group.bincount()[group].double()
 
 
-def centered(inputs: AdvantageInputs) -> Tensor:
+def centered(inputs: AdvantageInputs) -> Sequence:
     """`A_i = R_i - mean(R)`, the mean over its group. 0 where all rewards are one, exactly."""
     returns = inputs.returns
     away = returns - group_mean(returns, inputs.group)
     return torch.where(spread(inputs) == 0, 0.0, away)
 
 
-def standardized(inputs: AdvantageInputs, std: Literal["population", "sample"]) -> Tensor:
+def standardized(inputs: AdvantageInputs, std: Literal["population", "sample"]) -> Sequence:
     """`A_i = (R_i - mean(R)) / (std(R) + 1e-6)`; population divides by G, sample by G - 1. A group of one gets 0."""
     away, size = centered(inputs), group_size(inputs.group)
     variance = group_mean(away.square(), inputs.group)
@@ -45,13 +45,13 @@ def standardized(inputs: AdvantageInputs, std: Literal["population", "sample"]) 
     return away / (variance.sqrt() + EPSILON)
 
 
-def leave_one_out(inputs: AdvantageInputs) -> Tensor:
+def leave_one_out(inputs: AdvantageInputs) -> Sequence:
     """`A_i = R_i - mean of the siblings' R = G / (G - 1) (R_i - mean(R))`. A group of one gets 0."""
     size = group_size(inputs.group)
     return centered(inputs) * size / (size - 1).clamp(min=1)
 
 
-def above_log_mean_exp(inputs: AdvantageInputs, tau: float) -> Tensor:
+def above_log_mean_exp(inputs: AdvantageInputs, tau: float) -> Sequence:
     """`A_i = R_i - tau * log(mean(exp(R / tau)))`, the mean over its group. 0 where all rewards are one, exactly."""
     returns = inputs.returns
     top = group_max(returns, inputs.group)
@@ -59,26 +59,26 @@ def above_log_mean_exp(inputs: AdvantageInputs, tau: float) -> Tensor:
     return torch.where(spread(inputs) == 0, 0.0, returns - soft)
 
 
-def returns_to_go(inputs: AdvantageInputs) -> Tensor:
+def returns_to_go(inputs: AdvantageInputs) -> Tokens:
     """`[B, T]`: the reward less the penalties of this token and all that follow (no discount), 0 where the mask is 0."""
     ahead = inputs.penalties.flip(1).cumsum(1).flip(1)
     return (inputs.rewards[:, None] - ahead) * inputs.mask
 
 
-def whitened(values: Tensor, mask: Tensor) -> Tensor:
+def whitened(values: Tokens, mask: Mask) -> Tokens:
     """`[B, T]`: `(v - mean) / sqrt(variance + 1e-8)` over all tokens of the step, the variance divided by count - 1."""
     spoken = values[mask > 0].double()
     variance = spoken.var() if len(spoken) > 1 else spoken.new_zeros(())
     return (values.double() - spoken.mean()) / (variance + 1e-8).sqrt() * mask
 
 
-def overlong_penalty(lengths: Tensor, limit: int, buffer: int) -> Tensor:
+def overlong_penalty(lengths: Sequence | Counts, limit: int, buffer: int) -> Sequence:
     """`[B]`: 0 up to `limit - buffer` tokens, then falling to -1 at `limit`, -1 beyond. DAPO, arXiv:2503.14476, equation 13."""
     if buffer == 0:
         return torch.zeros_like(lengths, dtype=torch.float64)
     return ((limit - buffer - lengths.double()) / buffer).clamp(-1, 0)
 
 
-def spread(inputs: AdvantageInputs) -> Tensor:
+def spread(inputs: AdvantageInputs) -> Sequence:
     """`[B]`: largest less smallest return of the group; rounding cannot make equal rewards differ."""
     return group_max(inputs.returns, inputs.group) + group_max(-inputs.returns, inputs.group)

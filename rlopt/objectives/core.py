@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from rlopt.core.batches import AdvantageInputs, Average, Batch, LossOutput, PolicyOutputs, Unit
 from rlopt.core.errors import RloptError
 from rlopt.core.reduce import Ess, Max, Mean, Metric, Sum
+from rlopt.core.shapes import Mask, SequenceOrTokens, Tokens
 from rlopt.objectives.corrections import NO_CORRECTIONS, Corrections
 from rlopt.objectives.divergence import KLEstimator, kl
 from rlopt.objectives.ratios import one_side, ppo_clip
@@ -69,6 +70,7 @@ class Traits:
     equal_rewards_no_credit: bool = True
 
 
+@runtime_checkable
 class Objective(Protocol):
     """A frozen dataclass whose fields are the keys of its YAML."""
 
@@ -80,7 +82,7 @@ class Objective(Protocol):
         """How its per-token losses become one number; a class variable or a field."""
         ...
 
-    def advantages(self, inputs: AdvantageInputs) -> Tensor:
+    def advantages(self, inputs: AdvantageInputs) -> SequenceOrTokens:
         """Advantages of all samples of a step: `[B]`, or `[B, T]` where tokens differ; float64."""
         ...
 
@@ -104,7 +106,7 @@ class WithAdvantages:
     def average(self) -> Average:
         return self.objective.average
 
-    def advantages(self, inputs: AdvantageInputs) -> Tensor:
+    def advantages(self, inputs: AdvantageInputs) -> SequenceOrTokens:
         credit = self.credit(inputs)
         wanted = (inputs.rewards.shape, inputs.mask.shape)
         if not isinstance(credit, Tensor) or credit.shape not in wanted:
@@ -180,17 +182,17 @@ def total_loss(objective: Objective, terms: LossTerms, batch: Batch, scores: Pol
     return LossOutput(per_token, {**common, **corrected.metrics})
 
 
-def masked_mean(values: Tensor, mask: Tensor) -> Mean:
+def masked_mean(values: Tokens, mask: Mask) -> Mean:
     """The mean of `values` over tokens where `mask` is 1, as a metric."""
     return Mean((values * mask).sum().item(), mask.sum().item())
 
 
-def clip_fraction(keep: Tensor, batch: Batch) -> dict[str, Metric]:
+def clip_fraction(keep: Mask, batch: Batch) -> dict[str, Metric]:
     """The one metric that every clipping objective reports: `keep` `[B, T]` is 1 where the clip keeps the gradient."""
     return {"actor/pg_clipfrac": masked_mean(1 - keep.to(batch.mask.dtype), batch.mask)}
 
 
-def clipped_surrogate(ratio: Tensor, batch: Batch, low: float, high: float) -> LossOutput:
+def clipped_surrogate(ratio: Tokens, batch: Batch, low: float, high: float) -> LossOutput:
     """PPO's surrogate of `ratio` `[B, T]`, of the token or of its sequence, as a loss with its clip fraction."""
     keep = one_side(ratio, batch.advantages, low, high)
     return LossOutput(ppo_clip(ratio, batch.advantages, low, high) * batch.mask, clip_fraction(keep, batch))

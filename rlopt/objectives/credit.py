@@ -8,6 +8,7 @@ from torch import Tensor
 
 from rlopt.core.batches import AdvantageInputs, Average, Batch, Sequences
 from rlopt.core.errors import RloptError
+from rlopt.core.shapes import Counts, Tokens
 from rlopt.objectives.advantages import overlong_penalty
 from rlopt.objectives.core import LossTerms, Objective
 from rlopt.objectives.divergence import kl
@@ -56,7 +57,7 @@ def compute_advantages(
     return batches
 
 
-def advantage_inputs(sequences: Sequences, old_logprobs: Tensor, reference: Tensor, terms: LossTerms) -> AdvantageInputs:
+def advantage_inputs(sequences: Sequences, old_logprobs: Tokens, reference: Tokens, terms: LossTerms) -> AdvantageInputs:
     """The rewards of a step, less the overlong penalty, and the KL penalties of each token."""
     mask = sequences.mask
     penalties = torch.zeros_like(mask, dtype=torch.float64)
@@ -75,7 +76,7 @@ def advantage_inputs(sequences: Sequences, old_logprobs: Tensor, reference: Tens
     )
 
 
-def loss_weights(mask: Tensor, average: Average, group: Tensor, limit: int) -> Tensor:
+def loss_weights(mask: Tokens, average: Average, group: Counts, limit: int) -> Tokens:
     """The averaging matrix `[B, T]` for the `mask` of a whole optimizer update.
 
     With M masked-in tokens, T_i of them in sequence i, N sequences that have any, P groups and L = `limit`:

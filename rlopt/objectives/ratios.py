@@ -5,6 +5,7 @@ from torch import Tensor
 
 from rlopt.core.batches import Batch, PolicyOutputs
 from rlopt.core.errors import need
+from rlopt.core.shapes import Mask, Tokens
 
 
 def check_clip(low: float, high: float) -> None:
@@ -13,7 +14,7 @@ def check_clip(low: float, high: float) -> None:
     need(high >= 0, "algo.clip_high", high, "is how far above 1 a ratio may rise: 0 or more")
 
 
-def log_ratio(batch: Batch, scores: PolicyOutputs) -> Tensor:
+def log_ratio(batch: Batch, scores: PolicyOutputs) -> Tokens:
     """`log(policy / old)` per token, 0 where the mask is 0; carries the policy's gradient."""
     return (scores.logprobs - batch.old_logprobs) * batch.mask
 
@@ -28,12 +29,12 @@ def sequence_mean(values: Tensor, mask: Tensor) -> Tensor:
     return sequence_sum(values, mask) / mask.sum(1, keepdim=True).clamp(min=1)
 
 
-def sequence_ratio(batch: Batch, scores: PolicyOutputs) -> Tensor:
+def sequence_ratio(batch: Batch, scores: PolicyOutputs) -> Tokens:
     """`[B, T]`: the geometric mean of a sequence's ratios, on all of its tokens; carries the policy's gradient."""
     return sequence_mean(log_ratio(batch, scores), batch.mask).exp().expand_as(batch.mask)
 
 
-def one_side(ratio: Tensor, advantages: Tensor, low: float, high: float) -> Tensor:
+def one_side(ratio: Tokens, advantages: Tokens, low: float, high: float) -> Mask:
     """True where the ratio has not yet passed the bound that the advantage pushes it to; bounds inclusive.
 
     `(A >= 0 and r <= 1 + high) or (A <= 0 and r >= 1 - low)`: the tokens on which PPO-clip's gradient is not zero.
@@ -42,7 +43,7 @@ def one_side(ratio: Tensor, advantages: Tensor, low: float, high: float) -> Tens
     return ~past  # written so that a NaN ratio is kept, and shows in the loss
 
 
-def two_side(ratio: Tensor, low: float, high: float) -> Tensor:
+def two_side(ratio: Tokens, low: float, high: float) -> Mask:
     """True where `1 - low <= r <= 1 + high`, whatever the advantage."""
     return (ratio >= 1 - low) & (ratio <= 1 + high)
 
@@ -54,6 +55,6 @@ def ring(ratio: Tensor, advantages: Tensor, low: float, high: float, outer_low: 
     return two_side(ratio, low, high) | far
 
 
-def ppo_clip(ratio: Tensor, advantages: Tensor, low: float, high: float) -> Tensor:
+def ppo_clip(ratio: Tokens, advantages: Tokens, low: float, high: float) -> Tokens:
     """`max(-A r, -A clamp(r, 1 - low, 1 + high))`, differentiated through `r` (arXiv:1707.06347)."""
     return torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - low, 1 + high))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from builders import OBJECTIVE, batch_of, group, prompt, sample, terms
 
-from rlopt.core.batches import Batch, Sequences
+from rlopt.core.batches import Batch, Sequences, Unit
 from rlopt.core.errors import Fault, RloptError
 from rlopt.core.samples import Example, Group
 from rlopt.data.collate import pad, pad_examples, pad_samples
@@ -99,10 +99,11 @@ def test_the_gradient_is_the_same_for_every_split() -> None:
 
     whole = gradient([batch])
     assert whole.abs().max() > 0
-    for together in (False, True):
+    units: tuple[Unit, ...] = ("sequence", "group")
+    for unit in units:
         for ranks in (1, 2, 3, 4):
             for budget in (20, 25, 500):
-                shares = microbatches(batch, together, ranks, budget)
+                shares = microbatches(batch, unit, ranks, budget)
                 assert sum(piece.mask.sum() for share in shares for piece in share) == batch.mask.sum()
                 torch.testing.assert_close(gradient([piece for share in shares for piece in share]), whole)
 
@@ -111,7 +112,7 @@ def test_of_fewer_samples_than_ranks_each_goes_to_one_rank_and_the_others_get_no
     assert partition(torch.tensor([4, 9]), torch.arange(2), 3, 100) == [[[1]], [[0]], [[]]]  # a piece that is halved goes last
     assert partition(torch.tensor([4, 9]), torch.tensor([7, 7]), 3, 100) == [[[0, 1]], [[]], [[]]]
     (batch,) = compute_advantages(*scored([group("p", (1.0, 0.0))]), OBJECTIVE, terms())
-    shares = microbatches(batch, False, 3, 100)
+    shares = microbatches(batch, "sequence", 3, 100)
     assert [[piece.mask.sum().item() for piece in share] for share in shares] == [[3], [2], [0]]
     assert sum(piece.weights.sum() for share in shares for piece in share) == pytest.approx(1)
 
@@ -119,7 +120,7 @@ def test_of_fewer_samples_than_ranks_each_goes_to_one_rank_and_the_others_get_no
 def test_one_sample_that_a_reward_left_out_leaves_a_step_that_can_be_split() -> None:
     left = [Group(prompt(f"p{i}"), (sample(prompt_id=f"p{i}"),)) for i in range(31)]
     (batch,) = compute_advantages(*scored([*left, Group(prompt("late"), ())]), OBJECTIVE, terms())
-    shares = microbatches(batch, False, 32, 100)
+    shares = microbatches(batch, "sequence", 32, 100)
     assert [len(share) for share in shares] == [1] * 32
     assert sum(piece.mask.any().item() for share in shares for piece in share) == 31
 

@@ -63,7 +63,7 @@ def test_the_latest_checkpoint_is_taken_or_that_of_a_step(run: Path) -> None:
     assert of_run(str(run), "5")["model"]["path"].endswith("step_5/hf")
     with pytest.raises(RloptError, match=r"has no checkpoint 7; one of 5, 10, latest"):
         of_run(str(run), "7")
-    with pytest.raises(RloptError, match="holds not a complete checkpoint"):
+    with pytest.raises(RloptError, match="holds no complete checkpoint"):
         of_run("/nowhere", "latest")
 
 

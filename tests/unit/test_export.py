@@ -101,7 +101,7 @@ def test_what_cannot_be_exported_is_refused_by_name(run: Path, tmp_path: Path) -
     ):
         with pytest.raises(RloptError, match=message):
             export(run, tmp_path / out, which)
-    with pytest.raises(RloptError, match="holds not a complete checkpoint"):
+    with pytest.raises(RloptError, match="holds no complete checkpoint"):
         export(tmp_path / "nowhere", tmp_path / "out")
     (run / "checkpoints" / "step_3" / "state.json").write_text("{}")
     with pytest.raises(RloptError, match="was saved without the learner's word"):

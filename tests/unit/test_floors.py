@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -45,11 +46,14 @@ ENTRANCES = {
     "peft": {"models.lora"},
     "hydra": {"config.cli", "config.compose"},
 }
-LIGHT = {"torch", "numpy", "psutil", "rlopt", "pydantic", "omegaconf", "hydra", "math_verify"} | set(sys.stdlib_module_names)
+LIGHT = {"torch", "numpy", "psutil", "rlopt", "pydantic", "omegaconf", "hydra", "math_verify", "jaxtyping"} | set(
+    sys.stdlib_module_names
+)
 """What packages may import that hold no worker, file format or logger."""
 HEAVY = ("torch", "ray", "vllm", "deepspeed", "transformers", "wandb", "datasets", "matplotlib")
 
 
+@cache
 def files() -> dict[str, Path]:
     names = {str(path.relative_to(PACKAGE).with_suffix("")).replace("/", "."): path for path in sorted(PACKAGE.rglob("*.py"))}
     return {name: path for name, path in names.items() if name != "__init__"}
@@ -60,6 +64,7 @@ def package(module: str) -> str:
     return first if dot or first in ORDER else "commands"
 
 
+@cache
 def imports(path: Path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -67,8 +72,7 @@ def imports(path: Path) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             inside = {f"{node.module}.{alias.name}" for alias in node.names}
-            modules = {f"rlopt.{name.removesuffix('.__init__')}" for name in files()}
-            found |= (inside & modules) or {str(node.module)}
+            found |= {name for name in inside if name.removeprefix("rlopt.") in files()} or {str(node.module)}
     return found
 
 
@@ -132,3 +136,17 @@ def test_the_reward_processes_load_nothing_heavy() -> None:
 def test_the_help_of_a_command_loads_nothing_heavy(command: str) -> None:
     ask = f"import runpy, sys; sys.argv = ['{command}', '--help']"
     assert loaded_by(f"{ask}\ntry: runpy.run_module('rlopt.{command}', run_name='__main__')\nexcept SystemExit: pass") == set()
+
+
+LIMITS = {"objectives.conformance": 320}
+"""Lines of a file where it may have more than 300: the kit of checks."""
+
+
+@pytest.mark.parametrize("module", files())
+def test_files_and_functions_are_short(module: str) -> None:
+    text = files()[module].read_text()
+    assert len(text.splitlines()) <= LIMITS.get(module, 300)
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno is not None
+            assert node.end_lineno - node.lineno < 60, node.name

@@ -43,7 +43,7 @@ def test_an_engine_that_nothing_cures_ends_the_run_by_its_number_and_tensor() ->
     sync, _, trainer, diary = make()
     trainer.faults = [{1: "norm.weight did not arrive"}] * 3
     with pytest.raises(
-        RloptError, match=r"sync of version 3: engine 1: norm.weight did not arrive; sent 3 times, without success"
+        RloptError, match=r"sync of version 3: engine 1: norm.weight did not arrive; sent 3 times without success"
     ):
         sync.to(3)
     assert diary.events == ["sync_fault"] * 3

@@ -79,7 +79,7 @@ def test_a_fault_that_stays_ends_the_run_by_engine_tensor_and_version(
     made, _ = sync
     spoil(crew, "corrupt", times=3)
     with pytest.raises(
-        RloptError, match=r"sync of version 1: engine \d+: model\.\S+ arrived changed.*sent 3 times, without success"
+        RloptError, match=r"sync of version 1: engine \d+: model\.\S+ arrived changed.*sent 3 times without success"
     ):
         made.to(1)
 
