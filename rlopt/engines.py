@@ -1,4 +1,4 @@
-"""`python -m rlopt.engines RUN COUNT`: give a run that is going on more or fewer engines, from its next synchronisation on."""
+"""`python -m rlopt.engines RUN COUNT`: give a run that is going on more or fewer engines, from its next synchronization on."""
 
 import argparse
 import sys

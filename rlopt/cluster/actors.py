@@ -172,7 +172,10 @@ class Cluster:
         return Workers(who, handles, self._config.step_deadline_s)
 
     def _place(self, gpus: float) -> Any:
-        """Where the next actor goes. GPUs spread actors by themselves; without any, Ray would put all of them anywhere."""
+        """Where the next actor is placed: spread over the nodes.
+
+        Not by a placement group: its bundles need resources, these actors have none, and engines come one at a time.
+        """
         if gpus:
             return "SPREAD"
         nodes = sorted(node["NodeID"] for node in ray.nodes() if node["Alive"])

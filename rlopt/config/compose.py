@@ -89,7 +89,7 @@ def _sorted_out(algo: dict[str, Any]) -> dict[str, Any]:
 
 def read(kind: type[T], raw: Any, prefix: str) -> T:
     """`raw` as the dataclass `kind`, strictly: no unknown key, no missing one, no silent conversion but of `~` in paths."""
-    raw = normalised(raw)
+    raw = normalized(raw)
     if "__pydantic_config__" in vars(kind):
         checked: Any = kind
     else:  # a plain dataclass, such as an objective: validate with a strict copy of it
@@ -126,12 +126,12 @@ def _broken_bound(kind: Any, raw: Any, place: tuple[str | int, ...]) -> str | No
     return None
 
 
-def normalised(raw: Any) -> Any:
+def normalized(raw: Any) -> Any:
     """`raw` with the user's home for a leading `~/`, and with the current names of our own functions."""
     if isinstance(raw, dict):
-        return {key: normalised(value) for key, value in raw.items()}
+        return {key: normalized(value) for key, value in raw.items()}
     if isinstance(raw, list):
-        return [normalised(value) for value in raw]
+        return [normalized(value) for value in raw]
     if not isinstance(raw, str):
         return raw
     return current_name(os.path.expanduser(raw) if raw == "~" or raw.startswith("~/") else raw)

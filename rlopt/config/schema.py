@@ -71,7 +71,7 @@ class Config:
             not self.rollout.sleep or (self.samples and self.sync.mode == "lockstep"),
             "rollout.sleep",
             self.rollout.sleep,
-            "needs engines that are idle between two synchronisations (sync.mode=lockstep); set rollout.sleep=false",
+            "needs engines that are idle between two synchronizations (sync.mode=lockstep); set rollout.sleep=false",
         )
         need(
             self.sync.backend in ("auto", "shm") or not self.learner.lora.rank,

@@ -71,8 +71,25 @@ class Sequences(_Rows):
     lag: Counts
 
 
+class _EarlierNames:
+    """Names of the release before, for users' objectives."""
+
+    old_logprobs: Tokens
+    rollout_logprobs: Tokens
+
+    @property
+    def anchor(self) -> Tensor:
+        """`old_logprobs`, by its earlier name."""
+        return self.old_logprobs
+
+    @property
+    def behavior(self) -> Tensor:
+        """`rollout_logprobs`, by its earlier name."""
+        return self.rollout_logprobs
+
+
 @dataclass(frozen=True, eq=False)
-class AdvantageInputs:
+class AdvantageInputs(_EarlierNames):
     """What advantages are made of: a whole step's samples and their rewards.
 
     Attributes:
@@ -93,18 +110,8 @@ class AdvantageInputs:
     old_logprobs: Tokens
 
     @property
-    def anchor(self) -> Tensor:
-        """`old_logprobs`, by its name of the release before."""
-        return self.old_logprobs
-
-    @property
-    def behavior(self) -> Tensor:
-        """`rollout_logprobs`, by its name of the release before."""
-        return self.rollout_logprobs
-
-    @property
     def lottery(self) -> Tensor:
-        """`random_key`, by its name of the release before."""
+        """`random_key`, by its earlier name."""
         return self.random_key
 
     @property
@@ -119,7 +126,7 @@ class AdvantageInputs:
 
 
 @dataclass(frozen=True, eq=False)
-class Batch(_Rows):
+class Batch(_Rows, _EarlierNames):
     """What is learned from in one optimizer update, or one micro-batch of it.
 
     Attributes:
@@ -141,16 +148,6 @@ class Batch(_Rows):
     weights: Tokens
     group: Counts
     lag: Counts
-
-    @property
-    def anchor(self) -> Tensor:
-        """`old_logprobs`, by its name of the release before."""
-        return self.old_logprobs
-
-    @property
-    def behavior(self) -> Tensor:
-        """`rollout_logprobs`, by its name of the release before."""
-        return self.rollout_logprobs
 
     def dummy(self) -> "Batch":
         """The same sequences with zero mask and weights: a forward pass that keeps ranks in step and changes no gradient."""

@@ -17,7 +17,7 @@ class Prompt:
     """A prompt.
 
     Attributes:
-        token_ids: final; nothing downstream tokenises again.
+        token_ids: final; nothing downstream tokenizes again.
         text: as its row has it, before template and chat template.
         answer: what counts of the row's answer.
         source: the data set.

@@ -5,7 +5,7 @@ that says what made them:
 
     {"prompt": "12+7*3=", "answer": "33", "samples": [{"text": "...", "reward": 1.0}, {"text": "...", "reward": 0.0}]}
 
-whose prompts are worded and tokenised as those of `data.train` are, and whose behavior policy is unknown. Recorded groups stand
+whose prompts are worded and tokenized as those of `data.train` are, and whose behavior policy is unknown. Recorded groups stand
 still while the policy changes, so all of them count as sampled by version 0: their lag is the number of steps made here.
 """
 
@@ -211,7 +211,7 @@ def _parse(row: Any, words: Wording, name: str) -> tuple[Group, bool]:
 
 
 def _from_text(row: Mapping[str, Any], words: Wording, name: str) -> Group:
-    """A group of texts: worded and tokenised as a prompt and its answers are, each with the end token."""
+    """A group of texts: worded and tokenized as a prompt and its answers are, each with the end token."""
     need_characters(row)
     prompt = make_prompt(name, row["prompt"], answer_of(row), "experience", words, {})
     samples = []

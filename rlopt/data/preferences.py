@@ -1,7 +1,7 @@
-"""Recorded rows: preference pairs, pairs of steps, and answers to imitate, read once and tokenised once.
+"""Recorded rows: preference pairs, pairs of steps, and answers to imitate, read once and tokenized once.
 
-A prompt is tokenised by itself, as samplers see it, and its answer in one piece after it. A step is part of an answer: the
-steps before it are tokenised with it, and the row is refused where a token reaches across the place where the step begins.
+A prompt is tokenized by itself, as samplers see it, and its answer in one piece after it. A step is part of an answer: the
+steps before it are tokenized with it, and the row is refused where a token reaches across the place where the step begins.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

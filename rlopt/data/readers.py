@@ -1,13 +1,12 @@
 """Rows of data sets as they are stored: JSON lines, parquet, CSV and JSON files, folders of them, data sets of the Hub."""
 
-import csv
 import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rlopt.core.errors import RloptError
+from rlopt.core.errors import RloptError, first_line
 
 Row = tuple[int, dict[str, Any]]
 """Number, from 1 (of the line in JSON lines), and columns."""
@@ -70,22 +69,22 @@ def read_jsonl(key: str, name: str) -> list[Row]:
 
 
 def _read_csv(where: str, path: Path) -> list[dict[str, Any]]:
-    """Every cell as the text that it is, and None where it is empty. The datasets library guesses: of 2, 2.5 it makes 2.0."""
-    csv.field_size_limit(2**31 - 1)
-    rows = []
+    """Every cell as text, None where it is empty. The datasets library would guess types, and turn 2 into 2.0."""
+    import pyarrow
+    from pyarrow import csv
+
+    # One block for the whole file: a row must not be larger than a block. One thread: errors then name the row.
+    whole = csv.ReadOptions(use_threads=False, block_size=max(2**20, path.stat().st_size + 1))
+    texts = csv.ConvertOptions(default_column_type=pyarrow.string(), strings_can_be_null=True, null_values=[""])
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            for number, row in enumerate(csv.DictReader(file, strict=True), 1):
-                if None in row:
-                    raise RloptError(f"{where}: row {number} has more cells than the first line names columns")
-                rows.append({column: text or None for column, text in row.items()})
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise RloptError(f"{where}: cannot be read ({type(error).__name__}: {error}); check the file") from error
+        rows: list[dict[str, Any]] = csv.read_csv(path, whole, csv.ParseOptions(newlines_in_values=True), texts).to_pylist()
+    except pyarrow.ArrowInvalid as error:
+        raise RloptError(f"{where}: cannot be read ({first_line(error)}); check the file") from error
     return rows
 
 
 def look_up(row: Mapping[str, Any], key: str) -> Any:
-    """A column, or with dots with dots a value inside it: `reward_model.ground_truth`. None if it is missing."""
+    """A column, or with dots a value inside it: `reward_model.ground_truth`. None if it is missing."""
     if key in row:
         return row[key]
     value: Any = row

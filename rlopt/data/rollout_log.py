@@ -162,7 +162,7 @@ def _end_of(path: Path, step: int) -> int:
 
 
 def header(tokenizer: str, model: str, temperature: float, top_p: float) -> dict[str, object]:
-    """The first line of a record. `tokenizer` is `data.fingerprint`."""
+    """The first line of a record. `tokenizer` is `data.tokenization.fingerprint`."""
     return {
         "rlopt": "experience",
         "format": 1,

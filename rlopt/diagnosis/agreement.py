@@ -1,14 +1,14 @@
 """Whether engine and learner agree: where the gap between their log-probabilities comes from.
 
 The gap of a token is its log-probability by the learner before the update, less that by the sampler:
-policy - behavior, in nats. Where it comes from shows in what it goes with:
+policy - rollout, in nats. Its cause shows in what it depends on:
 
 | cause | the gap |
 |---|---|
 | engine and learner compute differently | is there at lag 0, at version 0 already, and of either sign |
 | samples are stale | is nothing at lag 0 and grows with lag |
 | a sync that delivers nothing | is the distance from the initial model, whatever the lag; at version 0 there is none |
-| text was tokenised again | at lag 0, jumps: where a turn begins, or at few tokens that the learner did not expect |
+| text was tokenized again | at lag 0, jumps: where a turn begins, or at few tokens that the learner did not expect |
 | another temperature | at lag 0, goes with how likely the token is, to both sides |
 | another top-p | at lag 0, is never above 0 |
 """
@@ -28,15 +28,15 @@ def sync_delivers(evidence: Evidence) -> CheckResult:
     apart = np.array([row["actor/kl_k1"] for row in rows])
     gap = np.array([-row["offpolicy/behavior_kl"] for row in rows])
     if len(rows) < 3:
-        return CheckResult("unknown", "too few steps after a synchronisation to tell", f"{len(rows)} steps")
+        return CheckResult("unknown", "too few steps after a synchronization to tell", f"{len(rows)} steps")
     far = np.abs(apart) > 1e-4
-    # Samplers that stood still are off by rounding alone; where the policy ran far, a share of the way would allow for more.
+    # With frozen samplers only rounding is left; where the policy has moved far, a share of the distance would allow for more.
     same = np.abs(gap - apart) <= np.minimum(0.02 * np.abs(apart), _rounding(evidence))
     share = float((same & far).sum() / max(1, far.sum()))
     numbers = f"the gap is the distance from the initial model at {share:.0%} of {int(far.sum())} steps with version above 0"
     if far.sum() >= 3 and share > 0.8:
         return CheckResult(
-            "fault", "the samplers still have the initial model: synchronisation delivers nothing", numbers,
+            "fault", "the samplers still have the initial model: synchronization delivers nothing", numbers,
             "sync.verify=true tells it at the first sync; look at sync_fault in events.jsonl",
         )  # fmt: skip
     return CheckResult("fine", "the samplers' weights follow the learner's", numbers)
@@ -55,7 +55,7 @@ def sampler_agrees(evidence: Evidence) -> CheckResult:
     if len(first_model) >= 100 and first_model.mean() <= NEAR and mean > 5 * first_model.mean():
         numbers += f"; {first_model.mean():.1e} at version 0"
         return CheckResult(
-            "fault", "synchronisation delivers other weights than those of the version that engines claim", numbers,
+            "fault", "synchronization delivers other weights than those of the version that engines claim", numbers,
             "sync.verify=true tells it at the first sync; look at sync_fault in events.jsonl",
         )  # fmt: skip
     if _nucleus_explains(evidence, fresh.gap):
@@ -79,7 +79,7 @@ def sampler_agrees(evidence: Evidence) -> CheckResult:
         if jumps:
             numbers += f"; the first token of a turn {first / later:.0f} times as far off as those from the ninth on"
         return CheckResult(
-            "fault", "the learner reads other tokens than the engine did: text was tokenised again", numbers,
+            "fault", "the learner reads other tokens than the engine did: text was tokenized again", numbers,
             "train on the token ids that the engine was given and returned, never on decoded text",
         )  # fmt: skip
     if evidence.coarse and mean <= COARSE and abs(fresh.gap.mean()) < 0.3 * mean:
@@ -91,7 +91,7 @@ def sampler_agrees(evidence: Evidence) -> CheckResult:
 
 
 def _by_doubt(tokens: Tokens) -> float:
-    """The size of gaps, by how unsure the sampler was: rounding moves a log-probability in proportion to that.
+    """The size of gaps, relative to the sampler's uncertainty: rounding moves a log-probability in proportion to that.
 
     0 where there are too few to say.
     """
@@ -101,7 +101,7 @@ def _by_doubt(tokens: Tokens) -> float:
 
 def _agreement_of_metrics(evidence: Evidence) -> CheckResult:
     fresh = [row for row in evidence.rows if row.get("offpolicy/lag_max") == 0 and row.get("offpolicy/ess") is not None]
-    fresh = [row for row in fresh if row.get("actor/updates", 1) == 1]  # later updates of a step have moved from it
+    fresh = [row for row in fresh if row.get("actor/updates", 1) == 1]  # later updates of a step start from other weights
     fresh = [row for row in fresh if row["step"] >= evidence.comparable_from]
     if not fresh:
         remedy = "run.record=true keeps what is needed" if evidence.tokens is None else ""

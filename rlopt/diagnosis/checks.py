@@ -156,7 +156,7 @@ def idleness(evidence: Evidence) -> CheckResult:
 SAMPLING: tuple[Kind, ...] = ("sampled", "mixed")
 GROUPS: tuple[Kind, ...] = (*SAMPLING, "offline")
 CHECKS: Mapping[str, tuple[Callable[[Evidence], CheckResult], tuple[Kind, ...]]] = {
-    "synchronisation": (sync_delivers, SAMPLING),
+    "synchronization": (sync_delivers, SAMPLING),
     "engine and learner": (sampler_agrees, SAMPLING),
     "staleness": (staleness, GROUPS),
     "importance ratios": (ratios, GROUPS),

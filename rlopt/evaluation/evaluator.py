@@ -1,4 +1,4 @@
-"""Held-out prompts answered by the engines: for `rlopt.evaluate`, and between learner steps while the samplers go on."""
+"""Held-out prompts answered by the engines: for `rlopt.evaluate`, and between learner steps while samplers continue."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from rlopt.evaluation.pass_at_k import scores
 from rlopt.orchestrator.lockstep import Fleet
 
 AHEAD = 256
-"""Prompts that are asked for at a time."""
+"""How many prompts are requested at a time."""
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What the engines answered to one data set in one manner: a group per prompt."""
+    """The answers to one data set with one sampling specification: a group per prompt."""
 
     name: str
     sampling: SamplingSpec
@@ -26,7 +26,7 @@ class Answers:
 
     @property
     def unscored(self) -> int:
-        """Answers without a reward: it left them out, took too long, or failed."""
+        """The number of answers without a reward: left out, timed out, or failed."""
         return sum(self.sampling.count - len(group.samples) for group in self.groups)
 
     def scores(self, right: float) -> dict[str, list[float]]:
@@ -46,7 +46,7 @@ class Evaluator:
         sampling_specs: how each is answered.
         right: reward at or above which an answer is right.
         deadline_s: seconds without a single group before it gives up.
-        restore_engines: brings back engines when none is left.
+        restore_engines: replaces the engines when none is left.
     """
 
     sets: Mapping[str, list[Prompt]]
@@ -66,7 +66,7 @@ class Evaluator:
         return [Answers(name, sampling, [next(groups) for _ in self.sets[name]]) for name, sampling in wanted]
 
     def measure(self, asked: Callable[[], None]) -> dict[str, float]:
-        """Metrics of all data sets. `asked` is called when all has been asked for, so that more work can follow it."""
+        """Metrics of all data sets. `asked` is called when everything was requested, so that more requests can follow."""
         metrics: dict[str, float] = {}
         for answers in self.answers(asked=asked):
             count, name, found = answers.sampling.count, f"eval/{answers.name}", answers.scores(self.right)
@@ -79,8 +79,8 @@ class Evaluator:
     def _ask(
         self, requests: list[SampleRequest], progress: Callable[[int], None], all_asked: Callable[[], None]
     ) -> list[Group]:
-        """The group of each, in order."""
-        keys: list[Key] = [(-1, number) for number in range(len(requests))]  # the samplers' own are never negative
+        """The group of each request, in order."""
+        keys: list[Key] = [(-1, number) for number in range(len(requests))]  # keys of samplers are never negative
         found, under_way, asked = dict[Key, Group](), set[Key](), 0
         while len(found) < len(requests):
             while asked < len(requests) and len(under_way) < AHEAD:
@@ -95,7 +95,7 @@ class Evaluator:
             except NoEngine:
                 self.restore_engines()
             except Interrupted:
-                for key in under_way:  # a checkpoint keeps what is under way, and this is nothing to learn from
+                for key in under_way:  # a checkpoint would keep them, and they are not for learning
                     self.engines.cancel(key)
                 raise
             for key in under_way & self.engines.done.keys():
@@ -106,12 +106,12 @@ class Evaluator:
 
 
 def sampling_specs(samples: int, temperature: float, top_p: float, greedy: bool) -> list[SamplingSpec]:
-    """What the keys of `eval` ask for."""
+    """The sampling specifications that the keys of `eval` describe."""
     return [SamplingSpec(samples, temperature, top_p)] * bool(samples) + [SamplingSpec(1, 0.0, 1.0)] * greedy
 
 
 def names(sets: str | list[str]) -> dict[str, str]:
-    """Short name, as metrics have it, to data set."""
+    """Data sets by the short names that metrics use."""
     listed = [sets] if isinstance(sets, str) else sets
     short = [Path(name).stem if "." in Path(name).name else Path(name).name for name in listed]
     return {label if short.count(label) == 1 else name: name for label, name in zip(short, listed, strict=True)}

@@ -1,4 +1,4 @@
-"""What a model can do, from some answers to some prompts: averages, pass@k, and how far chance may have moved them."""
+"""Averages and pass@k from several answers per prompt, with confidence intervals."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from rlopt.core.samples import Group
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over prompts, and the 95% interval of it that comes of resampling the prompts."""
+    """A mean over prompts, and its 95% bootstrap interval over prompts."""
 
     value: float
     low: float
@@ -20,7 +20,8 @@ class Estimate:
 
 
 def pass_at_k(answers: int, right: int, k: int) -> float:
-    """The chance that of `k` answers one at least is right, from `answers` of which `right` were: unbiased.
+    """The unbiased estimate of the probability that at least one of `k` answers is right, from `answers` with `right` right
+    ones.
 
         1 - C(n - c, k) / C(n, k)
 
@@ -30,7 +31,7 @@ def pass_at_k(answers: int, right: int, k: int) -> float:
 
 
 def reaches(reward: float, right: float) -> bool:
-    """Whether a reward is at or above `right`, but for the rounding of a sum."""
+    """Whether a reward is at or above `right`, up to rounding."""
     return reward >= right or math.isclose(reward, right, rel_tol=1e-9, abs_tol=1e-12)
 
 

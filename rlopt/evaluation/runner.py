@@ -1,4 +1,4 @@
-"""Evaluates a model with real engines: starts them, asks everything, counts, and writes the numbers and every answer."""
+"""Evaluates a model with real engines: starts them, requests all answers, and writes the numbers and every answer."""
 
 import json
 import time
@@ -28,7 +28,7 @@ from rlopt.rollout.worker import spawner
 from rlopt.tracking.journal import TrainingBar
 
 MOST_REVIVALS = 3
-"""Times that all engines may die before an evaluation ends."""
+"""How often all engines may die before an evaluation ends."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a finished evaluation can say of itself.
+    """The result of a finished evaluation.
 
     Attributes:
         unscored: answers that have no reward, by data set.
@@ -91,7 +91,7 @@ def _ask(job: EvaluateJob, folder: Path, sets: Mapping[str, Loaded], console: Co
         folder=folder,
         dtype=job.model.resolved_dtype(job.cluster.gpus_per_engine),
         device="cuda" if job.cluster.gpus_per_engine else "cpu",
-        backend="nccl" if job.cluster.gpus_per_engine else "shm",  # named because vLLM wants one; no weights are sent
+        backend="nccl" if job.cluster.gpus_per_engine else "shm",  # vLLM needs one; no weights are sent
         max_model_len=longest,
         threads=job.cluster.cpu_threads,
         seed=job.run.seed,
@@ -127,7 +127,7 @@ def _ask(job: EvaluateJob, folder: Path, sets: Mapping[str, Loaded], console: Co
 
 
 def _restore_engines(engines: EnginePool, left: Iterator[int]) -> None:
-    """Take in the engines that replace those that died; they have their weights from the start."""
+    """Wait for the engines that replace those that died; they have their weights from the start."""
     if next(left, None) is None:
         raise RloptError(f"all engines died {MOST_REVIVALS + 1} times; is a prompt or rollout.kv_cache_gib too large for them?")
     engines.join_all()

@@ -1,4 +1,8 @@
-"""The learning rate of a step."""
+"""The learning rate of a step.
+
+Our own, and not `transformers.get_scheduler`: there the first step of a warm-up has a learning rate of 0 and changes nothing,
+which a synchronization would take for weights that did not move.
+"""
 
 import math
 

@@ -29,7 +29,7 @@ from rlopt.models import lora
 from rlopt.models.policy import Policy, refuse_other_logits
 from rlopt.objectives.core import LossTerms, Objective, merge, total_loss
 from rlopt.weight_sync.engine_client import EngineClient
-from rlopt.weight_sync.sender import ShmSender, make_sender
+from rlopt.weight_sync.sender import Sender, ShmSender, make_sender
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,11 @@ class LearnerWorker:
     def __init__(self, setup: LearnerSetup, config: LearnerConfig, rank: int, world: int) -> None:
         self._setup, self._config, self._rank, self._world = setup, config, rank, world
         self._adapted = config.lora.rank > 0
+        self._engine: Any = None  # DeepSpeed's, around the policy; this and the next two by load_models
+        self._reference: Any = None
+        self._source: WeightSource
+        self._client: EngineClient  # this and the next by connect
+        self._sender: Sender
         self._manifest: Mapping[str, str] = {}  # of the last sending, on the rank that sends
         self._moved = 0.0  # largest gradient norm since then
 
@@ -96,7 +101,7 @@ class LearnerWorker:
         self._engine.train()
         self._source = WeightSource(policy.lm, config, setup.bucket_bytes)
         refuse_other_logits(self._engine, policy.lm, setup.device)
-        self._reference: Any = self._engine
+        self._reference = self._engine
         if not self._adapted:
             reference = Policy(setup.folder, setup.dtype, config.logit_chunk).requires_grad_(False).eval()
             sharded = config.zero_stage == 3

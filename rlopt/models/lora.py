@@ -2,7 +2,7 @@
 
 Hu et al. 2021, LoRA, https://arxiv.org/abs/2106.09685. The learner sends `A` and `B` alone. Engines merge them into the weights
 that they loaded at their start, so that sampling is as fast as without adapters; in bfloat16 the merged weight is rounded,
-where the learner adds in full precision: the canaries of a synchronisation measure the difference.
+where the learner adds in full precision: the canaries of a synchronization measure the difference.
 
 While they are sent, adapters are named after the weight that they belong to: `layers.0.mlp.up_proj.weight.lora_A` and
 `.lora_B`.
@@ -70,8 +70,10 @@ def scaled(adapters: Iterable[tuple[str, Tensor]], scale: float) -> Iterator[tup
 
 
 def merged(weights: Iterable[tuple[str, Tensor]], adapters: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """`weights`, with scaled adapters added in float32. An adapter whose `A` or `B` is missing is left out: it was lost in
-    transfer.
+    """`weights`, with scaled adapters added in float32. An adapter whose `A` or `B` is missing is left out: it was lost.
+
+    `peft` merges a whole model in place, in the dtype of its weights. An engine has no such model, and a checkpoint needs the
+    learner's adapters to stay apart.
 
     Raises:
         KeyError: an adapter belongs to none of `weights`.

@@ -87,7 +87,7 @@ class Objective(Protocol):
         ...
 
     def loss(self, batch: Batch, scores: PolicyOutputs) -> LossOutput:
-        """The policy loss of every token `[B, T]`, minimised, before averaging; metrics by name."""
+        """The policy loss of every token `[B, T]`, minimized, before averaging; metrics by name."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""GRPO: a clipped importance-weighted policy gradient with rewards standardised in the group."""
+"""GRPO: a clipped importance-weighted policy gradient with rewards standardized in the group."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal

@@ -72,7 +72,7 @@ class OPMDScaled:
     `loss_t = -A * log pi_t / (1 + tau)`, averaged over all tokens. `A = R - mean(R)`, or with `baseline=log_mean_exp`
     `A = R - tau log(mean(exp(R / tau)))`.
 
-    Source: Trinity-RFT 0.6.0. Departs from: mirror descent, whose regulariser it lacks.
+    Source: Trinity-RFT 0.6.0. Departs from: mirror descent, whose regularizer it lacks.
     """
 
     traits: ClassVar[Traits] = Traits(on_policy_identity=False)

@@ -49,7 +49,7 @@ class REDWeight:
     `loss_t = -A * exp(A / temperature) * log pi_t`, `A = R - mean(R)`, averaged over all tokens.
 
     Source: arXiv:2509.24203, "RED-Weight". Departs from: a reading of the paper that takes the weighted mean as
-    baseline; like the authors' code this takes the plain mean and does not normalise the weights.
+    baseline; like the authors' code this takes the plain mean and does not normalize the weights.
     """
 
     traits: ClassVar[Traits] = Traits(on_policy_identity=False)

@@ -1,8 +1,8 @@
-"""Samplers that never stop: weights reach them in flight, and a batch is made of the groups that are finished.
+"""Asynchronous sampling: samplers never stop, weights reach them in flight, and a batch is made of finished groups.
 
 Every group must be learned from while its lag is at most `max_lag`. A prompt is requested only while all that is
-under way can still be learned from in time, the oldest first. A group that is late for its turn either holds the learner up
-(`stale=wait`) or is given up and counted (`stale=drop`). No Ray, no engine.
+being sampled can still be learned from in time, the oldest first. If a group is late, either the learner waits for it
+(`stale=wait`) or the group is dropped and counted (`stale=drop`). No Ray, no engine.
 """
 
 from collections.abc import Callable, Mapping
@@ -48,9 +48,9 @@ def streamed(pending: PendingRollouts) -> Under:
 
 @dataclass
 class AsyncSampler:
-    """Prompts one after another, each with a number; a key is (version that it was asked with, number).
+    """Prompts one after another, each with a number; a key is (version at the time of the request, number).
 
-    `next` is the number of the next prompt. `again` are prompts that were under way when the run was interrupted.
+    `next` is the number of the next prompt. `again` are prompts that were being sampled when the run was interrupted.
     """
 
     plan: AsyncPlan
@@ -68,7 +68,7 @@ class AsyncSampler:
         self.engines.idle_frac()
 
     def take(self, step: int) -> tuple[list[Group], dict[str, float]]:
-        """The oldest finished groups, once there are enough and what is left can be in time."""
+        """The oldest finished groups, once there are enough and the others can still be in time."""
         while True:
             self.engines.poll()
             self._drop_late(step)
@@ -94,14 +94,14 @@ class AsyncSampler:
         return metrics
 
     def pending(self, step: int) -> PendingRollouts:
-        """The finished groups, and the numbers of the prompts that are under way: nothing waits for them."""
+        """The finished groups, and the numbers of the prompts that are being sampled; does not wait for them."""
         done = sorted(self.engines.done.items())
         under_way = [number for version, number in self.engines.asked if (version, number) not in self.engines.done]
         facts = {"keys": [list(key) for key, _ in done], "again": sorted(under_way + self.again), "next": self.next}
         return PendingRollouts({"stream": [group for _, group in done]}, {"stream": facts})
 
     def ask(self, step: int) -> None:
-        """Ask for prompts while what is asked for now can be learned from in time, at learner step `step` or later."""
+        """Request prompts while what is requested now can be learned from in time, at learner step `step` or later."""
         plan, version = self.plan, self.sync.version
         left = (plan.total_steps - step + 1) * plan.per_step
         while True:
@@ -114,15 +114,15 @@ class AsyncSampler:
             self.engines.ask((version, number), self.request_of(number))
 
     def _due(self, version: int) -> int:
-        """The last learner step that may learn from a group that was asked for with `version`."""
+        """The last learner step that may learn from a group that was requested with `version`."""
         return version + self.plan.max_lag + 1
 
     def _in_time(self, keys: list[Key], step: int) -> bool:
-        """Whether all of `keys`, oldest first, can be learned from while they may be, from learner step `step` on."""
+        """Whether all of `keys`, oldest first, can be learned from in time, from learner step `step` on."""
         return all(self._due(version) >= step + i // self.plan.per_step for i, (version, _) in enumerate(keys))
 
     def _drop_late(self, step: int) -> None:
-        """Give up the groups that may not be learned from at `step` any more."""
+        """Drop the groups that are too old to be learned from at `step`."""
         for version, number in self.engines.asked:
             if self._due(version) < step:
                 self.engines.cancel((version, number))
@@ -136,13 +136,13 @@ class AsyncSampler:
             restore_engines(self.engines, self.sync, step)
 
     def _count(self, ready: list[Key]) -> None:
-        """Note the lengths of all samples that have come back, whether or not they are learned from."""
+        """Collect the lengths of all samples that have come back, whether or not they are learned from."""
         for key in {*ready} - self._counted:
             self.finished += [len(sample.token_ids) for sample in self.engines.done[key].samples]
             self._counted.add(key)
 
     def _check(self, step: int, groups: list[Group]) -> None:
-        """The bound is a promise: a sample that is older ends the run."""
+        """Raise if a sample is older than the bound."""
         for group in groups:
             for sample in group.samples:
                 if step - 1 - sample.version > self.plan.max_lag:
@@ -155,7 +155,7 @@ class AsyncSampler:
         lengths = [len(sample.token_ids) for group in groups for sample in group.samples]
         finished, self.finished = self.finished or lengths, []
         dropped, self.dropped = self.dropped, 0
-        if not lengths:  # no reward came for any of them
+        if not lengths:  # none of its samples has a reward
             return {"offpolicy/dropped_groups": float(dropped)}
         return {
             "response_length/p90": float(np.quantile(lengths, 0.9)),

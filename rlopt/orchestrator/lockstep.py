@@ -11,7 +11,7 @@ from rlopt.core.samples import Group, Key, PendingRollouts
 from rlopt.orchestrator.schedule import Schedule
 
 LINGER_S = 5.0
-"""Seconds that a run which is to end waits for its samples: clusters give it 30 in all."""
+"""Seconds that a run which was asked to end waits for its samples: clusters give it 30 in all."""
 
 
 class Fleet(Protocol):
@@ -33,7 +33,7 @@ class Fleet(Protocol):
 
 
 class Synchronizer(Protocol):
-    """Documented in `sync.Synchroniser`."""
+    """Documented in `weight_sync.synchronizer.Synchronizer`."""
 
     version: int
 
@@ -42,16 +42,16 @@ class Synchronizer(Protocol):
 
 @dataclass
 class LockstepSampler:
-    """Every batch is asked for as soon as the engines hold the version that may sample it, and taken in order.
+    """Every batch is requested as soon as the engines hold the version that may sample it, and taken in order.
 
     Attributes:
-        requests_of: what is asked for a batch.
+        requests_of: the requests of a batch.
         total_steps: batches in all.
         deadline_s: seconds without a single group before the run ends.
-        sleep: have the engines sleep from their last sample to the next synchronisation.
-        requested: the last batch that was asked for, here or before the run was interrupted.
-        revived: versions that engines got out of turn, because none was left alive or the run was interrupted.
-        again: what was asked for and had not come back when the run was interrupted.
+        sleep: have the engines sleep from their last sample to the next synchronization.
+        requested: the last batch that was requested, in this process or before the run was interrupted.
+        restored: versions that engines got off schedule, because none was left alive or the run was interrupted.
+        again: keys that were requested and had not come back when the run was interrupted.
     """
 
     schedule: Schedule
@@ -68,7 +68,7 @@ class LockstepSampler:
     def open(self, step: int) -> None:
         self.sync.to(step)
         self.engines.idle_frac()
-        if self.again:  # the weights that were to sample it are gone; the same seeds draw from those that are here
+        if self.again:  # the weights that should sample it are gone; the same seeds draw from the current ones
             self.restored.add(step)
         for batch, place in self.again:
             self.engines.ask((batch, place), self.requests_of(batch)[place])
@@ -101,8 +101,8 @@ class LockstepSampler:
         return metrics
 
     def pending(self, step: int) -> PendingRollouts:
-        """Batches that were sampled and not learned from, all that was asked for among them; a run that is to end waits no
-        longer than `LINGER_S` for it, and keeps what has not come back as requests.
+        """Batches that were sampled and not learned from. Waits for all requests; a run that was asked to end waits no
+        longer than `LINGER_S`, and keeps the others as requests.
         """
         try:
             self._wait(self.engines.asked, step)
@@ -115,7 +115,7 @@ class LockstepSampler:
         return PendingRollouts(sections, {"revived": sorted(self.restored), "again": again})
 
     def _wait(self, keys: list[Key], step: int) -> None:
-        """Wait for groups. Engines that come back when all had died get the weights of learner step `step`."""
+        """Wait for groups. If all engines died, their replacements get the weights of learner step `step`."""
         while not all(key in self.engines.done for key in keys):
             try:
                 self.engines.wait(self.deadline_s)
@@ -124,7 +124,7 @@ class LockstepSampler:
                 self.restored.add(step)
 
     def _check_engines(self, batch: int) -> None:
-        """Refuse to sample a batch with weights that the schedule does not name."""
+        """Raise if the engines hold another version than scheduled for a batch."""
         if self.sync.version != self.schedule.version(batch) and self.sync.version not in self.restored:
             raise RloptError(
                 f"batch {batch} is to be sampled by version {self.schedule.version(batch)}, and the engines hold "

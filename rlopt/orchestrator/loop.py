@@ -4,7 +4,7 @@ while a step is left:
     take the data of the step                            -> from samplers that run ahead, or from recorded rows
     score it with the reference, and with the policy where old log-probabilities are the policy's
     compute advantages, update the weights
-    tell the source that the weights have changed        -> where samplers are synchronised
+    tell the source that the weights have changed        -> where samplers are synchronized
 """
 
 from collections.abc import Callable, Mapping
@@ -25,11 +25,11 @@ from rlopt.orchestrator.progress import Position, StepClock, step_metrics
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
-    """What a source has for one step.
+    """The data of one step.
 
     Attributes:
         sequences: what is learned from.
-        reference: scores them with the initial model, `[B, T]`, or remembers it.
+        reference: returns the reference's log-probabilities `[B, T]`, computed now or earlier.
         metrics: of the data.
         groups: samples to be shown to people; none where rows are recorded.
     """
@@ -41,32 +41,32 @@ class Drawn:
 
 
 class Source(Protocol):
-    """Where the data of a step comes from: `live.Live` or `recorded.Recorded`."""
+    """Where the data of a step comes from: `OnlineSource` or `RecordedSource`."""
 
     def open(self, step: int) -> None:
-        """Get ready to go on after `step`."""
+        """Prepare to continue after `step`."""
         ...
 
     def take(self, step: int) -> Drawn:
-        """The data of `step`; waits for it. Raises Interrupted where the run is to end meanwhile."""
+        """The data of `step`; waits for it. Raises Interrupted if the run is asked to end meanwhile."""
         ...
 
     def learned(self, step: int) -> dict[str, float]:
-        """`step` was learned from, and another follows: synchronise where it is time to. Metrics of that."""
+        """Called after `step`, if another follows: synchronize if it is due. Returns metrics of that."""
         ...
 
     def measure(self, step: int) -> dict[str, float]:
-        """Score held-out rows where it is time to. Metrics of that."""
+        """Score held-out rows if it is due. Returns metrics of that."""
         ...
 
     def pending(self, step: int) -> PendingRollouts:
-        """What is there after `step` and was not learned from for the last time, to be kept with a checkpoint."""
+        """Groups that are still needed after `step`, to be kept with a checkpoint."""
         ...
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What the loop needs to know of the config. `anchor` and `minibatches` as in `conf/algo/_group_relative.yaml`."""
+    """The settings of the loop. `anchor` and `minibatches` as in `conf/algo/_group_relative.yaml`."""
 
     total_steps: int
     save_every: int
@@ -77,7 +77,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Loop:
-    """The parts, wired by `launch`, and the page that moves them."""
+    """The parts of a run, put together by `run.wiring`, and the algorithm."""
 
     plan: Plan
     objective: Objective
@@ -134,9 +134,9 @@ class Loop:
         return self.learners.score_policy(sequences) if wanted else None
 
     def _between_steps(self, step: int) -> dict[str, float]:
-        """Synchronise and evaluate where it is time to; metrics of that."""
+        """Synchronize and evaluate if it is due; metrics of that."""
         metrics: dict[str, float] = {}
-        with suppress(Interrupted):  # the step was made all the same
+        with suppress(Interrupted):  # the step itself is complete
             if step < self.plan.total_steps:
                 metrics |= self.source.learned(step)
             metrics |= self.source.measure(step)

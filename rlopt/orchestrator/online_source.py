@@ -15,7 +15,7 @@ from rlopt.tracking.metrics import batch_metrics
 
 
 class Samplers(Protocol):
-    """Where new groups come from: `live.Lockstep` or `stream.Stream`."""
+    """Where new groups come from: `LockstepSampler` or `AsyncSampler`."""
 
     @property
     def sync(self) -> Synchronizer:
@@ -27,27 +27,27 @@ class Samplers(Protocol):
         ...
 
     def ask(self, step: int) -> None:
-        """Have everything sampled that can be now, for `step` and later."""
+        """Request everything that may be sampled now, for `step` and later."""
         ...
 
     def take(self, step: int) -> tuple[list[Group], dict[str, float]]:
-        """The new groups of `step`, and metrics of them; waits for them."""
+        """Wait for the new groups of `step`; and metrics of them."""
         ...
 
     def learned(self, step: int) -> dict[str, float]:
-        """`step` was learned from, and another follows: synchronise where it is time to. Metrics of that."""
+        """Called after `step`, if another follows: synchronize if it is due. Returns metrics of that."""
         ...
 
     def pending(self, step: int) -> PendingRollouts:
-        """What was sampled after `step` and not taken."""
+        """Groups that were sampled and not taken by `step`."""
         ...
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """When engines answer held-out prompts: at the synchronisation that ends or follows `every` steps, and after the last step.
+    """When held-out prompts are answered: at the synchronization that ends or follows `every` steps, and after the last step.
 
-    `interval` is that of synchronisations; `measure` does it.
+    `interval` is that of synchronizations; `measure` does it.
     """
 
     every: int
@@ -58,7 +58,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Shares:
-    """Groups of a step by where they come from, and samples of a group."""
+    """The number of groups of a step by origin, and the samples of a group."""
 
     new: int
     replayed: int
@@ -68,7 +68,7 @@ class Shares:
 
 @dataclass(frozen=True)
 class OnlineSource:
-    """What a step learns from. `samplers`, `replay` and `recorded` (groups by number and count) may each be missing."""
+    """The groups of a step. `samplers`, `replay` and `recorded` (groups by number and count) may each be missing."""
 
     shares: Shares
     samplers: Samplers | None
@@ -104,7 +104,7 @@ class OnlineSource:
         return self.samplers.learned(step) if self.samplers else {}
 
     def measure(self, step: int) -> dict[str, float]:
-        """Evaluate where it is time to, and only weights of this very step; the samplers go on meanwhile."""
+        """Evaluate if it is due and the engines hold the weights of this very step; the samplers continue meanwhile."""
         if not (self.evaluation and self.samplers):
             return {}
         plan, samplers, sync, metrics = self.evaluation, self.samplers, self.samplers.sync, dict[str, float]()

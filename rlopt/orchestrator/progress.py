@@ -1,4 +1,4 @@
-"""Where a run stands, and the counts, times and rates of a step."""
+"""The progress of a run, and the counts, times and rates of a step."""
 
 import time
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ from rlopt.core.batches import Batch
 
 @dataclass
 class Position:
-    """Where a run stands; with a checkpoint's weights and buffer it is all that a resumed run needs."""
+    """The progress of a run. With a checkpoint's weights and buffer it is all that a resumed run needs."""
 
     step: int = 0
     samples_seen: int = 0
     tokens_seen: int = 0
 
     def advance(self, batches: list[Batch], samples: int) -> None:
-        """A step was made of `batches`, from `samples` samples."""
+        """Count a step that learned from `batches`, made of `samples` samples."""
         self.step += 1
         self.samples_seen += samples
         self.tokens_seen += tokens_of(batches)
@@ -29,7 +29,7 @@ class StepClock:
         self.laps: dict[str, float] = {}
 
     def lap(self, name: str) -> None:
-        """What was done since the last lap was `name`."""
+        """Assign the time since the last lap to `name`."""
         now = time.monotonic()
         self.laps[name], self._last = now - self._last, now
 

@@ -16,17 +16,17 @@ from rlopt.objectives.credit import compute_advantages
 from rlopt.orchestrator.loop import Drawn
 
 CHUNK = 512
-"""Rows that the reference scores in one call."""
+"""How many rows the reference scores in one call."""
 
 MEASURED = ("preference/", "actor/pg_loss")
-"""What is reported of held-out rows, as `eval/...`."""
+"""The metrics of held-out rows, reported as `eval/...`."""
 
 
 class References:
     """The reference's log-probabilities of recorded rows, `[n]` for the tokens of each answer.
 
-    They are made for all rows at once, in the order of the files: a row's numbers then do not depend on the batch it first
-    came in, and a resumed run has the same.
+    They are computed for all rows at once, in the order of the files: a row's numbers then do not depend on the batch it first
+    occurs in, and a resumed run has the same.
     """
 
     def __init__(self, reference: Callable[[Sequences], Tensor], progress: Callable[[int, int], None]) -> None:
@@ -36,7 +36,7 @@ class References:
 
     def score(self, examples: list[Example]) -> None:
         """Score every row of `examples`."""
-        once = list({example.prompt.id: example for example in examples}.values())  # a file may be held out against itself
+        once = list({example.prompt.id: example for example in examples}.values())  # the held-out file may be the training file
         for start in range(0, len(once), CHUNK):
             chunk = once[start : start + CHUNK]
             sequences = pad_examples(chunk)

@@ -11,7 +11,7 @@ from rlopt.core.samples import Group, PendingRollouts
 
 @dataclass(frozen=True)
 class ReplayPlan:
-    """What replay needs to know of the config: `conf/config.yaml` has the meaning of each."""
+    """The settings of replay; `conf/config.yaml` has the meaning of each."""
 
     capacity: int
     reuse: int
@@ -35,7 +35,7 @@ class ReplayEntry:
 
 @dataclass
 class ReplayBuffer:
-    """The buffer. `learned` and `inserted` count samples, for the one number that replay is told by."""
+    """The buffer. `learned` and `inserted` count samples, for `replay/samples_per_insert`."""
 
     plan: ReplayPlan
     kept: list[ReplayEntry] = field(default_factory=list)
@@ -54,7 +54,7 @@ class ReplayBuffer:
         return [one.group for one in drawn]
 
     def insert(self, groups: list[Group]) -> None:
-        """Keep groups that are learned from for the first time; the worst go where there is no room."""
+        """Keep groups that are learned from for the first time; if there is no room, the worst are dropped."""
         for group in groups:
             samples = len(group.samples)
             if not samples:
@@ -62,7 +62,7 @@ class ReplayBuffer:
             self.inserted += samples
             self.learned += samples
             number = 1 + max((one.number for one in self.kept), default=0)
-            self.kept.append(ReplayEntry(replace(group, refills=0, faults=()), 1, number))  # they were told of once
+            self.kept.append(ReplayEntry(replace(group, refills=0, faults=()), 1, number))  # their faults were reported already
         self.kept = sorted(self.kept, key=self._rank)[: self.plan.capacity]
 
     def pending(self) -> PendingRollouts:
@@ -75,14 +75,14 @@ class ReplayBuffer:
         return PendingRollouts({"replay": [one.group for one in self.kept]}, {"replay": facts})
 
     def restore(self, pending: PendingRollouts) -> None:
-        """Put back what `stock` gave."""
+        """Restore what `pending` returned."""
         facts = pending.facts["replay"]
         rows = zip(pending.sections.get("replay", []), facts["uses"], facts["numbers"], strict=True)
         self.kept = [ReplayEntry(*row) for row in rows]
         self.inserted, self.learned, self.dropped = facts["counts"]
 
     def metrics(self) -> dict[str, float]:
-        """Of the buffer as it is."""
+        """Metrics of the buffer."""
         return {
             "replay/groups": float(len(self.kept)),
             "replay/samples_per_insert": self.learned / max(1, self.inserted),

@@ -25,7 +25,7 @@ class Schedule:
         return batch - 1 - self.version(batch)
 
     def last_batch(self, version: int) -> int:
-        """The last batch that `version` samples: sampling waits there for the next synchronisation."""
+        """The last batch that `version` samples: sampling waits there for the next synchronization."""
         return version + self.offset + self.interval
 
     def syncs_after(self, step: int) -> bool:

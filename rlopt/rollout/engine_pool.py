@@ -1,7 +1,7 @@
 """All engines, as the loop sees them: requests go out, groups come back, engines are added, lost and replaced.
 
 An engine that dies is replaced. Its requests go to the others, which draw the same tokens (a sample's seed does not
-depend on who draws it); its replacement joins when the weights are next synchronised.
+depend on who draws it); its replacement joins when the weights are next synchronized.
 """
 
 import time

@@ -21,7 +21,7 @@ def wanted_engines(run: Path, default: int) -> int:
 
 
 def ask_for(run: Path, count: int) -> None:
-    """Make the run `run` use `count` engines from its next synchronisation on."""
+    """Make the run `run` use `count` engines from its next synchronization on."""
     if not (run / "config.yaml").is_file():
         raise RloptError(f"{run}: holds no run; give the folder of one that is going on")
     if count < 1:

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from rlopt.config.compose import normalised
+from rlopt.config.compose import normalized
 from rlopt.config.schema import Config
 from rlopt.config.sections import DataConfig, ModelConfig
 from rlopt.core.atomic_write import write_whole
@@ -88,7 +88,7 @@ def _kept_config(run: Path) -> dict[str, Any] | None:
         kept = None
     if not isinstance(kept, dict):
         raise RloptError(f"run.dir={run}: its config.yaml cannot be read as one; choose another run.dir")
-    return normalised(kept)  # type: ignore[no-any-return]
+    return normalized(kept)  # type: ignore[no-any-return]
 
 
 def _of_another_run(folder: Path, run: Path) -> bool:

@@ -7,7 +7,7 @@ from rlopt.run.validate import Prepared
 
 
 def summarize(prepared: Prepared) -> str:
-    """The summary: steps, data, synchronisation, workers, folder."""
+    """The summary: steps, data, synchronization, workers, folder."""
     config, size = prepared.config, prepared.config.data.prompts_per_step
     shape, width = prepared.model.shape, prepared.model.dtype.itemsize
     weights, needs = shape.parameters, learner_memory(config, shape, width)

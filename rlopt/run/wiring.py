@@ -128,7 +128,7 @@ def _samplers(prepared: Prepared, workers: RunWorkers, engines: EnginePool, jour
     new, deadline_s = config.shares[0], config.cluster.step_deadline_s
     refills = config.algo.group_relative.refills if config.algo.group_relative else 0
     prompt_sampler = PromptSampler(len(prompts), new, config.run.seed)
-    synchroniser = Synchronizer(
+    synchronizer = Synchronizer(
         learners=workers.learners,
         engines=engines,
         canaries=canary_texts(prompts, CANARY_PLACES),
@@ -146,7 +146,7 @@ def _samplers(prepared: Prepared, workers: RunWorkers, engines: EnginePool, jour
             schedule=prepared.schedule,
             requests_of=lambda batch: prompt_sampler.requests(batch, prompts, refills),
             engines=engines,
-            sync=synchroniser,
+            sync=synchronizer,
             total_steps=config.trainer.total_steps,
             deadline_s=deadline_s,
             sleep=config.rollout.sleep,
@@ -169,7 +169,7 @@ def _samplers(prepared: Prepared, workers: RunWorkers, engines: EnginePool, jour
         ),
         request_of=lambda number: prompt_sampler.requests(number // new + 1, prompts, refills)[number % new],
         engines=engines,
-        sync=synchroniser,
+        sync=synchronizer,
         next=under.next,
         again=under.under_way,
     )

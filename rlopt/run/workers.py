@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from rlopt.cluster.actors import Cluster, Workers, close_all, environment
+from rlopt.cluster.actors import Cluster, Pending, Workers, close_all, environment
 from rlopt.core.samples import PendingRollouts
 from rlopt.learner.group import Learners
 from rlopt.learner.worker import LearnerSetup, LearnerWorker
@@ -21,6 +21,8 @@ class RunWorkers:
     def __init__(self, prepared: Prepared) -> None:
         self._prepared = prepared
         self._ranks: Workers | None = None
+        self._loading: Pending | None = None
+        self._learners: Learners | None = None
         self.engines: EnginePool | None = None
         self._cluster = Cluster(prepared.config.cluster)
         self.pending = PendingRollouts({}, {})
@@ -33,19 +35,26 @@ class RunWorkers:
             self.engines = EnginePool(_spawner(self._prepared, self._cluster), config.rollout.engines, deadline)
         self._ranks = _start_learners(self._prepared, self._cluster)
         meeting = self._ranks.call("address")[0]
-        self._starting = self._ranks.start("start", *[[meeting]] * config.learner.workers, deadline_s=deadline)
+        self._loading = self._ranks.start("start", *[[meeting]] * config.learner.workers, deadline_s=deadline)
 
     def join(self) -> None:
         """Wait until all have loaded, and load the checkpoint."""
         config = self._prepared.config
-        assert self._ranks
+        assert self._ranks, "join comes after start"
+        assert self._loading, "join comes after start"
         if self.engines:
             self.engines.join_all()
-        self._starting.result("starting up")
+        self._loading.result("starting up")
         unit = self._prepared.objective.traits.unit
-        self.learners = Learners(self._ranks, config.learner.token_budget, unit, config.rollout.temperature)
+        self._learners = Learners(self._ranks, config.learner.token_budget, unit, config.rollout.temperature)
         self.learners.check_storage(self._prepared.start.run)
         self.bring_back(self._prepared)
+
+    @property
+    def learners(self) -> Learners:
+        """The learner ranks, once `join` has returned."""
+        assert self._learners, "there are no learners before join"
+        return self._learners
 
     def bring_back(self, prepared: Prepared) -> None:
         """Load the checkpoint that `prepared` resumes from, if any."""

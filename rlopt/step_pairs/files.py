@@ -1,4 +1,4 @@
-"""The rows as they will stand in the files, and what is done of them so far."""
+"""The files of `rlopt.pairs`: the rows, and the chunks that are done so far."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlopt.config.compose import normalised
+from rlopt.config.compose import normalized
 from rlopt.core.atomic_write import write_whole
 from rlopt.core.errors import RloptError
 from rlopt.step_pairs.mining import Chunk, Row, What
@@ -17,7 +17,7 @@ from rlopt.step_pairs.mining import Chunk, Row, What
 
 @dataclass
 class PairWriter:
-    """The rows as they will stand in the files: no row twice, `count` in all, and each prompt on one side alone."""
+    """The rows of the files: no row twice, `count` in all, and each prompt only on one side."""
 
     count: int
     eval_share: float
@@ -59,7 +59,7 @@ def on_eval_side(prompt: str, share: float) -> bool:
 
 
 class ChunkStore:
-    """The files beside `out`."""
+    """The folder of finished chunks beside `out`."""
 
     def __init__(self, out: Path) -> None:
         """Raises RloptError when the rows are finished."""
@@ -76,7 +76,7 @@ class ChunkStore:
             RloptError: it was made with another config.
         """
         config = self._folder / "config.json"
-        theirs = normalised(json.loads(config.read_text())) if config.exists() else identity
+        theirs = normalized(json.loads(config.read_text())) if config.exists() else identity
         differs = [f"{key}={identity[key]} (there: {theirs.get(key)})" for key in identity if identity[key] != theirs.get(key)]
         if differs:
             raise RloptError(

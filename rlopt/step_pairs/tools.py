@@ -56,7 +56,7 @@ class PairTools:
             folder=self._source.folder,
             dtype=job.model.resolved_dtype(job.cluster.gpus_per_engine),
             device="cuda" if job.cluster.gpus_per_engine else "cpu",
-            backend="nccl" if job.cluster.gpus_per_engine else "shm",  # named because vLLM wants one; no weights are sent
+            backend="nccl" if job.cluster.gpus_per_engine else "shm",  # vLLM needs one; no weights are sent
             max_model_len=self._source.longest,
             threads=job.cluster.cpu_threads,
             seed=job.run.seed,

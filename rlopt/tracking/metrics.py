@@ -81,7 +81,7 @@ DEFINITIONS: Mapping[str, tuple[str, str]] = {
     "timing_s/wait_rollout": ("s", "learner waiting for its batch"),
     "timing_s/score": ("s", "the reference's scores, the policy's where `algo.anchor` or a record needs them, and advantages"),
     "timing_s/update": ("s", "forward, backward and optimizer"),
-    "timing_s/sync": ("s", "synchronisation with its check; on steps that sync"),
+    "timing_s/sync": ("s", "synchronization with its check; on steps that sync"),
     "perf/tokens_per_s": ("tokens/s", "response tokens learned from, by wall time of the step"),
     "perf/samples_per_s": ("samples/s", "samples learned from, by wall time of the step"),
     "idle/rollout_frac": ("share", "of the time since the last sync in which engines had no request; on steps that sync"),

@@ -13,8 +13,8 @@ from rlopt.weight_sync.sender import difference
 class EngineClient:
     """`sender.Client` for a learner: every verb goes to all engines and returns when all have done it.
 
-    An engine that fails gets no further verb of that synchronisation; `faults` says why, by its number. It stays paused, as
-    the first verb left it, until a synchronisation reaches it; those in `dead` are gone.
+    An engine that fails gets no further verb of that synchronization; `faults` says why, by its number. It stays paused, as
+    the first verb left it, until a synchronization reaches it; those in `dead` are gone.
     """
 
     def __init__(self, engines: Mapping[int, Any], ranks_per_engine: int, deadline_s: float) -> None:

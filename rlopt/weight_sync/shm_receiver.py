@@ -46,7 +46,7 @@ class ShmWeightTransferEngine(WeightTransferEngine[ShmInitInfo, ShmUpdateInfo]):
         initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        self.receive_weights(self.parse_update_info(update_info))  # the base class would synchronise an accelerator
+        self.receive_weights(self.parse_update_info(update_info))  # the base class would synchronize an accelerator
 
     def receive_weights(self, update_info: ShmUpdateInfo) -> None:
         tensors = read_bucket(update_info.path, update_info.names, update_info.dtypes, update_info.shapes)

@@ -61,7 +61,7 @@ class Synchronizer:
     Attributes:
         canaries: texts, as `canary_texts` makes them.
         tolerance: nats.
-        wanted: returns how many engines there should be, at every synchronisation.
+        wanted: returns how many engines there should be, at every synchronization.
         version: what the engines hold, -1 before the first sync.
     """
 
@@ -148,7 +148,7 @@ class Synchronizer:
         return _Verdict(faults, gaps)
 
     def _score(self) -> list[Tensor]:
-        """The learner's log-probabilities of the canaries, computed once per synchronisation."""
+        """The learner's log-probabilities of the canaries, computed once per synchronization."""
         if self._scores is None:
             self._scores = score_canaries(self.learners, self.canaries)
         return self._scores

@@ -84,7 +84,7 @@ class Engine(RolloutWorker):
         if self.wrong == "slow sampler" or (self.wrong == "some slow" and sum(request.prompt.token_ids) % 8 == 0):
             await asyncio.sleep(SLOW_S)
         asked = request
-        if self.wrong == "retokenised":  # the engine was given the last token of the prompt twice
+        if self.wrong == "retokenized":  # the engine was given the last token of the prompt twice
             asked = replace(
                 request, prompt=replace(request.prompt, token_ids=request.prompt.token_ids + request.prompt.token_ids[-1:])
             )
@@ -197,7 +197,7 @@ def instruct(
     slow_s = SLOW_S if wrong == "slow learner" else 0.0
     crew._ranks.call("follow", [prepared.objective, prepared.terms, config.sync.verify, lr, slow_s])
     unit = prepared.objective.traits.unit
-    crew.learners = Learners(crew._ranks, config.learner.token_budget, unit, config.rollout.temperature)
+    crew._learners = Learners(crew._ranks, config.learner.token_budget, unit, config.rollout.temperature)
 
 
 def train(

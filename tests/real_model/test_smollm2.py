@@ -75,7 +75,7 @@ def test_the_tokenizer_and_its_chat_template_go_both_ways(model: Path) -> None:
     assert asked.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
 
 
-def test_the_model_knows_what_it_was_taught(model: Path) -> None:
+def test_the_tiny_model_learned_its_task(model: Path) -> None:
     tokenizer, lm = load_tokenizer(model), transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     with torch.no_grad():
         right, wrong = (

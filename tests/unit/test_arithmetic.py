@@ -56,6 +56,6 @@ def test_slips_are_as_frequent_as_asked_and_the_checker_finds_them() -> None:
     assert 0.45 < wrong / 2000 < 0.55
 
 
-def test_what_is_no_problem_is_refused() -> None:
+def test_what_is_not_a_problem_is_refused() -> None:
     with pytest.raises(ValueError, match="'1-1=' is not an arithmetic problem"):
         Problem.parse("1-1=")

@@ -18,7 +18,7 @@ from rlopt.objectives.dpo import DPO
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "objectives.json").read_text())
 
 
-def test_a_batch_holds_prompt_and_response_and_speaks_only_of_the_response() -> None:
+def test_a_batch_holds_prompt_and_response_and_the_mask_covers_only_the_response() -> None:
     batch = batch_of([Group(prompt(length=3), (sample(2, 1.0), sample(4, 0.0)))], step=8)
     assert batch.token_ids.tolist() == [[5, 6, 7, 20, 21, 0, 0], [5, 6, 7, 20, 21, 22, 23]]
     assert batch.lengths.tolist() == [5, 7]
@@ -28,7 +28,7 @@ def test_a_batch_holds_prompt_and_response_and_speaks_only_of_the_response() -> 
     assert batch.lag.tolist() == [7, 7]
 
 
-def test_a_token_that_the_policy_did_not_speak_is_masked_out() -> None:
+def test_a_token_that_the_policy_did_not_sample_is_masked_out() -> None:
     one = sample(3)
     one.action_mask[1] = False
     assert batch_of([Group(prompt(length=1), (one, sample(3, 0.0)))]).mask[0].tolist() == [0, 1, 0, 1]
@@ -161,7 +161,7 @@ def test_several_updates_share_out_whole_groups_and_each_has_weights_of_its_own(
     assert torch.cat([b.advantages.max(1).values for b in batches]).tolist().count(pytest.approx(2 / 3)) == 5
 
 
-def test_the_overlong_punishment_is_taken_from_the_reward_and_the_filter_keeps_siblings_credit() -> None:
+def test_the_overlong_penalty_lowers_the_reward_and_the_filter_keeps_the_siblings_advantages() -> None:
     cut = Group(prompt(), (sample(4, 1.0, finish="length"), sample(2, 0.0)))
     sequences = pad([cut], 1)
     zero = torch.zeros_like(sequences.mask)
@@ -193,7 +193,7 @@ def test_recorded_answers_become_pairs_with_the_better_one_first() -> None:
     assert batch.weights.sum().item() == 1
 
 
-def test_the_lottery_depends_on_what_was_said_and_not_on_order() -> None:
+def test_random_keys_depend_on_the_tokens_and_not_on_order() -> None:
     one, two = group("a", (1.0, 0.0)), group("b", (0.0, 0.0, 0.0))
     there, back = pad([one, two], 1).random_key, pad([two, one], 1).random_key
     assert there.tolist() == [*back[3:].tolist(), *back[:3].tolist()]

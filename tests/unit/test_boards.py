@@ -78,7 +78,7 @@ def test_an_offline_run_has_group_job_type_config_code_metrics_by_step_and_a_tab
 
 
 @pytest.mark.filterwarnings("ignore")  # wandb's own, on closing
-def test_a_run_goes_on_in_wandb_when_wandbs_own_process_is_gone(tmp_path: Path) -> None:
+def test_a_run_continues_in_wandb_when_wandbs_own_process_is_gone(tmp_path: Path) -> None:
     (board,) = start_boards(TrackingConfig("offline", False, "mine", None), tmp_path, 0, "id-1", "name-1", "grpo", SETTINGS)
     board.step(metrics(1), [])
     service = next(child for child in psutil.Process().children(recursive=True) if "wandb-core" in child.name())

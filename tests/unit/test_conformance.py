@@ -176,7 +176,7 @@ def test_a_right_backward_pass_of_ones_own_is_not_mistaken_for_a_wrong_one() -> 
     assert [f for f in check(objective) if not f.passed] == []
 
 
-def test_an_objective_that_raises_fails_by_what_it_said() -> None:
+def test_an_objective_that_raises_fails_with_its_message() -> None:
     def refuses(inputs: AdvantageInputs) -> Tensor:
         raise ValueError("not today")
 

@@ -6,7 +6,7 @@ from rlopt.core.requests import sample_seed
 from rlopt.data.prompt_sampler import PromptSampler
 
 
-def test_an_epoch_deals_every_row_once_and_the_next_in_another_order() -> None:
+def test_an_epoch_has_every_row_once_and_the_next_in_another_order() -> None:
     prompt_sampler = PromptSampler(10, per_step=4, seed=7)
     dealt = [place for batch in range(1, 6) for place in prompt_sampler.rows(batch)]
     first, second = [[row for row, e in dealt if e == epoch] for epoch in (0, 1)]
@@ -22,7 +22,7 @@ def test_a_batch_depends_on_its_number_and_the_seed_alone() -> None:
     assert forward.rows(9) != PromptSampler(10, 4, seed=8).rows(9)
 
 
-def test_spares_are_drawn_anew_for_every_place_and_named_apart_from_the_deal() -> None:
+def test_spares_are_drawn_anew_for_every_place_and_have_draws_of_their_own() -> None:
     prompts = [prompt(str(i)) for i in range(10)]
     requests = PromptSampler(10, 4, seed=7).requests(2, prompts, refills=3)
     assert [len(request.spares) for request in requests] == [3] * 4

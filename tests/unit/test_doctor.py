@@ -70,17 +70,17 @@ def test_a_healthy_run_is_called_healthy() -> None:
         (lambda behavior, **_: 0.4 * behavior + 0.25, "another temperature"),
         (lambda behavior, **_: -0.4 * behavior - 0.1, "another temperature"),
         (lambda chance, lag, **_: -chance.uniform(0, 0.3, len(lag)), "another top-p"),
-        (lambda position, **_: np.where(position == 0, -3.0, -0.01 * np.exp(-position)), "tokenised again"),
-        (lambda lag, chance, **_: np.where(chance.uniform(size=len(lag)) < 0.01, -9.0, 0.01), "tokenised again"),
+        (lambda position, **_: np.where(position == 0, -3.0, -0.01 * np.exp(-position)), "tokenized again"),
+        (lambda lag, chance, **_: np.where(chance.uniform(size=len(lag)) < 0.01, -9.0, 0.01), "tokenized again"),
     ],
 )
-def test_a_gap_at_lag_0_is_told_by_what_it_goes_with(gap: Any, words: str) -> None:
+def test_the_cause_of_a_gap_at_lag_0_is_found_by_what_it_depends_on(gap: Any, words: str) -> None:
     finding = found("engine and learner", Evidence(rows(), tokens(gap)))
     assert finding.level == "fault"
     assert words in finding.verdict
 
 
-def test_bfloat16_is_no_fault_and_float32_that_is_so_far_off_is() -> None:
+def test_bfloat16_is_not_a_fault_and_float32_that_is_so_far_off_is() -> None:
     rounding = tokens(lambda chance, lag, **_: chance.normal(0, 0.01, len(lag)))
     assert found("engine and learner", Evidence(rows(), rounding, coarse=True)).level == "fine"
     assert found("engine and learner", Evidence(rows(), rounding)).level == "fault"
@@ -88,7 +88,7 @@ def test_bfloat16_is_no_fault_and_float32_that_is_so_far_off_is() -> None:
 
 @pytest.mark.parametrize("seed", range(10))
 @pytest.mark.parametrize(("noise", "count"), [(0.05, 20000), (0.05, 1000), (0.06, 1000), (0.1, 1000), (0.02, 400)])
-def test_rounding_is_no_fault_where_most_tokens_are_certain_and_those_that_begin_a_turn_are_not(
+def test_rounding_is_not_a_fault_where_most_tokens_are_certain_and_those_that_begin_a_turn_are_not(
     noise: float, count: int, seed: int
 ) -> None:
     """It moves a log-probability by noise * (1 - p): nine tokens of ten hardly, the first ones of turns by all of it."""
@@ -102,7 +102,7 @@ def test_rounding_is_no_fault_where_most_tokens_are_certain_and_those_that_begin
 
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("batches", [1, 2, 3, STEPS])
-def test_small_batches_in_bfloat16_are_no_fault_and_a_shift_of_all_is(batches: int, seed: int) -> None:
+def test_small_batches_in_bfloat16_are_not_a_fault_and_a_shift_of_all_is(batches: int, seed: int) -> None:
     noise = np.random.default_rng(seed).normal(0, 6e-3, STEPS + 1)
     lags = {"offpolicy__lag_max": lambda s: 0.0 if s <= batches else 1.0, "offpolicy__ess": 0.99}
     for shift, level in ((0.0, "fine"), (0.06, "fault")):
@@ -129,14 +129,14 @@ def test_metrics_allow_for_a_nucleus_no_more_than_it_leaves_out() -> None:
     for drift, level in ((0.05, "warning"), (0.2, "fault"), (-0.05, "fault")):
         fresh = Evidence(rows(offpolicy__behavior_kl=drift), None, top_p=0.9)
         assert found("engine and learner", fresh).level == level
-        assert found("synchronisation", fresh).level == "unknown"
+        assert found("synchronization", fresh).level == "unknown"
 
 
 @pytest.mark.parametrize(
     ("kind", "unknown"),
     [
-        ("mixed", {"synchronisation", "progress"}),
-        ("offline", {"synchronisation", "engine and learner", "progress", "idle time"}),
+        ("mixed", {"synchronization", "progress"}),
+        ("offline", {"synchronization", "engine and learner", "progress", "idle time"}),
         ("rows", {row for row in CHECKS if row != "entropy"}),
     ],
 )
@@ -165,7 +165,7 @@ def test_no_remedy_of_a_run_without_samplers_names_what_it_refuses() -> None:
 
 def test_a_gap_that_is_the_distance_from_the_initial_model_is_a_sync_that_delivers_nothing() -> None:
     stuck = Evidence(rows(offpolicy__behavior_kl=lambda s: -2e-3 * s, offpolicy__ess=0.9), None)
-    finding = found("synchronisation", stuck)
+    finding = found("synchronization", stuck)
     assert (finding.level, "delivers nothing" in finding.verdict) == ("fault", True)
     assert "100% of 40 steps with version above 0" in finding.evidence
     assert verdict(diagnose(stuck)).startswith("Something is wrong: ")
@@ -194,7 +194,7 @@ def test_metrics_alone_tell_the_rest(name: str, level: str, changed: dict[str, A
     assert finding.remedy
 
 
-def test_a_step_of_several_updates_is_no_batch_of_lag_0() -> None:
+def test_a_step_of_several_updates_is_not_a_batch_of_lag_0() -> None:
     moved = Evidence(rows(actor__updates=4, offpolicy__behavior_kl=0.05), None)
     assert found("engine and learner", moved).level == "unknown"
 
@@ -252,7 +252,7 @@ def test_a_record_that_cannot_be_used_says_why(tmp_path: Path) -> None:
 def test_a_long_record_is_thinned_out_within_its_steps_and_not_by_whole_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every n-th step would meet one phase of the synchronisation alone."""
+    """Every n-th step would meet one phase of the synchronization alone."""
     recorder = Recorder(tmp_path, 0, header("0", "m", 1.0, 1.0), logprobs_known=True)
     for step in range(1, 9):
         recorder.step(step, [group(str(n), (1.0,), version=step - 1) for n in range(60)], torch.zeros(60, 5))
@@ -277,23 +277,21 @@ def test_a_long_record_is_thinned_out_within_its_steps_and_not_by_whole_ones(
         ("data: {experience: null}\nalgo: {name: dpo, group_relative: null}\n", "rows", False, 1.0),
     ],
 )
-def test_what_kind_of_run_it_is_stands_in_its_config(
-    tmp_path: Path, config: str, kind: Kind, coarse: bool, top_p: float
-) -> None:
+def test_the_kind_of_run_is_read_from_its_config(tmp_path: Path, config: str, kind: Kind, coarse: bool, top_p: float) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
     (tmp_path / "config.yaml").write_text(config)
     run = read(tmp_path)
     assert (run.kind, run.coarse, run.top_p) == (kind, coarse, top_p)
 
 
-def test_a_config_that_is_no_yaml_is_refused_by_its_name(tmp_path: Path) -> None:
+def test_a_config_that_is_not_yaml_is_refused_by_its_name(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
     (tmp_path / "config.yaml").write_text("a: [")
     with pytest.raises(ValueError, match=r"config.yaml is not YAML"):
         read(tmp_path)
 
 
-def test_groups_that_another_run_recorded_are_no_samples_of_lag_0_at_step_1() -> None:
+def test_groups_that_another_run_recorded_are_not_samples_of_lag_0_at_step_1() -> None:
     """They count as version 0 there, whatever policy spoke them; later ones of lag 0 were sampled here."""
     other = rows(offpolicy__behavior_kl=lambda s: 0.5 if s == 1 else 0.0, offpolicy__lag_max=lambda s: 0 if s in (1, 41) else s)
     assert found("engine and learner", Evidence(other, None)).level == "fault"

@@ -15,5 +15,5 @@ from rlopt.core.errors import first_line
         ("long " * 100, "long " * 59 + "lo..."),
     ],
 )
-def test_an_error_is_told_by_its_first_line_or_its_type(error: BaseException | str, line: str) -> None:
+def test_an_error_is_reported_by_its_first_line_or_its_type(error: BaseException | str, line: str) -> None:
     assert first_line(error) == line

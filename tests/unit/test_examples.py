@@ -133,7 +133,7 @@ def test_when_no_row_is_left_the_reasons_are_given(tmp_path: Path) -> None:
         load(tmp_path, "step_pairs", STEP | {"rejected": ""}, drop=True)
 
 
-def test_what_is_no_json_object_is_refused_by_its_line(tmp_path: Path) -> None:
+def test_what_is_not_a_json_object_is_refused_by_its_line(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     for line, message in (("[1]", "row 1 is not a JSON object"), ("{", "row 1 is not JSON")):
         file.write_text(line + "\n")

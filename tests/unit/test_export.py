@@ -47,7 +47,7 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_folder_is_written_whole_and_says_what_the_learner_said(run: Path, tmp_path: Path) -> None:
+def test_a_folder_is_written_whole_and_scores_as_the_learner_did(run: Path, tmp_path: Path) -> None:
     done = export(run, tmp_path / "out", shard_size="20KB")
     assert done.difference < 1e-5
     assert done.tokens == 6
@@ -84,7 +84,7 @@ def test_a_model_that_is_not_what_the_learner_was_is_refused_and_nothing_is_left
     assert not [path for path in tmp_path.iterdir() if "out" in path.name]
 
 
-def test_a_model_that_says_nothing_finite_is_refused(run: Path, tmp_path: Path) -> None:
+def test_a_model_with_scores_that_are_not_finite_is_refused(run: Path, tmp_path: Path) -> None:
     file = run / "checkpoints" / "step_3" / "hf" / "model.safetensors"
     weights = load_file(file)
     save_file({name: tensor * float("nan") for name, tensor in weights.items()}, file, metadata={"format": "pt"})

@@ -9,7 +9,7 @@ import pytest
 from rlopt.core.atomic_write import all_to_disk, at_home, write_whole
 
 
-def test_an_interruption_leaves_what_stood_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_leaves_the_earlier_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "a.txt"
     write_whole(file, "one")
 
@@ -27,7 +27,7 @@ def test_half_a_character_is_written_as_json_escapes_it_and_comes_back(tmp_path:
     assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"answer": "3\ud800é"}
 
 
-def test_a_folder_is_told_by_its_files_and_their_sizes(tmp_path: Path) -> None:
+def test_a_folder_is_reported_with_its_files_and_their_sizes(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "c").write_bytes(b"123")
     (tmp_path / "a").write_bytes(b"")

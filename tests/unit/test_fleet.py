@@ -87,7 +87,7 @@ def test_a_group_that_came_back_as_its_engine_died_is_kept_and_no_other_engine_a
 
 
 def restore_engines(fleet: EnginePool) -> None:
-    """As a synchronisation does."""
+    """As a synchronization does."""
     fleet.join_all()
     fleet.assign_orphaned()
 

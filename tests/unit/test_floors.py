@@ -43,6 +43,7 @@ ENTRANCES = {
     },
     "wandb": {"tracking.loggers"},
     "datasets": {"data.readers"},
+    "pyarrow": {"data.readers"},
     "peft": {"models.lora"},
     "hydra": {"config.cli", "config.compose"},
 }

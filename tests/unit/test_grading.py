@@ -52,11 +52,11 @@ def test_every_pair_of_the_table_has_its_verdict(kind: str) -> None:
         ("nothing\nat all", None),
     ],
 )
-def test_what_stands_first_in_the_order_is_the_answer(completion: str, answer: str | None) -> None:
+def test_the_first_in_the_order_is_the_answer(completion: str, answer: str | None) -> None:
     assert find(completion) == answer
 
 
-def test_of_thoughts_and_answers_only_what_is_said_is_left() -> None:
+def test_thoughts_are_removed_and_the_last_answer_is_kept() -> None:
     assert spoken("a<think>b</think>c<think>d</think>e") == "ace"
     assert spoken("a<think>b<think>c</think>d</think>e") == "ae"
     assert spoken("a</think>b") == "b"
@@ -112,7 +112,7 @@ def test_a_number_is_read_with_its_unit(text: str, number: Quantity | None) -> N
     assert quantity(normal(text), thousands=True) == number
 
 
-def test_three_digits_after_a_comma_are_a_number_of_their_own_where_nothing_says_otherwise() -> None:
+def test_three_digits_after_a_comma_are_a_number_of_their_own_unless_something_says_otherwise() -> None:
     assert quantity("300,500", thousands=False) is None
     assert quantity("10,080", thousands=False) == Quantity(Fraction(10080), None, True)
     assert equal("300500", "300500 apples")
@@ -133,7 +133,7 @@ def test_three_digits_after_a_comma_are_a_number_of_their_own_where_nothing_says
         "\\text{" * 20_000,
     ],
 )
-def test_nothing_that_a_solution_says_raises(said: str) -> None:
+def test_no_solution_text_raises(said: str) -> None:
     assert [mathematics(completion=rf"\boxed{{{said}}}", answer=answer) for answer in ("7", r"\frac{x}{2}", "1, 2")] == [
         0,
         0,

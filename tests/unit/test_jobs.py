@@ -57,7 +57,7 @@ def test_what_cannot_be_packed_is_refused_by_name(tmp_path: Path, monkeypatch: p
         pack(tmp_path / "p3", [tmp_path / "large"], b"")
 
 
-def test_a_job_joins_the_cluster_that_it_is_submitted_to_unless_told_otherwise() -> None:
+def test_a_job_joins_the_cluster_that_it_is_submitted_to_unless_another_is_named() -> None:
     assert command(["+algo=grpo", "data.template='{prompt} ='"]).endswith(
         "-m rlopt.submit --inside -- +algo=grpo 'data.template='\"'\"'{prompt} ='\"'\"'' cluster.address=auto"
     )
@@ -76,7 +76,7 @@ def test_what_looks_like_a_secret_is_refused_without_being_repeated(override: st
     assert override.partition("=")[2] not in str(refusal.value).replace("hf_token", "") or override.endswith("=x")
 
 
-def test_what_is_no_secret_is_let_through() -> None:
+def test_what_is_not_a_secret_is_allowed() -> None:
     refuse_secrets(["+algo=grpo", "rollout.max_new_tokens=64", "learner.token_budget=8192", "model.path=Qwen/Qwen2.5-1.5B"])
     refuse_secrets([f"model.path=/hf/snapshots/{'0123456789' * 4}"])
 

@@ -107,7 +107,7 @@ def test_samplers_run_a_whole_window_ahead_of_the_learner() -> None:
 
 @pytest.mark.parametrize(("interval", "offset"), [(1, 0), (20, 0), (1, 10), (4, 2), (7, 3)])
 @pytest.mark.parametrize("stop", [1, 13, 20, 28])
-def test_a_run_that_goes_on_from_any_checkpoint_asks_for_nothing_twice_and_skips_nothing(
+def test_a_run_that_continues_from_any_checkpoint_asks_for_nothing_twice_and_skips_nothing(
     interval: int, offset: int, stop: int
 ) -> None:
     whole, engines, _, diary, saved = make(interval, offset, total=45, save_every=stop)
@@ -172,7 +172,7 @@ def all_die_in_step_2(engines: Engines, trainer: Trainer) -> None:
     trainer.update = dies  # type: ignore[method-assign]
 
 
-def test_engines_that_come_back_when_none_was_left_get_the_weights_of_the_step_and_go_on() -> None:
+def test_engines_that_come_back_when_none_was_left_get_the_weights_of_the_step_and_continue() -> None:
     loop, engines, trainer, diary, _ = make(4, 0, total=8)
     all_die_in_step_2(engines, trainer)
     loop.run(Position())
@@ -181,7 +181,7 @@ def test_engines_that_come_back_when_none_was_left_get_the_weights_of_the_step_a
     assert [row["version"] for row in diary.rows] == [0, 0, 2, 2, 4, 4, 4, 4]
 
 
-def test_a_run_goes_on_from_a_checkpoint_that_holds_samples_of_engines_that_came_back_out_of_turn() -> None:
+def test_a_run_continues_from_a_checkpoint_with_samples_of_engines_restored_off_schedule() -> None:
     loop, engines, trainer, diary, saved = make(4, 0, total=8, save_every=3)
     all_die_in_step_2(engines, trainer)
     loop.run(Position())
@@ -234,7 +234,7 @@ def test_a_row_keeps_its_own_reference_whatever_the_batch_it_comes_in() -> None:
 
 @pytest.mark.parametrize(("interval", "every", "steps"), [
     (20, 20, [20, 40, 60, 65]),
-    (20, 25, [40, 60, 65]),  # 25 and 50 fall between two synchronisations; 60 is the first after 50
+    (20, 25, [40, 60, 65]),  # 25 and 50 fall between two synchronizations; 60 is the first after 50
     (1, 25, [25, 50, 65]),
     (20, 1, [20, 40, 60, 65]),
     (300, 10, [65]),
@@ -292,7 +292,7 @@ def test_a_run_that_is_to_end_keeps_what_its_samplers_are_at_as_requests() -> No
     assert pending.facts["again"] == [[7, 1], [8, 1]]
 
 
-def test_what_was_under_way_is_asked_for_again_and_spoken_by_the_weights_of_the_checkpoint() -> None:
+def test_open_requests_are_made_again_and_sampled_by_the_weights_of_the_checkpoint() -> None:
     _, ((position, pending),) = stopped_while_it_waits(6)
     again = [(batch, place) for batch, place in pending.facts["again"]]
     loop, engines, trainer, diary, _ = make(4, 0, total=12, sampled=8)
@@ -309,12 +309,12 @@ def test_what_was_under_way_is_asked_for_again_and_spoken_by_the_weights_of_the_
     assert [row["offpolicy/lag_mean"] for row in diary.rows[:2]] == [(2 + 0) / 2, (3 + 1) / 2]
 
 
-def test_a_run_that_is_told_to_end_while_it_waits_for_a_batch_saves_the_step_before_once() -> None:
+def test_a_run_that_is_asked_to_end_while_it_waits_for_a_batch_saves_the_step_before_once() -> None:
     loop, engines, trainer, _, saved = make(1, 0, total=12, save_every=2)
     engines.slow = {1}
 
     def told(step: int) -> dict[str, float]:
-        engines.stopping = step == 3  # the synchronisation after step 3 waits for nothing, and batch 4 never comes
+        engines.stopping = step == 3  # the synchronization after step 3 waits for nothing, and batch 4 never comes
         return {}
 
     assert isinstance(loop.source, OnlineSource)
@@ -332,7 +332,7 @@ def test_a_run_that_is_told_to_end_while_it_waits_for_a_batch_saves_the_step_bef
     assert (trainer.updates, saved) == ([], [])
 
 
-def test_the_time_of_an_update_is_without_scoring_credit_and_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_of_an_update_is_without_scoring_advantages_and_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     loop, engines, trainer, diary, _ = make(1, 0, total=2)
     clock = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])

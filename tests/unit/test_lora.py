@@ -34,7 +34,7 @@ def test_an_adapter_is_added_times_its_scale() -> None:
     assert found["b.weight"] is weights["b.weight"]
 
 
-def test_a_half_that_was_lost_on_its_way_changes_nothing_and_an_adapter_of_no_weight_is_an_error() -> None:
+def test_an_adapter_without_its_other_half_changes_nothing_and_one_without_a_weight_is_an_error() -> None:
     weights = {"a.weight": torch.ones(2, 2)}
     assert dict(lora.merged(weights.items(), {"a.weight.lora_A": torch.ones(1, 2)})) == weights
     with pytest.raises(KeyError, match="z.weight has an adapter, and is not a weight of the model"):
@@ -75,7 +75,7 @@ def test_adapters_begin_as_nothing_then_alone_learn_and_asleep_leave_the_model_a
     assert not torch.equal(scores(policy, tokens), before)
 
 
-def test_the_merged_model_and_what_peft_loads_say_what_the_adapted_one_says(folder: Path, tmp_path: Path) -> None:
+def test_the_merged_model_and_what_peft_loads_score_as_the_adapted_one_does(folder: Path, tmp_path: Path) -> None:
     policy, tokens = Policy(folder, torch.float32, chunk=64), torch.randint(0, 40, (2, 9))
     lora.adapt(policy.lm, LoraConfig(4, 8.0, ["q_proj", "v_proj"]))
     frozen, adapters = lora.split(policy.lm)

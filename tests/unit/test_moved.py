@@ -1,13 +1,19 @@
 """What users wrote for the release before: names in configs, modules and records that objectives import."""
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from test_resume import checkpoint_of
+from test_settings import compose
 
-from rlopt.config.compose import normalised
+from rlopt.config.compose import normalized
 from rlopt.core import sandbox
+from rlopt.data.rollout_log import blocks, group_from_json
+from rlopt.run.resume import find_resume, write_config
 
 OLD = """
 from dataclasses import dataclass
@@ -42,7 +48,7 @@ def test_earlier_names_of_rewards_stay_valid(name: str) -> None:
 def test_configs_of_earlier_runs_are_read_with_the_names_of_today() -> None:
     kept = {"reward": {"fn": ["rlopt.grading:boxed", "mine:f"]}, "pairs": {"split": "rlopt.arithmetic:split_steps"}}
     now = {"reward": {"fn": ["rlopt.rewards:boxed", "mine:f"]}, "pairs": {"split": "rlopt.data.arithmetic:split_steps"}}
-    assert normalised(kept) == now
+    assert normalized(kept) == now
 
 
 def test_an_objective_that_imports_earlier_modules_and_names_still_passes_the_kit(tmp_path: Path) -> None:
@@ -52,3 +58,26 @@ def test_an_objective_that_imports_earlier_modules_and_names_still_passes_the_ki
     assert done.returncode == 0, done.stdout + done.stderr
     assert "rlopt.types is now rlopt.objectives.core" in done.stderr
     assert "Outcomes is now AdvantageInputs" in done.stderr
+
+
+DATA = Path(__file__).parents[1] / "data"
+
+
+def test_a_run_of_the_release_before_continues_with_the_same_command(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    folder = checkpoint_of(run, step=6, batches=range(7, 21))
+    shutil.copy(DATA / "config_of_0.1.0.yaml", run / "config.yaml")
+    overrides = ["data.prompts_per_step=4", "algo.group_size=4", "trainer.total_steps=20", "run.record=true"]
+    config = compose("+algo=grpo", *overrides, f"run.dir={run}")
+    assert find_resume(config, run) == folder
+    assert write_config(config, run, folder)["wandb_id"] == "first"
+
+
+def test_a_record_of_the_release_before_is_read(tmp_path: Path) -> None:
+    file = DATA / "experience_of_0.1.0.jsonl.gz"
+    head, *rows = [json.loads(line) for block in blocks(file) for line in block.lines]
+    assert (head["rlopt"], head["format"]) == ("experience", 1)
+    groups = [group_from_json(row) for row in rows]
+    assert len(groups) == 6 * 4
+    assert {len(group.samples) for group in groups} == {4}
+    assert all(sample.action_mask.all() for group in groups for sample in group.samples)

@@ -64,7 +64,7 @@ def test_the_keys_of_trl_are_those_of_the_version_that_is_locked() -> None:
     assert named <= fields, named - fields
 
 
-def test_one_reward_in_three_signatures_says_the_same() -> None:
+def test_one_reward_in_three_signatures_gives_the_same_score() -> None:
     name = FOLDER / "rewards.py"
     for completion, value in (("it is 7", 1.0), ("it is 8", 0.0)):
         question = vars(Question("3+4=", completion, "7", {"data_source": "sums"}))

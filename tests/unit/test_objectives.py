@@ -365,13 +365,13 @@ def test_the_overlong_punishment_is_dapos() -> None:
     assert overlong_penalty(lengths, 20480, 0).tolist() == [0.0] * len(lengths)
 
 
-def test_two_groups_are_credited_apart() -> None:
+def test_two_groups_have_separate_advantages() -> None:
     inputs = inputs_of([1, 0, 0, 5, 5], group=torch.tensor([0, 0, 0, 1, 1]))
     torch.testing.assert_close(centered(inputs), double([2 / 3, -1 / 3, -1 / 3, 0, 0]))
     torch.testing.assert_close(leave_one_out(inputs), double([1, -0.5, -0.5, 0, 0]))
 
 
-def test_rewards_that_are_equal_but_for_rounding_get_no_credit() -> None:
+def test_rewards_that_are_equal_but_for_rounding_have_no_advantage() -> None:
     assert centered(inputs_of([0.1] * 3)).tolist() == [0.0, 0.0, 0.0]
     assert standardized(inputs_of([0.1] * 3), "sample").tolist() == [0.0, 0.0, 0.0]
 
@@ -481,7 +481,7 @@ def test_an_input_that_is_not_finite_is_refused_by_name_and_place() -> None:
         total_loss(grpo(), terms(), batch, PolicyOutputs(policy * torch.nan, entropy))
 
 
-def test_credit_of_the_users_own_takes_the_place_of_the_advantages() -> None:
+def test_a_users_function_replaces_the_advantages() -> None:
     mine = WithAdvantages(REINFORCE(), lambda inputs: inputs.returns * 2)
     assert mine.advantages(inputs_of([1.0, 0.5])).tolist() == [2.0, 1.0]
     assert mine.average == "token_mean"
@@ -500,7 +500,7 @@ def test_corrections_refuse_bounds_that_mean_nothing() -> None:
         replace(NO_CORRECTIONS.importance, mask="token", low=3.0)
 
 
-def test_red_drop_keeps_the_credit_of_a_sample_at_the_groups_mean() -> None:
+def test_red_drop_keeps_the_advantage_of_a_sample_at_the_groups_mean() -> None:
     """Mean 1; three bad and two good, so one bad sample, the first in the lottery, is dropped; the others have mean 1.125."""
     found = REDDrop().advantages(inputs_of([2.5, 1.0, 0.5, 0.5, 0.5], random_key=double([0.0, 0.0, 0.1, 0.8, 0.9])))
     torch.testing.assert_close(found, double([1.375, -0.125, 0.0, -0.625, -0.625]))
@@ -522,7 +522,7 @@ def test_dual_clip_bounds_the_ratio_that_the_objective_multiplies_by() -> None:
     torch.testing.assert_close(plain, bounded)
 
 
-def test_kl_and_opsm_ask_how_far_the_policy_is_from_the_one_that_sampled_whatever_the_anchor() -> None:
+def test_kl_and_opsm_measure_the_distance_to_the_policy_that_sampled_whatever_the_anchor() -> None:
     policy, rollout_logprobs = double([[-1.0, -1.0], [-2.0, -2.0]]), double([[-1.0, -1.0], [-1.0, -1.0]])
     fixture = {"mask": [[1, 1], [1, 1]], "old": rollout_logprobs.tolist(), "new": policy.tolist(), "rewards": [1.0, 0.0]}
     for old_logprobs in ("old", "new"):
@@ -532,7 +532,7 @@ def test_kl_and_opsm_ask_how_far_the_policy_is_from_the_one_that_sampled_whateve
         assert (gradient != 0).any(1).tolist() == [True, False]
 
 
-def test_a_mute_sibling_does_not_count_in_what_a_group_expects() -> None:
+def test_a_sibling_without_sampled_tokens_does_not_count_in_what_a_group_expects() -> None:
     mask = [[1, 1], [1, 1], [0, 0]]
     fixture = {"mask": mask, "old": [[-1.0, -1.0], [-1.0, -1.0], [0.0, 0.0]], "rewards": [1.0, 0.0, 0.0]}
     gepo = GEPO(clip=0.2, std="sample")

@@ -75,7 +75,7 @@ def test_megabytes_that_are_printed_go_nowhere_but_for_their_end_where_it_raises
     assert failed.why.endswith("before that it printed " + repr("x" * 200))
 
 
-def test_numbers_of_numpy_count_and_what_is_no_plain_value_is_a_failure() -> None:
+def test_numbers_of_numpy_count_and_what_is_not_a_plain_value_is_a_failure() -> None:
     number, odd = made("numpy_number", "2.5", "odd")
     assert number == 2.5
     assert isinstance(odd, Failed)

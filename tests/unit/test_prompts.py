@@ -82,7 +82,7 @@ ASKED = [{"role": "user", "content": "1+1"}]
      "verl's columns (prompt, reward_model.ground_truth)"),
     ({"prompt": ASKED, "answer": "2"}, "TRL's columns (prompt, answer)"),
 ])  # fmt: skip
-def test_rows_of_other_frameworks_are_told_apart_by_their_columns(tmp_path: Path, row: dict[str, Any], about: str) -> None:
+def test_rows_of_other_frameworks_are_distinguished_by_their_columns(tmp_path: Path, row: dict[str, Any], about: str) -> None:
     loaded = load(tmp_path, row)
     (only,) = loaded.prompts
     assert (only.id, only.text, only.answer, worded(loaded)) == ("rows.jsonl:1", "1+1", "2", "^1+1")
@@ -113,7 +113,7 @@ def test_columns_that_are_not_known_or_not_there_are_answered_with_those_that_ar
         load(tmp_path, {"q": "1+1", "a": "2"}, prompt_key="task")
 
 
-def test_a_template_stands_around_the_prompt_and_the_reward_sees_the_prompt_alone(tmp_path: Path) -> None:
+def test_a_template_is_put_around_the_prompt_and_the_reward_sees_the_prompt_alone(tmp_path: Path) -> None:
     loaded = load(tmp_path, {"prompt": "1+1", "answer": "2"}, template="Q: {prompt}\nA: ")
     assert worded(loaded) == "^Q: 1+1\nA: "
     assert loaded.prompts[0].text == "1+1"
@@ -229,7 +229,7 @@ def test_prompts_that_are_evaluated_on_are_not_trained_on(tmp_path: Path) -> Non
         drop_eval_overlap(loaded, loaded.prompts)
 
 
-def test_prompts_may_be_kept_shorter_than_the_model_has_room_for(tmp_path: Path) -> None:
+def test_prompts_may_be_limited_below_the_models_context(tmp_path: Path) -> None:
     loaded = load(tmp_path, {"prompt": "ab", "answer": "c"}, {"prompt": "abcdef", "answer": "c"}, max_prompt_tokens=3)
     assert loaded.left_out == {"prompts of more than 3 tokens": [2]}
 
@@ -237,7 +237,7 @@ def test_prompts_may_be_kept_shorter_than_the_model_has_room_for(tmp_path: Path)
 BEGUN = [*ASKED, {"role": "assistant", "content": "Let me"}]
 
 
-def test_what_the_assistant_has_begun_goes_on_and_is_not_closed(tmp_path: Path) -> None:
+def test_a_message_that_the_assistant_began_is_continued_and_not_closed(tmp_path: Path) -> None:
     assert worded(load(tmp_path, {"prompt": BEGUN, "answer": "2"}, tokenizer=Chatty())) == "<user>1+1<assistant>Let me"
     put = load(tmp_path, {"prompt": BEGUN, "answer": "2"}, tokenizer=Chatty(), template="Q {prompt}?", system="S")
     assert worded(put) == "<system>S<user>Q 1+1?<assistant>Let me"  # the template stands around what the user said
@@ -290,9 +290,7 @@ def test_a_typed_line_break_is_one_and_the_beginning_of_a_latex_command_is_none(
 
 
 @pytest.mark.parametrize("answer", ["NaN", "Infinity", "null"])
-def test_a_number_that_is_none_is_no_answer_and_a_first_row_without_one_is_dropped_and_counted(
-    answer: str, tmp_path: Path
-) -> None:
+def test_a_nan_is_not_an_answer_and_a_first_row_without_one_is_dropped_and_counted(answer: str, tmp_path: Path) -> None:
     rows = (f'{{"prompt": "1+1", "answer": {answer}}}', {"prompt": "1+2", "answer": "3"})
     with pytest.raises(RloptError, match="1 of 2 rows are unusable \\(row 1: "):
         load(tmp_path, *rows)
@@ -319,7 +317,7 @@ def test_commas_are_taken_from_a_lone_number_with_thousands_alone(text: str, ans
     assert final_answer(text, "hash") == answer
 
 
-def test_rows_that_repeat_and_columns_beside_are_said(tmp_path: Path) -> None:
+def test_repeated_rows_and_other_columns_are_reported(tmp_path: Path) -> None:
     rows = [{"prompt": text, "answer": "2", "level": 3} for text in ("1 + 1", "1  +\t1 ", "1+2")]
     assert load(tmp_path, *rows).notes == (
         "other columns, which the reward gets: level",

@@ -86,7 +86,7 @@ def test_a_resumed_run_writes_over_the_steps_that_it_makes_again_and_over_a_half
     assert path.read_bytes() == whole
 
 
-def test_damage_is_told_by_its_byte_and_the_groups_before_it_are_used(tmp_path: Path) -> None:
+def test_damage_is_reported_with_its_byte_and_the_groups_before_it_are_used(tmp_path: Path) -> None:
     path = write(tmp_path, range(1, 6))
     ends = [block.end for block in blocks(path)]
     data = bytearray(path.read_bytes())
@@ -103,7 +103,7 @@ def test_damage_is_told_by_its_byte_and_the_groups_before_it_are_used(tmp_path: 
         list(blocks(path))
 
 
-def test_a_broken_line_of_a_file_that_is_not_compressed_is_told_by_its_own_byte(tmp_path: Path) -> None:
+def test_a_broken_line_of_a_file_that_is_not_compressed_is_reported_with_its_own_byte(tmp_path: Path) -> None:
     good = json.dumps({**TEXTS, "answer": "é"}, ensure_ascii=False)  # a byte more than its letters
     path = tmp_path / "own.jsonl"
     path.write_text(f'{good}\n{good}\n{{"prompt": "ab", \n{good}\n')
@@ -113,7 +113,7 @@ def test_a_broken_line_of_a_file_that_is_not_compressed_is_told_by_its_own_byte(
     assert path.read_bytes()[begins:].startswith(b'{"prompt": "ab", \n')
 
 
-def test_a_byte_that_is_no_text_costs_only_its_line_and_what_follows(tmp_path: Path) -> None:
+def test_a_byte_that_is_not_text_loses_only_its_line_and_what_follows(tmp_path: Path) -> None:
     good = (json.dumps(TEXTS) + "\n").encode()
     path = tmp_path / "own.jsonl"
     path.write_bytes(good * 3 + b'{"prompt": "a\xe9"}\n' + good)
@@ -151,7 +151,7 @@ def lines(path: Path, *rows: Any) -> Path:
 TEXTS = {"prompt": "ab", "samples": [{"text": "cd", "reward": 1}, {"text": "c", "reward": 0}]}
 
 
-def test_texts_of_ones_own_are_tokenised_and_have_no_log_probabilities(tmp_path: Path) -> None:
+def test_users_texts_are_tokenized_and_have_no_log_probabilities(tmp_path: Path) -> None:
     found = load(lines(tmp_path / "own.jsonl", TEXTS))
     (one,) = found.groups(0, 1)
     assert one.prompt.token_ids == (2, 3)
@@ -161,7 +161,7 @@ def test_texts_of_ones_own_are_tokenised_and_have_no_log_probabilities(tmp_path:
         load(tmp_path / "own.jsonl", Needs(100, True, "grpo divides by them"))
 
 
-def test_texts_of_ones_own_are_worded_as_sampled_prompts_are(tmp_path: Path) -> None:
+def test_users_texts_are_worded_as_sampled_prompts_are(tmp_path: Path) -> None:
     words = replace(WORDS, template="q{prompt}a")
     (one,) = load_experience(str(lines(tmp_path / "own.jsonl", TEXTS)), words, ABOUT, NEEDS, False).groups(0, 1)
     assert (one.prompt.token_ids, one.prompt.text) == ((18, 2, 3, 2), "ab")
@@ -175,7 +175,7 @@ def test_groups_with_prompts_that_are_evaluated_on_are_left_out_and_counted(tmp_
         load(path, replace(NEEDS, held_out=frozenset({"ab", "abc"})))
 
 
-def test_token_ids_are_of_no_use_without_the_line_that_says_what_made_them(tmp_path: Path) -> None:
+def test_token_ids_are_refused_without_the_line_that_names_their_tokenizer(tmp_path: Path) -> None:
     path = write(tmp_path, range(1, 2))
     first, *others = gzip.decompress(path.read_bytes()).decode().splitlines()
     assert len(load(lines(tmp_path / "whole.jsonl", first, *others))) == 2

@@ -51,7 +51,7 @@ def test_samples_per_insert_counts_every_sample_that_is_learned_from() -> None:
     assert replay.metrics() == {"replay/groups": 2.0, "replay/samples_per_insert": 1.5, "replay/dropped": 0.0}
 
 
-def test_a_buffer_that_was_kept_goes_on_as_if_nothing_had_happened() -> None:
+def test_a_buffer_that_was_kept_continues_unchanged() -> None:
     first, second = make(), make()
     first.insert([group(f"g{i}", version=i) for i in range(4)])
     first.draw(5, 2)

@@ -54,7 +54,7 @@ def write_preference_run(folder: Path, model: str, margins: list[float]) -> Path
     return folder
 
 
-def test_preference_runs_have_panels_of_their_own_and_models_are_told_apart(tmp_path: Path) -> None:
+def test_preference_runs_have_panels_of_their_own_and_models_are_distinguished(tmp_path: Path) -> None:
     families = load([
         write_preference_run(tmp_path / "a", "tiny_s", [0.0, 1.0, 2.0, 3.0]),
         write_preference_run(tmp_path / "b", "tiny_l", [0.0, 2.0, 4.0, 6.0]),

@@ -24,7 +24,7 @@ def checkpoint_of(run: Path, step: int = 3, batches: Iterable[int] = range(4, 21
     return folder
 
 
-def test_a_checkpoint_goes_on_as_the_same_run_in_its_folder_and_as_another_elsewhere(
+def test_a_checkpoint_continues_as_the_same_run_in_its_folder_and_as_another_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -37,7 +37,7 @@ def test_a_checkpoint_goes_on_as_the_same_run_in_its_folder_and_as_another_elsew
     assert (state["position"], state["wandb_id"] != "first") == ({"step": 3}, True)
 
 
-def test_a_checkpoint_of_another_run_does_not_go_on_where_a_run_stands(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_run_is_refused_where_a_folder_holds_a_run(tmp_path: Path) -> None:
     folder, stands = checkpoint_of(tmp_path / "first"), tmp_path / "second"
     write_config(compose("+algo=grpo"), stands, None)
     with pytest.raises(
@@ -46,7 +46,7 @@ def test_a_checkpoint_of_another_run_does_not_go_on_where_a_run_stands(tmp_path:
         find_resume(compose("+algo=grpo", f"run.resume={folder}"), stands)
 
 
-def test_the_command_that_began_a_fork_goes_on_with_it_and_so_does_one_without_its_origin(
+def test_the_command_that_began_a_fork_continues_it_and_so_does_one_without_its_origin(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -71,7 +71,7 @@ def test_the_command_that_began_a_fork_goes_on_with_it_and_so_does_one_without_i
 @pytest.mark.parametrize(
     ("keys", "step", "batches", "gone"),
     [
-        ([], 40, [], None),  # at a synchronisation
+        ([], 40, [], None),  # at a synchronization
         ([], 30, range(31, 41), None),  # interrupted
         ([], 30, [], "the weights of step 20, which are to sample batch 31, are gone"),
         (["sync.interval=1"], 40, [], None),

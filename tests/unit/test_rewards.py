@@ -42,7 +42,7 @@ def test_none_leaves_a_sample_out(moody: RewardPool) -> None:
     ("raise", "reward.fn=user_rewards:moody raised ValueError: no idea .* on Question"),
     ("nan", "returned nan"),
 ])  # fmt: skip
-def test_a_function_that_raises_is_named_with_its_input_and_the_pool_goes_on(
+def test_a_function_that_raises_is_named_with_its_input_and_the_pool_continues(
     moody: RewardPool, completion: str, message: str
 ) -> None:
     with pytest.raises(RloptError, match=message) as refusal:
@@ -109,7 +109,7 @@ def test_functions_of_other_frameworks_are_called_as_they_expect_it(name: str, c
     assert load(f"user_rewards:{name}")(**vars(Question("1+1=", "2", "2", columns))) == value
 
 
-def test_one_file_with_three_signatures_says_the_same_of_the_same_answer() -> None:
+def test_one_file_with_three_signatures_scores_the_same_answer_alike() -> None:
     for completion, right in (("so 2", 1.0), ("so 3", 0.0)):
         said = [
             load(f"user_rewards:last_word_{style}")(**vars(Question("1+1=", completion, "2")))
@@ -124,7 +124,7 @@ def test_a_function_that_takes_something_else_is_refused_with_what_it_may_take()
 
 
 @pytest.mark.parametrize("name", ["no_such_module:f", "user_rewards:nothing", "user_rewards", "user_rewards:not_a_function"])
-def test_a_name_that_is_no_function_is_refused(name: str) -> None:
+def test_a_name_that_is_not_a_function_is_refused(name: str) -> None:
     with pytest.raises(RloptError, match=rf"reward.fn={name}: .*want module:function"):
         load(name)
 
@@ -150,7 +150,7 @@ def test_asynchronous_functions_are_summed_with_others_and_named_when_they_raise
 
 
 @pytest.mark.parametrize("name", ["streamed", "streamed_later"])
-def test_a_generator_is_no_score(name: str) -> None:
+def test_a_generator_is_not_a_score(name: str) -> None:
     made = pool(f"user_rewards:{name}")
     with pytest.raises(RloptError, match="raised TypeError: is a generator, which gives no value; return the score"):
         made.score(ask("a"))
@@ -172,7 +172,7 @@ def test_a_number_of_any_library_is_a_score(exotic: RewardPool) -> None:
     assert exotic.score(ask(*NUMBERS)) == [Scored(1.0, {})] * len(NUMBERS)
 
 
-def test_what_is_no_number_is_a_fault_that_says_what_it_was(exotic: RewardPool) -> None:
+def test_what_is_not_a_number_is_a_fault_that_shows_it(exotic: RewardPool) -> None:
     found = exotic.score(ask(*NONE))
     assert [type(one) for one in found] == [Fault] * len(NONE)
     assert all("\n" not in one.why for one in found if isinstance(one, Fault))
@@ -234,7 +234,7 @@ def test_a_file_has_its_dataclasses_its_neighbours_and_processes_of_its_own(name
     assert done.stdout == "3.5\n", done.stderr
 
 
-def test_files_of_one_name_and_of_a_librarys_name_are_told_apart(tmp_path: Path) -> None:
+def test_files_of_one_name_and_of_a_librarys_name_are_distinguished(tmp_path: Path) -> None:
     for folder, value in (("a", 1.0), ("b", 2.0)):
         (tmp_path / folder).mkdir()
         for name in ("same_name_of_a_test", "json"):

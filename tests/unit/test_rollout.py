@@ -8,7 +8,7 @@ from rlopt.core.errors import RloptError
 from rlopt.rollout.vllm_engine import need_libnuma
 
 
-def test_a_machine_without_libnuma_is_told_so_before_vllm_fails_for_another_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_libnuma_is_refused_before_vllm_fails_for_another_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(name: str) -> None:
         raise OSError(f"{name}: cannot open shared object file")
 

@@ -70,7 +70,7 @@ def test_the_defaults_are_samplers_that_are_20_steps_behind() -> None:
         (["+algo=grpo", "sync.mode=async", "sync.max_lag=30", "sync.offset=1"], "sync.offset=1: is of sync.mode=lockstep"),
         (
             ["+algo=grpo", "sync.mode=async", "sync.interval=1", "sync.max_lag=8", "rollout.sleep=true"],
-            "rollout.sleep=True: needs engines that are idle between two synchronisations",
+            "rollout.sleep=True: needs engines that are idle between two synchronizations",
         ),
         (["+algo=dpo", "data.train=x.jsonl", "rollout.sleep=true"], "rollout.sleep=True: needs engines"),
         (
@@ -219,7 +219,7 @@ def test_a_value_that_hydra_does_not_read_is_answered_with_quotes_that_it_does(v
         assert typed(hydra.compose("config", ["+algo=grpo", proposed])).run.dir == value
 
 
-def test_the_quotation_is_one_that_a_shell_reads_too() -> None:
+def test_the_proposed_quotes_work_in_a_shell_too() -> None:
     assert refusal("run.dir=runs/lr=3e-4") == (
         "run.dir=runs/lr=3e-4: is not read as one value; quote the value: 'run.dir=\"runs/lr=3e-4\"'"
     )
@@ -258,7 +258,7 @@ def test_every_key_that_is_suggested_is_there() -> None:
     assert len(others) == len(set(others))
 
 
-def test_the_users_home_stands_for_itself_in_every_path(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_users_home_is_expanded_in_every_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ada")
     paths = {
         "run.dir": "~/runs/a", "run.resume": "~/runs/a/checkpoints/step_1", "model.path": "~/m", "data.train": "~/t.jsonl",

@@ -49,7 +49,7 @@ def test_a_run_that_was_to_outlive_its_terminal_does_not_hear_it_close() -> None
         assert process.wait(timeout=30) == 7
 
 
-def test_what_is_said_after_the_terminal_closed_is_no_error() -> None:
+def test_output_after_the_terminal_closed_is_not_an_error() -> None:
     ours, theirs = pty.openpty()
     with start(stdout=theirs) as process:
         os.close(theirs)

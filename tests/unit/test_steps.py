@@ -76,7 +76,7 @@ def make(answers: list[Answer], continuations: dict[str, list[Answer]]) -> tuple
     return chunk.rows, {what: count for what, count in chunk.counts.items() if count}
 
 
-def test_a_wrong_answer_and_a_right_continuation_of_what_stood_before_its_first_wrong_step_make_a_row() -> None:
+def test_a_wrong_answer_and_a_right_continuation_of_the_steps_before_its_first_wrong_one_make_a_row() -> None:
     script = Script([said(RIGHT), said(WRONG)], {PREFIX: [said(WRONG), said(RIGHT)]})
     chunk = make_chunk([TASK], script, RECIPE)
     assert chunk.rows == [
@@ -151,7 +151,7 @@ def test_an_answer_cut_off_after_its_first_wrong_step_is_of_use_and_counted() ->
     assert counts["cut_later"] == 1
 
 
-def test_each_different_step_is_judged_once_and_one_of_them_is_chosen_by_the_seed() -> None:
+def test_each_different_step_is_located_once_and_one_of_them_is_chosen_by_the_seed() -> None:
     task = prompt("2+3=")
     ways = [said("Step 1: 2+3=5\nAnswer: 5"), said("Answer: 5"), said("Step 1: 2+3=5\nAnswer: 5")]
     chosen = set()
@@ -175,7 +175,7 @@ def test_all_answers_left_out_right_or_wrong_and_all_wrong_ones_dropped_once_or_
     assert c["wrong"] == 4 == sum(c[what] for what in dropped) + c["rows_train"] + c["rows_eval"]
 
 
-def test_the_prefix_is_cut_from_the_tokens_that_were_spoken_and_never_encoded_again() -> None:
+def test_the_prefix_is_cut_from_the_tokens_that_were_sampled_and_never_encoded_again() -> None:
     pieces = {1: "Step 1", 2: ": 7*3=21\n", 3: "Step", 4: " 2\n", 5: "", 6: "1\nStep"}
     sampled = (1, 2, 3, 4, 5)
 
@@ -194,7 +194,7 @@ def row(name: str, chosen: str = "b") -> Row:
     return {"prompt": name, "initial_reason_steps": "", "chosen": chosen, "rejected": "a"}
 
 
-def test_no_row_stands_twice_and_what_comes_after_the_last_one_wanted_is_counted() -> None:
+def test_no_row_occurs_twice_and_what_comes_after_the_last_one_wanted_is_counted() -> None:
     ledger = PairWriter(count=3, eval_share=0.0)
     ledger.add(Chunk([row("1+1="), row("1+1=", "c"), row("1+1=")], Counter()))
     assert (ledger.rows, ledger.full, ledger.counts["duplicate"]) == (2, False, 1)
@@ -221,7 +221,7 @@ def test_steps_that_do_not_join_to_the_answer_are_refused_by_name(steps: object)
 
 
 @pytest.mark.parametrize("at", [2, -1, 0.0, True, "1"])
-def test_a_place_that_is_no_step_is_refused_by_name(at: object) -> None:
+def test_a_place_that_is_not_a_step_is_refused_by_name(at: object) -> None:
     with pytest.raises(RloptError, match="pairs.locate=mine:find returned .* want an index from 0, or None for no wrong step"):
         check_place("mine:find", ["a", "b"], at)
 

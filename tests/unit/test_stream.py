@@ -29,7 +29,7 @@ def make(**changed: Any) -> tuple[AsyncSampler, Engines, Trainer]:
 
 
 def walk(stream: AsyncSampler, steps: int, first: int = 1) -> list[list[str]]:
-    """The prompts of every step, with a synchronisation after each."""
+    """The prompts of every step, with a synchronization after each."""
     taken = []
     for step in range(first, first + steps):
         taken.append([one.prompt.id for one in stream.take(step)[0]])
@@ -115,7 +115,7 @@ def test_a_batch_that_no_reward_came_for_has_no_lengths() -> None:
     assert metrics == {"offpolicy/dropped_groups": 0}
 
 
-def test_a_stream_goes_on_with_what_was_finished_and_asks_again_for_what_was_under_way() -> None:
+def test_an_async_sampler_continues_with_finished_groups_and_requests_the_others_again() -> None:
     stream, engines, _ = make()
     engines.slow = {2, 5}
     stream.open(0)

@@ -1,4 +1,4 @@
-"""A synchronisation that is proved: faults named by engine, sent again, and the end of the run where that cures nothing."""
+"""A synchronization that is proved: faults named by engine, sent again, and the end of the run where that cures nothing."""
 
 import math
 from collections.abc import Callable
@@ -18,7 +18,7 @@ def make(numbers: tuple[int, ...] = (0, 1)) -> tuple[Synchronizer, Engines, Trai
     return Synchronizer(trainer, engines, [(1, 2, 3), (4, 5)], True, 1e-3, 1, diary, lambda: 2), engines, trainer, diary
 
 
-def test_a_sync_says_what_it_cost_and_how_far_the_worst_engine_is_from_the_learner() -> None:
+def test_a_sync_reports_its_cost_and_how_far_the_worst_engine_is_from_the_learner() -> None:
     sync, _, trainer, diary = make()
     trainer.gap = 5e-4
     metrics = sync.to(20)
@@ -29,7 +29,7 @@ def test_a_sync_says_what_it_cost_and_how_far_the_worst_engine_is_from_the_learn
     assert [entry for entry in trainer.scored if entry[0] == "canary"] == [("canary", 2)]  # once for all engines
 
 
-def test_an_engine_that_got_a_changed_tensor_alone_is_sent_the_weights_again_and_the_run_goes_on() -> None:
+def test_an_engine_that_got_a_changed_tensor_alone_is_sent_the_weights_again_and_the_run_continues() -> None:
     sync, _, trainer, diary = make()
     trainer.faults = [{1: "lm_head.weight arrived changed"}]
     metrics = sync.to(3)
@@ -66,7 +66,7 @@ def test_an_engine_that_keeps_its_old_version_is_named() -> None:
         sync.to(2)
 
 
-def test_an_engine_that_dies_is_given_up_and_the_others_go_on() -> None:
+def test_an_engine_that_dies_is_given_up_and_the_others_continue() -> None:
     sync, engines, trainer, diary = make()
     trainer.faults, trainer.dead = [{0: "the engine died during update_weights"}], {0}
     sync.to(4)
@@ -79,7 +79,7 @@ def test_an_engine_that_dies_is_given_up_and_the_others_go_on() -> None:
     assert len(trainer.connected) == 2
 
 
-def test_an_engine_that_dies_under_the_canary_prompts_is_no_fault_of_the_weights() -> None:
+def test_an_engine_that_dies_under_the_canary_prompts_is_not_a_fault_of_the_weights() -> None:
     sync, engines, _, _ = make()
     ask: Callable[..., Callable[[], dict[int, list[EngineLogprobs]]]] = engines.canary
 

@@ -79,7 +79,7 @@ def test_a_resumed_journal_drops_the_steps_that_are_made_again_and_a_torn_line(t
     assert [json.loads(line)["step"] for line in (tmp_path / "samples.jsonl").read_text().splitlines()] == [1, 2, 3]
 
 
-def test_an_interruption_while_a_run_goes_on_loses_no_line_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_while_a_run_is_shown_loses_no_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = journal(tmp_path)
     for step in (1, 2, 3):
         first.step(metrics(step), [group()], None)
@@ -105,7 +105,7 @@ def test_a_board_that_fails_is_opened_again_and_misses_no_step(tmp_path: Path) -
     assert events(tmp_path) == [("board_reopened", "flaky", 2, "ConnectionResetError")]
 
 
-def test_a_board_that_fails_for_good_is_left_out_with_one_line_and_the_run_goes_on(tmp_path: Path) -> None:
+def test_a_board_that_fails_for_good_is_left_out_with_one_line_and_the_run_continues(tmp_path: Path) -> None:
     said = io.StringIO()
     broken, sound = Flaky({2, 3}, mends=False), Flaky(set(), mends=True)
     diary = journal(tmp_path, boards=[broken, sound], console=Console(file=said, width=200))

@@ -298,7 +298,7 @@ def test_trl_in_two_micro_batches_departs_from_the_whole_where_it_averages_each_
 
 
 @pytest.mark.parametrize("name", ["GRPO, sequence mean", "Dr. GRPO", "GSPO", "SAPO", "LUSPO"])
-def test_a_response_without_a_spoken_token_counts_for_trl_and_not_for_us(trl: SimpleNamespace, name: str) -> None:
+def test_a_response_without_a_sampled_token_counts_for_trl_and_not_for_us(trl: SimpleNamespace, name: str) -> None:
     """TRL divides by all sequences, ours by those that have a token: with 2 of 8 masked, TRL's loss is 6/8 of ours."""
     case, given = CASES[name], responses()
     action_mask = given.action_mask.clone()

@@ -34,7 +34,7 @@ def evaluate(*overrides: str) -> list[str]:
     return [sys.executable, "-m", "rlopt.evaluate", *overrides]
 
 
-def test_what_a_run_measures_on_gsm8k_is_what_the_command_says_of_its_checkpoint(
+def test_what_a_run_measures_on_gsm8k_is_what_the_command_measures_of_its_checkpoint(
     crew: workers.RunWorkers, home: Path, tmp_path: Path
 ) -> None:
     problems = DATA.read_text().splitlines(keepends=True)

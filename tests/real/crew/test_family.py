@@ -90,7 +90,7 @@ def test_the_first_loss_of_sampled_groups_is_what_their_rewards_make_it(
         assert first["reward/zero_std_frac"] == second["reward/zero_std_frac"] == 0
 
 
-def test_several_updates_of_a_step_move_the_policy_away_from_its_anchor(
+def test_several_updates_of_a_step_move_the_policy_away_from_the_old_one(
     crew: workers.RunWorkers, home: Path, tmp_path: Path
 ) -> None:
     overrides = ["+algo=decoupled_ppo", *SMALL, "sync.interval=1", "trainer.total_steps=1"]

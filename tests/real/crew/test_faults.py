@@ -58,7 +58,7 @@ def spoil(crew: workers.RunWorkers, how: str, times: int) -> None:
         ("deaf", r"model\.\S+ arrived changed"),
     ],
 )
-def test_a_fault_is_told_at_its_sync_by_engine_and_tensor_and_cured_by_sending_again(
+def test_a_fault_is_reported_at_its_sync_with_engine_and_tensor_and_cured_by_sending_again(
     crew: workers.RunWorkers, sync: tuple[Synchronizer, Notes], how: str, what: str
 ) -> None:
     made, notes = sync
@@ -84,7 +84,7 @@ def test_a_fault_that_stays_ends_the_run_by_engine_tensor_and_version(
         made.to(1)
 
 
-def test_an_optimizer_that_moved_without_changing_a_weight_is_told(
+def test_an_optimizer_that_moved_without_changing_a_weight_is_an_error(
     crew: workers.RunWorkers, sync: tuple[Synchronizer, Notes]
 ) -> None:
     made, _ = sync

@@ -64,7 +64,7 @@ def test_two_ranks_report_what_one_does(whole: Path, alone: Path) -> None:
             )  # Adam magnifies rounding
 
 
-def test_a_run_that_goes_on_from_a_checkpoint_ends_with_the_same_numbers(
+def test_a_run_that_continues_from_a_checkpoint_ends_with_the_same_numbers(
     alone: Path, pairs: Path, crew: workers.RunWorkers, tmp_path: Path
 ) -> None:
     prepared = crews.prepared_for(tmp_path / "run", *overrides(pairs, f"run.resume={alone / 'checkpoints' / 'step_3'}"))

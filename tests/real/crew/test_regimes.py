@@ -49,7 +49,7 @@ def versions(folder: Path) -> list[set[int]]:
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(("interval", "offset"), [(1, 0), (8, 0), (1, 4), (4, 2), (300, 199)])
-def test_every_token_is_spoken_by_the_version_of_the_schedule(
+def test_every_token_is_sampled_by_the_version_of_the_schedule(
     crew: workers.RunWorkers, home: Path, tmp_path: Path, interval: int, offset: int, seed: int
 ) -> None:
     overrides = [f"sync.interval={interval}", f"sync.offset={offset}", f"run.seed={seed}"]
@@ -60,7 +60,7 @@ def test_every_token_is_spoken_by_the_version_of_the_schedule(
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("in_flight", ["keep", "abort", "wait"])
-def test_samplers_that_never_stop_keep_to_the_bound_and_every_token_knows_its_version(
+def test_samplers_that_never_stop_keep_to_the_bound_and_every_token_has_its_version(
     crew: workers.RunWorkers, home: Path, tmp_path: Path, in_flight: str, seed: int
 ) -> None:
     overrides = ["sync.mode=async", "sync.interval=1", "sync.max_lag=3", f"sync.in_flight={in_flight}", f"run.seed={seed}"]
@@ -75,7 +75,7 @@ def test_samplers_that_never_stop_keep_to_the_bound_and_every_token_knows_its_ve
     assert healthy(tmp_path / "run")
 
 
-def test_engines_that_sleep_while_the_learner_learns_speak_the_same_samples(
+def test_engines_that_sleep_while_the_learner_learns_draw_the_same_samples(
     crew: workers.RunWorkers, home: Path, recorded: Path, tmp_path: Path
 ) -> None:
     train(crew, prepared_for(tmp_path / "run", "+algo=grpo", *BASE, "sync.interval=4", "rollout.sleep=true"), home / "fresh")
@@ -125,7 +125,7 @@ def test_a_share_of_every_batch_may_be_recorded_and_another_replayed(
     assert healthy(tmp_path / "run")
 
 
-def test_a_record_of_no_use_is_refused_by_name(recorded: Path, tmp_path: Path) -> None:
+def test_a_record_that_does_not_fit_is_refused_by_name(recorded: Path, tmp_path: Path) -> None:
     whole = (recorded / "experience.jsonl.gz").read_bytes()
     cut = tmp_path / "cut.jsonl.gz"
     cut.write_bytes(whole[: len(whole) // 2])
@@ -149,8 +149,8 @@ WRONG = {
     "noise": "compute different log-probabilities",
     "temperature": "another temperature",
     "top-p": "another top-p",
-    "retokenised": "tokenised again",
-    "nothing delivered": "synchronisation delivers nothing",
+    "retokenized": "tokenized again",
+    "nothing delivered": "synchronization delivers nothing",
     "one reward": "the reward never varies",
     "no signal": "most groups have no signal",
     "truncation": "many samples end at the limit",

@@ -24,7 +24,7 @@ def test_runs_of_several_algorithms_become_one_figure_and_one_page(run: Runs, tm
     assert "http" not in page
 
 
-def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
     done = report(tmp_path, "--out", tmp_path / "page.html")
     assert done.returncode == 1
     assert done.stderr == f"error: {tmp_path}: not a run (no config.yaml and metrics.jsonl); give the folders of runs\n"

@@ -98,7 +98,7 @@ def submit(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_job_over_two_nodes_outlives_an_engine_is_stopped_with_a_checkpoint_goes_on_and_is_followed_and_its_key_is_in_no_log(
+def test_a_job_over_two_nodes_survives_an_engine_saves_when_stopped_continues_and_logs_no_key(
     head: tuple[str, Path], short: Path, crew: workers_run.RunWorkers, home: Path, tmp_path: Path
 ) -> None:
     address, logs = head

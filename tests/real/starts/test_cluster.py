@@ -114,7 +114,7 @@ def test_a_wait_that_is_over_names_who_is_late_and_for_what(cluster: Cluster) ->
     workers.close()
 
 
-def test_a_worker_that_dies_and_one_that_refuses_are_told_apart(cluster: Cluster) -> None:
+def test_a_worker_that_dies_and_one_that_refuses_are_distinguished(cluster: Cluster) -> None:
     workers = cluster.workers("engine", Patience, 0, PATHS, [])
     with pytest.raises(RloptError, match=r"^key=value: way out$"):
         workers.call("refuse")

@@ -25,7 +25,7 @@ def exact(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if not name.startswith(("timing_s", "perf", "idle", "sync/seconds"))}
 
 
-def test_an_interrupted_run_was_heard_on_loopback_alone_keeps_its_checkpoint_and_leaves_no_process(interrupted: Ended) -> None:
+def test_an_interrupted_run_listened_on_loopback_alone_keeps_its_checkpoint_and_leaves_no_process(interrupted: Ended) -> None:
     assert interrupted.listening
     assert interrupted.listening <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
     assert interrupted.returncode == 130
@@ -36,7 +36,7 @@ def test_an_interrupted_run_was_heard_on_loopback_alone_keeps_its_checkpoint_and
     assert interrupted.kept == ["step_15"]
 
 
-def test_the_same_command_goes_on_from_there_with_the_same_numbers_to_the_end(interrupted: Ended, gone_on: Path) -> None:
+def test_the_same_command_continues_with_the_same_numbers_to_the_end(interrupted: Ended, gone_on: Path) -> None:
     metrics = rows(gone_on / "metrics.jsonl")
     assert len(interrupted.metrics) >= 21  # after a sync that is made again
     assert list(map(exact, metrics[: len(interrupted.metrics)])) == list(map(exact, interrupted.metrics))
@@ -82,7 +82,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Ended:
     return end(folder, lambda: steps(folder) >= 7, lambda pid: os.kill(pid, signal.SIGKILL), *ADAPTED, *sharded)
 
 
-def test_nothing_outlives_a_driver_that_was_killed_and_its_checkpoint_stands(killed: Ended) -> None:
+def test_nothing_outlives_a_driver_that_was_killed_and_its_checkpoint_is_complete(killed: Ended) -> None:
     assert killed.returncode == -signal.SIGKILL
     assert not killed.left
     assert killed.kept[0] == "step_6"
@@ -125,7 +125,7 @@ def told_to_end(tmp_path_factory: pytest.TempPathFactory) -> Ended:
     return end(run, lambda: steps(run) >= 3, lambda pid: os.killpg(pid, signal.SIGTERM), *keys)  # as `timeout` and clusters do
 
 
-def test_a_run_whose_whole_process_group_is_told_to_end_saves_what_it_made(told_to_end: Ended) -> None:
+def test_a_run_whose_whole_process_group_is_asked_to_end_saves_what_it_made(told_to_end: Ended) -> None:
     assert told_to_end.returncode == 130
     assert told_to_end.errors.splitlines()[-1].startswith("interrupted: the last checkpoint stands"), told_to_end.errors
     assert told_to_end.seconds < 25

@@ -39,7 +39,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return folder / "run", subprocess.run(line, capture_output=True, text=True, timeout=300, cwd=folder, env=os.environ | env)
 
 
-def test_an_objective_a_credit_and_a_reward_of_ones_own_need_no_fork(made: Made) -> None:
+def test_users_objectives_advantages_and_rewards_need_no_fork(made: Made) -> None:
     run, done = made
     metrics = rows(run / "metrics.jsonl")
     assert len(metrics) >= 3, done.stderr

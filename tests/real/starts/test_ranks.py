@@ -134,7 +134,7 @@ def test_in_bfloat16_the_first_update_moves_a_weight_by_the_learning_rate(stage:
 
 
 @pytest.mark.parametrize("name", [f"{cut}, float32" for cut in KEPT] + [f"ZeRO {zero}, bfloat16" for zero in STAGES])
-def test_a_learner_goes_on_from_its_checkpoint_with_the_same_numbers_to_the_last_bit(name: str, found: Found) -> None:
+def test_a_learner_continues_from_its_checkpoint_with_the_same_numbers_to_the_last_bit(name: str, found: Found) -> None:
     learned = found.went_on[name]
     assert isinstance(learned, Learned), learned
     assert learned.metrics[2] == learned.metrics[1]
