@@ -1,0 +1,38 @@
+"""What a run that failed leaves behind."""
+
+from pathlib import Path
+
+import torch
+
+from rlopt.core.errors import RloptError
+from rlopt.run.failure import explained
+
+
+def failed(error: Exception) -> Exception:
+    """The error as it was raised."""
+    try:
+        raise error
+    except Exception as raised:
+        return raised
+
+
+def test_a_failed_run_has_the_traceback_the_versions_and_the_config_in_error_txt(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("learner:\n  lr: 0.1\n")
+    said = explained(failed(ValueError("two\nlines")), tmp_path)
+    assert str(said) == f"ValueError: two (details: {tmp_path / 'error.txt'})"
+    text = (tmp_path / "error.txt").read_text()
+    assert "Traceback" in text
+    assert "raise error\nValueError: two\nlines" in text
+    assert f"torch {torch.__version__}" in text
+    assert text.endswith("learner:\n  lr: 0.1\n")
+
+
+def test_an_error_that_a_user_can_act_on_keeps_its_words(tmp_path: Path) -> None:
+    said = explained(failed(RloptError("key=value: do this")), tmp_path)
+    assert str(said) == f"key=value: do this (details: {tmp_path / 'error.txt'})"
+    assert (tmp_path / "error.txt").read_text().endswith("no config.yaml")
+
+
+def test_an_error_is_told_also_where_no_file_can_be_written(tmp_path: Path) -> None:
+    said = explained(failed(RloptError("key=value: do this")), tmp_path / "gone")
+    assert str(said).startswith(f"key=value: do this ({tmp_path / 'gone' / 'error.txt'} cannot be written: ")
