@@ -1,7 +1,7 @@
 """`python -m rlopt.doctor RUN`: what is wrong with a run, in plain words first, with the numbers below and remedies by key.
 
 It reads `metrics.jsonl` and, if the run kept one (`run.record=true`), `experience.jsonl.gz`, by which alone the causes of a gap
-between engine and learner can be told apart. A finding is a fault, a warning, unknown (too little is there to tell) or fine. It
+between engine and learner can be distinguished. A finding is a fault, a warning, unknown (too little data) or fine. It
 exits with 1 on a fault.
 """
 

@@ -1,4 +1,4 @@
-"""`python -m rlopt.engines RUN COUNT`: give a run that is going on more or fewer engines, from its next synchronization on."""
+"""`python -m rlopt.engines RUN COUNT`: change the number of engines of a running run, from its next synchronization on."""
 
 import argparse
 import sys
@@ -10,8 +10,8 @@ from rlopt.run.engine_count import ask_for
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m rlopt.engines", description=__doc__)
-    parser.add_argument("run", type=at_home, metavar="RUN", help="the folder of a run that is going on")
-    parser.add_argument("count", type=int, metavar="COUNT", help="engines that it shall have")
+    parser.add_argument("run", type=at_home, metavar="RUN", help="the folder of a running run")
+    parser.add_argument("count", type=int, metavar="COUNT", help="engines that it should have")
     arguments = parser.parse_args()
     try:
         ask_for(arguments.run, arguments.count)

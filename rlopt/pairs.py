@@ -48,7 +48,7 @@ def make(job: PairsJob) -> None:
 
 
 def main() -> None:
-    cli.run("pairs", typed, make, "finished chunks stand, and the same command goes on after them")
+    cli.run("pairs", typed, make, "finished chunks are kept, and the same command continues after them")
 
 
 if __name__ == "__main__":

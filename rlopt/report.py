@@ -20,11 +20,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=at_home, required=True, metavar="FILE", help="the HTML page, .png and .svg beside it")
     arguments = parser.parse_args()
-    from rlopt.diagnosis.curves import (
-        draw,
-        load,
-        write_page,  # heavy: only once the arguments are known to be good
-    )
+    from rlopt.diagnosis.curves import draw, load, write_page
 
     try:
         families = load(arguments.runs)

@@ -35,7 +35,7 @@ def main() -> None:
     except RloptError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        print("interrupted: the job goes on; status, logs and stop take its id", file=sys.stderr)
+        print("interrupted: the job continues; status, logs and stop take its id", file=sys.stderr)
         sys.exit(130)
 
 

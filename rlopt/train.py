@@ -30,7 +30,7 @@ def train(config: Config) -> None:
 
 
 def main() -> None:
-    cli.run("config", typed, train, "the last checkpoint stands, and the same command goes on from it")
+    cli.run("config", typed, train, "the last checkpoint is complete, and the same command continues from it")
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def _pad(rows: Iterable[tuple[int, Iterable[SupportsIndex], Iterable[SupportsInd
 
 
 def _random_keys(rows: list[tuple[int, list[SupportsIndex], list[SupportsIndex]]], step: int) -> Tensor:
-    """`[B]` in [0, 1): a hash of each sequence and the step; copies within a group are told apart by counting them."""
+    """`[B]` in [0, 1): a hash of each sequence and the step; copies within a group are numbered."""
     seen: dict[tuple[int, bytes], int] = {}
     drawn = []
     for group, prompt, response in rows:

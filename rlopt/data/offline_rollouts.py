@@ -176,7 +176,7 @@ def _refuse(found: Experience, where: str, needs: Needs) -> None:
 def _checked(row: Any, words: Wording, name: str, needs: Needs, headed: bool) -> tuple[Group, bool]:
     """The group of a line, if this run can use it, and whether it has log-probabilities.
 
-    `headed`: a first line said what made the token ids.
+    `headed`: a first line names the tokenizer of the token ids.
     """
     try:
         group, known = _parse(row, words, name)

@@ -10,7 +10,7 @@ A record is JSON lines: first one that says what made the groups, then one per g
 `logprobs` are those of the policy that sampled (null where the run learned from groups that had none), `policy` those of the
 policy that was about to learn, both in nats per token.
 A run writes `experience.jsonl.gz`, a gzip member per learner step: it can be read while it grows (`zcat`), a step that an
-interruption cut short is told by its checksum, and damage costs nothing that stands before it.
+interruption cut short is detected by its checksum, and damage affects nothing before it.
 """
 
 import gzip
@@ -116,7 +116,7 @@ class Recorder:
     """Writes the record of a run. A resumed run's record forgets the steps that are made again."""
 
     def __init__(self, run: Path, step: int, about: Mapping[str, object], logprobs_known: bool) -> None:
-        """`step`: that the run goes on from; `about`: what `header` makes; `logprobs_known`: groups have them."""
+        """`step`: the run continues after it; `about`: what `header` makes; `logprobs_known`: groups have them."""
         self._logprobs_known = logprobs_known
         path = run / NAME
         if path.exists():

@@ -34,6 +34,6 @@ def append_eos(ids: list[int], tokenizer: Tokenizer) -> tuple[int, ...]:
 
 
 def fingerprint(tokenizer: Any) -> str:
-    """What tells tokenizers apart whose ids mean different things: a hash of the vocabulary."""
+    """A hash of the vocabulary: tokenizers whose ids mean different things differ in it."""
     vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=False)
     return hashlib.blake2b(vocabulary.encode(), digest_size=8).hexdigest()

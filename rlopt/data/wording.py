@@ -32,7 +32,7 @@ class Wording:
     def ids(self, question: str | Messages, tools: Any = None) -> tuple[int, ...]:
         """Token ids of a row's prompt; `tools` as chat templates read them.
 
-        A conversation that ends with the assistant goes on from there.
+        A conversation that ends with the assistant is continued.
 
         Raises:
             Unusable: the chat template refuses it, or would leave something of it out.
@@ -51,7 +51,7 @@ class Wording:
         except Exception as error:  # templates are programs, and may raise anything
             raise UnusableRow(f"the tokenizer's chat template refuses it ({error or type(error).__name__})") from None
         if begun and not (messages[-1].get("content") and text.endswith(messages[-1]["content"])):
-            raise UnusableRow("the chat template does not end with what the assistant has begun, so it cannot go on from there")
+            raise UnusableRow("the chat template does not end with the assistant's message, so it cannot be continued")
         return tuple(encode(self.tokenizer, text, special=False))  # the chat template has written them
 
     def _within(self, text: str) -> str:
@@ -65,7 +65,7 @@ class Wording:
         return "\n\n".join(content_of(message) for message in self._put(messages))
 
     def _put(self, messages: Messages) -> Messages:
-        """With the template around what the user said last, and the system message."""
+        """With the template around the user's last message, and the system message."""
         put = list(messages)
         if self.template:
             place = max((i for i, message in enumerate(put) if message["role"] == "user"), default=None)

@@ -37,7 +37,7 @@ def sync_delivers(evidence: Evidence) -> CheckResult:
     if far.sum() >= 3 and share > 0.8:
         return CheckResult(
             "fault", "the samplers still have the initial model: synchronization delivers nothing", numbers,
-            "sync.verify=true tells it at the first sync; look at sync_fault in events.jsonl",
+            "sync.verify=true reports it at the first sync; look at sync_fault in events.jsonl",
         )  # fmt: skip
     return CheckResult("fine", "the samplers' weights follow the learner's", numbers)
 
@@ -56,7 +56,7 @@ def sampler_agrees(evidence: Evidence) -> CheckResult:
         numbers += f"; {first_model.mean():.1e} at version 0"
         return CheckResult(
             "fault", "synchronization delivers other weights than those of the version that engines claim", numbers,
-            "sync.verify=true tells it at the first sync; look at sync_fault in events.jsonl",
+            "sync.verify=true reports it at the first sync; look at sync_fault in events.jsonl",
         )  # fmt: skip
     if _nucleus_explains(evidence, fresh.gap):
         return _within_nucleus(evidence, numbers)
@@ -119,7 +119,7 @@ def _agreement_of_metrics(evidence: Evidence) -> CheckResult:
         return _within_nucleus(evidence, numbers)
     return CheckResult(
         "fault", "engine and learner differ on samples of lag 0", numbers,
-        "run.record=true, and ask again: the record tells temperature, top-p, tokens and rounding apart",
+        "run.record=true, and ask again: the record distinguishes temperature, top-p, tokens and rounding",
     )  # fmt: skip
 
 

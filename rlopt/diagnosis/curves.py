@@ -103,7 +103,7 @@ def panels_of(paths: list[Path]) -> dict[str, tuple[str, str]]:
     """
     kinds = {next(name for name in KINDS if np.isfinite(read_column(path, name)).any()) for path in paths}
     if len(kinds) > 1:
-        raise RloptError(f"runs that are told by {' and '.join(sorted(kinds))} cannot share a figure; make one of each")
+        raise RloptError(f"runs that are measured by {' and '.join(sorted(kinds))} cannot share a figure; make one of each")
     return KINDS[kinds.pop()]
 
 

@@ -126,7 +126,7 @@ def read_tokens(record: Path | None) -> tuple[Tokens | None, str | None]:
         ValueError: it holds no groups of a run.
     """
     if record is None:
-        return None, f"no {NAME} here, by which the gap of engine and learner could be told by lag and position"
+        return None, f"no {NAME} here, which would show the gap of engine and learner by lag and position"
     columns: list[list[np.ndarray]] = [[] for _ in fields(Tokens)]
     chance, share = random.Random(0), MOST_TOKENS * 4 / max(1, record.stat().st_size)  # about four bytes a token
     why = None

@@ -10,7 +10,7 @@ from rlopt.core.errors import Interrupted, NoEngine
 from rlopt.core.requests import SampleRequest, SamplingSpec
 from rlopt.core.samples import Group, Key, Prompt
 from rlopt.evaluation.pass_at_k import scores
-from rlopt.orchestrator.lockstep import Fleet
+from rlopt.orchestrator.lockstep import Engines
 
 AHEAD = 256
 """How many prompts are requested at a time."""
@@ -52,7 +52,7 @@ class Evaluator:
     sets: Mapping[str, list[Prompt]]
     sampling_specs: list[SamplingSpec]
     right: float
-    engines: Fleet
+    engines: Engines
     deadline_s: float
     restore_engines: Callable[[], None]
 

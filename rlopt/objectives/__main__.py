@@ -21,10 +21,7 @@ if TYPE_CHECKING:
 
 def build(name: str, settings: list[str]) -> "Objective":
     """The objective that `name` (an algorithm, or `module:Class`) and `field=value` settings describe."""
-    from rlopt.objectives.registry import (
-        load_class,
-        objective_of,  # heavy: only once it is asked for
-    )
+    from rlopt.objectives.registry import load_class, objective_of
 
     path, options = objective_of(name) if ":" not in name else (name, {})
     for setting in settings:

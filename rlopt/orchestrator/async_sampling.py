@@ -14,7 +14,7 @@ import numpy as np
 from rlopt.core.errors import NoEngine, RloptError
 from rlopt.core.requests import SampleRequest
 from rlopt.core.samples import Group, Key, PendingRollouts
-from rlopt.orchestrator.lockstep import Fleet, Synchronizer, restore_engines
+from rlopt.orchestrator.lockstep import Engines, Synchronizer, restore_engines
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class AsyncSampler:
 
     plan: AsyncPlan
     request_of: Callable[[int], SampleRequest]
-    engines: Fleet
+    engines: Engines
     sync: Synchronizer
     next: int
     again: list[int]

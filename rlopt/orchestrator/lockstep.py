@@ -14,7 +14,7 @@ LINGER_S = 5.0
 """Seconds that a run which was asked to end waits for its samples: clusters give it 30 in all."""
 
 
-class Fleet(Protocol):
+class Engines(Protocol):
     """The engines, as samplers use them. Documented in `rollout.engine_pool.EnginePool`."""
 
     @property
@@ -56,7 +56,7 @@ class LockstepSampler:
 
     schedule: Schedule
     requests_of: Callable[[int], list[SampleRequest]]
-    engines: Fleet
+    engines: Engines
     sync: Synchronizer
     total_steps: int
     deadline_s: float
@@ -128,7 +128,7 @@ class LockstepSampler:
         if self.sync.version != self.schedule.version(batch) and self.sync.version not in self.restored:
             raise RloptError(
                 f"batch {batch} is to be sampled by version {self.schedule.version(batch)}, and the engines hold "
-                f"{self.sync.version}; a finished run goes on only from a multiple of sync.interval, and with sync.offset=0"
+                f"{self.sync.version}; a finished run continues only from a multiple of sync.interval, and with sync.offset=0"
             )
 
     def _check_samples(self, step: int, groups: list[Group]) -> None:
@@ -143,12 +143,10 @@ class LockstepSampler:
                     )
 
 
-def restore_engines(engines: Fleet, sync: Synchronizer, step: int) -> None:
+def restore_engines(engines: Engines, sync: Synchronizer, step: int) -> None:
     """Wait for the engines that replace those that died, and give them the weights of learner step `step`."""
     if not engines.join_all():
-        raise RloptError(
-            "groups are waited for, nobody samples them, and no engine is being started: this is a fault of rlopt's"
-        )
+        raise RloptError("groups are missing, no engine samples them, and none is being started: this is a bug in rlopt")
     sync.to(step)
 
 

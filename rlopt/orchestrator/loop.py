@@ -24,7 +24,7 @@ from rlopt.orchestrator.progress import Position, StepClock, step_metrics
 
 
 @dataclass(frozen=True, eq=False)
-class Drawn:
+class StepData:
     """The data of one step.
 
     Attributes:
@@ -47,7 +47,7 @@ class Source(Protocol):
         """Prepare to continue after `step`."""
         ...
 
-    def take(self, step: int) -> Drawn:
+    def take(self, step: int) -> StepData:
         """The data of `step`; waits for it. Raises Interrupted if the run is asked to end meanwhile."""
         ...
 
@@ -100,27 +100,27 @@ class Loop:
         while position.step < self.plan.total_steps:
             clock = StepClock()
             try:
-                drawn = self.source.take(position.step + 1)
+                data = self.source.take(position.step + 1)
             except Interrupted:
                 if position.step > saved:
                     self.save(position, self.source.pending(position.step))
                 raise StoppedEarly from None
             clock.lap("wait_rollout")
 
-            policy = self._policy_logprobs(drawn.sequences)
-            sampled = drawn.sequences.rollout_logprobs
+            policy = self._policy_logprobs(data.sequences)
+            sampled = data.sequences.rollout_logprobs
             old_logprobs = policy if policy is not None and self.plan.anchor == "proximal" else sampled
             batches = compute_advantages(
-                drawn.sequences, old_logprobs, drawn.reference(), self.objective, self.terms, self.plan.minibatches
+                data.sequences, old_logprobs, data.reference(), self.objective, self.terms, self.plan.minibatches
             )
             clock.lap("score")
             updated = self.learners.update(batches, position.step + 1)
             clock.lap("update")
 
-            position.advance(batches, len(drawn.sequences))
-            metrics = {**drawn.metrics, **updated, **self._between_steps(position.step)}
-            metrics |= step_metrics(position, batches, len(drawn.sequences), clock)
-            self.journal.step(metrics, drawn.groups, policy)
+            position.advance(batches, len(data.sequences))
+            metrics = {**data.metrics, **updated, **self._between_steps(position.step)}
+            metrics |= step_metrics(position, batches, len(data.sequences), clock)
+            self.journal.step(metrics, data.groups, policy)
             stop = self.asked_to_stop()
             if self.is_best(metrics) or self._is_due(position.step) or stop:
                 self.save(position, self.source.pending(position.step))

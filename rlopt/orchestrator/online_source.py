@@ -9,7 +9,7 @@ from rlopt.core.protocols import Learners
 from rlopt.core.samples import Group, PendingRollouts
 from rlopt.data.collate import pad
 from rlopt.orchestrator.lockstep import Synchronizer
-from rlopt.orchestrator.loop import Drawn
+from rlopt.orchestrator.loop import StepData
 from rlopt.orchestrator.replay_buffer import ReplayBuffer
 from rlopt.tracking.metrics import batch_metrics
 
@@ -81,7 +81,7 @@ class OnlineSource:
         if self.samplers:
             self.samplers.open(step)
 
-    def take(self, step: int) -> Drawn:
+    def take(self, step: int) -> StepData:
         shares, metrics = self.shares, dict[str, float]()
         groups, asked = list[Group](), shares.new * shares.group_size
         if self.samplers:
@@ -98,7 +98,7 @@ class OnlineSource:
             asked += _samples(kept)
         sequences = pad(groups, step)
         metrics = batch_metrics(groups, step, asked) | metrics
-        return Drawn(sequences, lambda: self.learners.score_reference(sequences), metrics, groups)
+        return StepData(sequences, lambda: self.learners.score_reference(sequences), metrics, groups)
 
     def learned(self, step: int) -> dict[str, float]:
         return self.samplers.learned(step) if self.samplers else {}

@@ -13,7 +13,7 @@ from rlopt.data.collate import pad_examples
 from rlopt.data.prompt_sampler import PromptSampler
 from rlopt.objectives.core import LossTerms, Objective
 from rlopt.objectives.credit import compute_advantages
-from rlopt.orchestrator.loop import Drawn
+from rlopt.orchestrator.loop import StepData
 
 CHUNK = 512
 """How many rows the reference scores in one call."""
@@ -69,11 +69,11 @@ class RecordedSource:
     def open(self, step: int) -> None:
         self.references.score(self.examples + self.held_out)
 
-    def take(self, step: int) -> Drawn:
+    def take(self, step: int) -> StepData:
         places = self.prompt_sampler.rows(step)
         examples = [self.examples[row] for row, _ in places]
         sequences = pad_examples(examples)
-        return Drawn(sequences, lambda: self.references.of(examples, sequences), _metrics(sequences, places[-1][1]), [])
+        return StepData(sequences, lambda: self.references.of(examples, sequences), _metrics(sequences, places[-1][1]), [])
 
     def learned(self, step: int) -> dict[str, float]:
         return {}

@@ -44,7 +44,7 @@ _BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven
 def equal(said: str, answer: str) -> bool:
     """Whether `said`, as a solution writes it, means the right `answer`.
 
-    In `answer` a comma before three digits separates two numbers unless something tells that it separates thousands: a zero
+    In `answer` a comma before three digits separates two numbers unless something shows that it separates thousands: a zero
     after it, a unit, a currency. In `said` it is read as `answer` needs it.
     """
     if max(len(said), len(answer)) > READABLE:

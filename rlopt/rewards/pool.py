@@ -5,7 +5,7 @@
 `columns` are the row's others. Functions that were written for verl, `compute_score(data_source, solution_str, ground_truth,
 extra_info)`, and for TRL, `f(completions, **columns)`, are called with their own parameters, by which they are recognized.
 What is asynchronous is awaited. A score is a number of Python, numpy or torch. `None` leaves the sample out. So does a call
-that takes too long or ends its process; the run goes on, and counts them. A function that raises ends the run with its name
+that takes too long or ends its process; the run continues, and counts them. A function that raises ends the run with its name
 and input, or with `reward.on_error=skip` is counted too. None of it ever becomes a reward of 0, which would train the model.
 """
 
@@ -113,7 +113,7 @@ def _adapted(name: str, function: sandbox.Function) -> RewardFunction:
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):  # of a builtin
-        raise RloptError(f"reward.fn={name}: its parameters cannot be told; wrap it in a function of your own") from None
+        raise RloptError(f"reward.fn={name}: its parameters cannot be read; wrap it in a function of your own") from None
     if {"solution_str", "ground_truth"} <= parameters.keys():
         return partial(_verl, function, _accepted(parameters))
     if "completions" in parameters:

@@ -43,7 +43,7 @@ def _end_with(parent: Any) -> None:
 
 
 def prepare() -> None:
-    """Start the server, which imports while the caller goes on. `OMP_NUM_THREADS` must be set: it is read on import."""
+    """Start the server, which imports while the caller continues. `OMP_NUM_THREADS` must be set: it is read on import."""
     multiprocessing.set_forkserver_preload(["rlopt.rollout.preload"])
     forkserver.ensure_running()
 

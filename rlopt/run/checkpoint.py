@@ -85,7 +85,7 @@ class Best:
     """Which checkpoint of a run had the largest value of a metric, kept in `checkpoints/best.json`."""
 
     def __init__(self, run: Path, metric: str | None, step: int) -> None:
-        """`step` is the step that the run goes on from: what comes after it is made again."""
+        """`step` is the step that the run continues after: what comes after it is made again."""
         self._file, self._metric = run / "checkpoints" / "best.json", metric
         self.step, self.value = -1, -math.inf
         if metric and self._file.exists():

@@ -20,7 +20,7 @@ from rlopt.run.validate import Prepared, validate
 from rlopt.run.wiring import make_loop
 from rlopt.run.workers import RunWorkers
 from rlopt.tracking.journal import Journal, read_column
-from rlopt.tracking.loggers import Board, Wandb, start_boards
+from rlopt.tracking.loggers import Logger, Wandb, start_loggers
 
 HEADLINES = {"reward/mean": "training reward", "preference/margin": "preference margin", "actor/pg_loss": "loss"}
 """The metric that a finished run prints: the first of these that it has."""
@@ -57,13 +57,15 @@ def train(config: Config, console: Console) -> Outcome:
         with console.status("starting engines and learners"):
             workers.start()
             position, about = Position(**prepared.start.state["position"]), (config.run.name, config.algo.name, asdict(config))
-            boards = start_boards(config.tracking, prepared.start.run, position.step, prepared.start.state["wandb_id"], *about)
+            loggers = start_loggers(
+                config.tracking, prepared.start.run, position.step, prepared.start.state["wandb_id"], *about
+            )
             workers.join()
         console.print(f"started in {time.monotonic() - started:.0f} s", highlight=False)
         checkpoint.forget(prepared.start.run, position.step)
         recorder = _recorder(prepared, position.step)
         steps, log_samples = config.trainer.total_steps, config.trainer.log_samples
-        journal = Journal(prepared.start.run, position.step, steps, log_samples, boards, console, recorder)
+        journal = Journal(prepared.start.run, position.step, steps, log_samples, loggers, console, recorder)
         journal.event("start", step=position.step, resumed_from=str(prepared.start.resume) if prepared.start.resume else None)
         if prepared.start.left_behind:
             journal.event("samples_left_behind", why=prepared.start.left_behind)
@@ -82,7 +84,7 @@ def train(config: Config, console: Console) -> Outcome:
         with told_to_end(workers.stop.set):
             make_loop(prepared, workers, journal).run(position)
         finished = True
-        return _outcome(prepared, boards)
+        return _outcome(prepared, loggers)
     except StoppedEarly:
         raise
     except Exception as error:
@@ -102,7 +104,7 @@ def _recorder(prepared: Prepared, step: int) -> Recorder | None:
     return Recorder(prepared.start.run, step, prepared.about, logprobs_known=prepared.terms.off_policy)
 
 
-def _outcome(prepared: Prepared, boards: list[Board]) -> Outcome:
+def _outcome(prepared: Prepared, loggers: list[Logger]) -> Outcome:
     columns = ((name, read_column(prepared.start.run, name)) for name in HEADLINES)
     name, values = next((name, values) for name, values in columns if not math.isnan(values[0]))
     span = min(20, len(values))
@@ -113,5 +115,5 @@ def _outcome(prepared: Prepared, boards: list[Board]) -> Outcome:
         before=sum(values[:span]) / span,
         after=sum(values[-span:]) / span,
         span=span,
-        wandb=next((str(board.folder) for board in boards if isinstance(board, Wandb)), None),
+        wandb=next((str(logger.folder) for logger in loggers if isinstance(logger, Wandb)), None),
     )

@@ -26,10 +26,10 @@ MAY_CHANGE = ("run", "trainer", "tracking", "cluster", "rollout.engines", "rollo
 
 
 def find_resume(config: Config, run: Path) -> Path | None:
-    """The checkpoint to go on from, or None to begin.
+    """The checkpoint to continue from, or None to begin.
 
     Raises:
-        RloptError: the folder holds another run, or this one cannot go on from where it is.
+        RloptError: the folder holds another run, or this one cannot continue.
     """
     resume, kept, found = config.run.resume, _kept_config(run), checkpoint.find_all(run)
     if resume == "never":
@@ -59,7 +59,7 @@ def _origin(kept: Mapping[str, Any] | None, run: Path) -> Path | None:
 
 
 def _check_extension(config: Config, run: Path, folder: Path) -> None:
-    """Refuse to go on where nothing is left to do, or where the weights to sample with are gone."""
+    """Refuse to continue where nothing is left to do, or where the weights to sample with are gone."""
     state, total = checkpoint.load_state(folder), config.trainer.total_steps
     step = state["position"]["step"]
     if step >= total:

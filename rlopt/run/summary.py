@@ -46,7 +46,7 @@ def summarize(prepared: Prepared) -> str:
         ranks_line = f"{config.rollout.engines} engine(s) with {engine}; {ranks_line}"
     lines += [f"workers  {ranks_line}"]
     if why := prepared.start.left_behind:
-        lines += [f"go on    from {prepared.start.resume}, without the samples that it had not learned from: {why}"]
+        lines += [f"continue from {prepared.start.resume}, without the samples that it had not learned from: {why}"]
     learn = f", {shape.trainable:,} of adapters learn" if config.learner.lora.rank else ""
     head = (
         f"{config.run.name}: {config.algo.name} on {config.model.path} ({weights:,} parameters{learn}), "

@@ -45,7 +45,7 @@ class Start:
 
     Attributes:
         run: its folder.
-        resume: the checkpoint that it goes on from, or None.
+        resume: the checkpoint that it continues from, or None.
         state: of that checkpoint, or to begin with.
         left_behind: why the samples in it are not used by this run, or None.
     """

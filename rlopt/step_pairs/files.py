@@ -70,7 +70,7 @@ class ChunkStore:
             raise RloptError(f"pairs.out={out}: {there[0]} is finished already; choose another pairs.out, or remove it")
 
     def claim(self, identity: dict[str, Any]) -> None:
-        """Begin the folder of what is done, or go on with it.
+        """Begin the folder of finished chunks, or continue it.
 
         Raises:
             RloptError: it was made with another config.
@@ -105,7 +105,7 @@ class ChunkStore:
             write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         gone = self._folder.with_name(f".{self._folder.name}.done")
         shutil.rmtree(gone, ignore_errors=True)
-        self._folder.rename(gone)  # at once: half a folder would look like one to go on with
+        self._folder.rename(gone)  # at once: half a folder would look like one to continue
         shutil.rmtree(gone)
         return self._files
 

@@ -97,7 +97,10 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Fault:
-    """A wrong answer to a prompt and the 0-based place `at` of its first wrong step. `begun` are the ids before that step."""
+    """A wrong answer to a prompt and the 0-based place `at` of its first wrong step.
+
+    `begun` are the token ids before that step.
+    """
 
     prompt: Prompt
     attempt: int

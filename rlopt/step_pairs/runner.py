@@ -1,7 +1,7 @@
 """Makes step pairs with real engines: starts them, goes through the data chunk by chunk, saves each chunk, writes the files.
 
 Beside `OUT` a folder `OUT.partial/` holds what is done: `config.json`, which decides the rows, and one file a chunk, each
-written aside and renamed. A killed command goes on after the last of them; the rows do not depend on where it was cut,
+written aside and renamed. A killed command continues after the last of them; the rows do not depend on where it was killed,
 because every sample has its own seed and duplicates are found anew from the first chunk on. `OUT` itself appears last.
 """
 
@@ -66,23 +66,23 @@ def make_pairs(job: PairsJob, console: Console) -> Outcome:
     Raises:
         RloptError: the config cannot be run, or a worker or a user's function failed; nothing is left running.
     """
-    pairs, kept = job.pairs, ChunkStore(Path(job.pairs.out))
+    pairs, store = job.pairs, ChunkStore(Path(job.pairs.out))
     source = find_source(job, console)
-    kept.claim(_identity(job, source))
+    store.claim(_identity(job, source))
     chunks = [source.prompts[i : i + pairs.chunk] for i in range(0, len(source.prompts), pairs.chunk)]
-    ledger, done = PairWriter(pairs.count, pairs.eval_share), 0
-    for chunk in kept.chunks():
-        ledger.add(chunk)
+    writer, done = PairWriter(pairs.count, pairs.eval_share), 0
+    for chunk in store.chunks():
+        writer.add(chunk)
         done += 1
     if done:
-        console.print(f"going on after chunk {done} with {ledger.rows} rows", highlight=False)
-    stood, seconds = ledger.rows, 0.0
-    if not ledger.full and done < len(chunks):
-        seconds = _make_chunks(job, source, chunks, done, ledger, kept, console)
-    counts = {what: ledger.counts[what] for what in MEANING}
-    files = kept.finish(ledger.train, ledger.eval, counts)
+        console.print(f"continuing after chunk {done} with {writer.rows} rows", highlight=False)
+    stood, seconds = writer.rows, 0.0
+    if not writer.full and done < len(chunks):
+        seconds = _make_chunks(job, source, chunks, done, writer, store, console)
+    counts = {what: writer.counts[what] for what in MEANING}
+    files = store.finish(writer.train, writer.eval, counts)
     return Outcome(
-        files, [(counts[what], meaning) for what, meaning in MEANING.items()], ledger.rows, ledger.rows - stood, seconds
+        files, [(counts[what], meaning) for what, meaning in MEANING.items()], writer.rows, writer.rows - stood, seconds
     )
 
 
@@ -101,35 +101,35 @@ def _make_chunks(
     source: Source,
     chunks: list[list[Prompt]],
     done: int,
-    ledger: PairWriter,
-    kept: "ChunkStore",
+    writer: PairWriter,
+    store: "ChunkStore",
     console: Console,
 ) -> float:
     """Make the chunks after the first `done` until there are enough rows; the seconds that this took."""
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn())
     progress = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
     recipe = Recipe(job.pairs.attempts, job.pairs.continuations, job.pairs.right, job.run.seed)
-    workshop = PairTools(job, source)
+    tools = PairTools(job, source)
     try:
         with console.status("starting engines"):
-            workshop.start()
+            tools.start()
         began = time.monotonic()
         with progress:
-            task = progress.add_task("rows", total=ledger.count, completed=ledger.rows)
+            task = progress.add_task("rows", total=writer.count, completed=writer.rows)
             for number, prompts in enumerate(chunks[done:], done + 1):
-                chunk = make_chunk(prompts, workshop, recipe)
-                kept.add(number, chunk)
-                ledger.add(chunk)
+                chunk = make_chunk(prompts, tools, recipe)
+                store.add(number, chunk)
+                writer.add(chunk)
                 line = f"chunk {number} of at most {len(chunks)}"
-                progress.update(task, completed=ledger.rows, description=line)
+                progress.update(task, completed=writer.rows, description=line)
                 if not console.is_terminal:
-                    console.print(f"{line}: {ledger.rows} of {ledger.count} rows", highlight=False)
-                if ledger.full:
+                    console.print(f"{line}: {writer.rows} of {writer.count} rows", highlight=False)
+                if writer.full:
                     break
         return time.monotonic() - began
     finally:
         with undisturbed():
-            workshop.close()
+            tools.close()
 
 
 def _identity(job: PairsJob, source: Source) -> dict[str, Any]:

@@ -108,7 +108,7 @@ class Sampler:
         self._workers = workers
 
     def complete(self, openings: list[Continuation], count: int) -> list[list[Answer]]:
-        """`count` answers that go on from each opening; the same ones whichever engine samples them."""
+        """`count` answers that continue each opening; the same ones whichever engine samples them."""
         shares = _deal(openings, len(self._workers))
         return _gather(self._workers.start("complete", *([share, count] for share in shares)).result("sampling answers"))
 

@@ -24,7 +24,7 @@ from rlopt.core.atomic_write import write_whole
 from rlopt.core.errors import RloptError, first_line
 from rlopt.core.samples import Group
 from rlopt.data.rollout_log import Recorder
-from rlopt.tracking.loggers import Board
+from rlopt.tracking.loggers import Logger
 from rlopt.tracking.metrics import DEFINITIONS
 
 OWN = ("objective/", "reward/part/", "eval/")
@@ -52,18 +52,18 @@ class Journal:
         step: int,
         total: int,
         log_samples: int,
-        boards: Sequence[Board],
+        loggers: Sequence[Logger],
         console: Console,
         recorder: Recorder | None,
     ) -> None:
-        """`step` is the step that the run goes on from; later lines of an interrupted attempt are cut off."""
+        """`step` is the step that the run continues after; later lines of an interrupted attempt are cut off."""
         self._recorder = recorder
         for name in ("metrics.jsonl", "samples.jsonl"):
             _keep_until(run / name, step)
         self._files: dict[str, IO[str]] = {
             name: (run / f"{name}.jsonl").open("a", buffering=1) for name in ("metrics", "samples", "events")
         }
-        self._log_samples, self._boards = log_samples, list(boards)
+        self._log_samples, self._loggers = log_samples, list(loggers)
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -96,8 +96,8 @@ class Journal:
             self._write("samples", row)
         if self._recorder and policy is not None:
             self._recorder.step(step, groups, policy)
-        for board in list(self._boards):
-            self._show(board, metrics, shown)
+        for logger in list(self._loggers):
+            self._show(logger, metrics, shown)
         line = "  ".join(f"{label} {metrics[name]:{form}}" for name, (label, form) in LINE.items() if name in metrics)
         self._progress.update(self._task, completed=step, description=line)
         if not self._console.is_terminal and (step % 20 == 0 or step == 1):
@@ -117,29 +117,29 @@ class Journal:
             file.close()
         if self._recorder:
             self._recorder.close()
-        for board in self._boards:
+        for logger in self._loggers:
             try:
-                board.close(exit_code)
+                logger.close(exit_code)
             except Exception as error:  # as in _show; the events are closed by now
-                self._warn(f"{board.name} did not close ({first_line(error)})")
+                self._warn(f"{logger.name} did not close ({first_line(error)})")
 
-    def _show(self, board: Board, metrics: Mapping[str, float], samples: list[dict[str, object]]) -> None:
+    def _show(self, logger: Logger, metrics: Mapping[str, float], samples: list[dict[str, object]]) -> None:
         """Show a step. A logger that fails is opened again once, and then left out: it must not end a run."""
         step = int(metrics["step"])
         try:
-            board.step(metrics, samples)
+            logger.step(metrics, samples)
             return
         except Exception as error:  # whatever the service behind it raises
             why = first_line(error)
         try:
-            board.reopen()
-            board.step(metrics, samples)
-            self.event("board_reopened", board=board.name, step=step, why=why)
+            logger.reopen()
+            logger.step(metrics, samples)
+            self.event("board_reopened", board=logger.name, step=step, why=why)
         except Exception as error:  # whatever it raises now
-            self._boards.remove(board)
+            self._loggers.remove(logger)
             why = first_line(error)
-            self.event("board_lost", board=board.name, step=step, why=why)
-            self._warn(f"{board.name} shows nothing from step {step} on ({why}); metrics.jsonl has everything")
+            self.event("board_lost", board=logger.name, step=step, why=why)
+            self._warn(f"{logger.name} shows nothing from step {step} on ({why}); metrics.jsonl has everything")
 
     def _warn(self, line: str) -> None:
         self._console.print(f"warning: {line}", highlight=False, markup=False, soft_wrap=True)

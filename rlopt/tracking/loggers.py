@@ -24,7 +24,7 @@ TABLE_EVERY = 20
 Row = Mapping[str, object]
 
 
-class Board(Protocol):
+class Logger(Protocol):
     """A logger. Its methods may raise whatever the service raises: the journal continues without it."""
 
     name: str
@@ -126,7 +126,7 @@ class TensorBoard:
     name = "TensorBoard"
 
     def __init__(self, run: Path, step: int) -> None:
-        """`step` is the step that the run goes on from."""
+        """`step` is the step that the run continues after."""
         self._folder, self._step = run / "tensorboard", step
         self._open()
 
@@ -153,13 +153,13 @@ class TensorBoard:
         self._writer.close()
 
 
-def start_boards(
+def start_loggers(
     config: TrackingConfig, run: Path, step: int, run_id: str, name: str, group: str, settings: dict[str, Any]
-) -> list[Board]:
+) -> list[Logger]:
     """The loggers that the config asks for; W&B comes first."""
-    boards: list[Board] = []
+    loggers: list[Logger] = []
     if config.wandb != "disabled":
-        boards.append(Wandb(config, run, run_id, name, group, settings))
+        loggers.append(Wandb(config, run, run_id, name, group, settings))
     if config.tensorboard:
-        boards.append(TensorBoard(run, step))
-    return boards
+        loggers.append(TensorBoard(run, step))
+    return loggers

@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 
 from rlopt.config.sections import TrackingConfig
 from rlopt.diagnosis.curves import PANELS
-from rlopt.tracking.loggers import FIGURE, TABLE_EVERY, TensorBoard, start_boards, workspace
+from rlopt.tracking.loggers import FIGURE, TABLE_EVERY, TensorBoard, start_loggers, workspace
 
 SAMPLE = {"step": 1, "prompt": "1+1=", "completion": "2", "answer": "2", "reward": 1.0, "version": 0, "finish": "stop"}
 SETTINGS = {"learner": {"lr": 0.5}, "algo": {"name": "grpo"}}
@@ -44,10 +44,10 @@ def records(folder: Path) -> list[Any]:
 
 @pytest.mark.filterwarnings("ignore")  # wandb's own, on closing
 def test_an_offline_run_has_group_job_type_config_code_metrics_by_step_and_a_table_of_samples(tmp_path: Path) -> None:
-    (board,) = start_boards(TrackingConfig("offline", False, "mine", None), tmp_path, 0, "id-1", "name-1", "grpo", SETTINGS)
+    (logger,) = start_loggers(TrackingConfig("offline", False, "mine", None), tmp_path, 0, "id-1", "name-1", "grpo", SETTINGS)
     for step in range(1, TABLE_EVERY + 1):
-        board.step(metrics(step), [{**SAMPLE, "step": step}])
-    board.close(0)
+        logger.step(metrics(step), [{**SAMPLE, "step": step}])
+    logger.close(0)
     deadline, found = time.monotonic() + 20, list[Any]()
     while not found or found[-1].WhichOneof("record_type") != "exit":  # another process writes it
         assert time.monotonic() < deadline
@@ -79,22 +79,22 @@ def test_an_offline_run_has_group_job_type_config_code_metrics_by_step_and_a_tab
 
 @pytest.mark.filterwarnings("ignore")  # wandb's own, on closing
 def test_a_run_continues_in_wandb_when_wandbs_own_process_is_gone(tmp_path: Path) -> None:
-    (board,) = start_boards(TrackingConfig("offline", False, "mine", None), tmp_path, 0, "id-1", "name-1", "grpo", SETTINGS)
-    board.step(metrics(1), [])
+    (logger,) = start_loggers(TrackingConfig("offline", False, "mine", None), tmp_path, 0, "id-1", "name-1", "grpo", SETTINGS)
+    logger.step(metrics(1), [])
     service = next(child for child in psutil.Process().children(recursive=True) if "wandb-core" in child.name())
     service.kill()
     service.wait(20)
 
     def show_until_it_fails() -> None:
         for _ in range(100):  # what is written while the socket closes is taken and lost
-            board.step(metrics(2), [SAMPLE])
+            logger.step(metrics(2), [SAMPLE])
             time.sleep(0.05)
 
     with pytest.raises(ConnectionError):
         show_until_it_fails()
-    board.reopen()
-    board.step(metrics(2), [SAMPLE])
-    board.close(0)
+    logger.reopen()
+    logger.step(metrics(2), [SAMPLE])
+    logger.close(0)
     assert len(list(tmp_path.glob("wandb/offline-run-*/run-id-1.wandb"))) == 2
 
 
@@ -111,10 +111,10 @@ def test_a_projects_page_opens_on_reward_kl_entropy_and_length() -> None:
 def test_tensorboard_has_every_metric_by_step_and_a_resumed_run_takes_back_what_it_makes_again(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    board = TensorBoard(tmp_path, 0)
+    logger = TensorBoard(tmp_path, 0)
     for step in range(1, TABLE_EVERY + 1):
-        board.step(metrics(step), [SAMPLE])
-    board.close(1)
+        logger.step(metrics(step), [SAMPLE])
+    logger.close(1)
     again = TensorBoard(tmp_path, 18)
     for step in (19, 20, 21):
         again.step(metrics(step, **{"actor/lr": 3.0}), [SAMPLE])
@@ -127,5 +127,5 @@ def test_tensorboard_has_every_metric_by_step_and_a_resumed_run_takes_back_what_
 
 
 def test_nothing_is_started_where_nothing_is_asked_for(tmp_path: Path) -> None:
-    assert start_boards(TrackingConfig("disabled", False, "p", None), tmp_path, 0, "i", "n", "g", {}) == []
+    assert start_loggers(TrackingConfig("disabled", False, "p", None), tmp_path, 0, "i", "n", "g", {}) == []
     assert not list(tmp_path.iterdir())

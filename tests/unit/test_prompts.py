@@ -248,8 +248,8 @@ def test_a_message_that_the_assistant_began_is_continued_and_not_closed(tmp_path
 @pytest.mark.parametrize(
     ("messages", "tokenizer", "why"),
     [
-        ([*ASKED, {"role": "assistant", "content": "Let me "}], Stripping(), "does not end with what the assistant has begun"),
-        ([*ASKED, {"role": "assistant", "content": ""}], Chatty(), "does not end with what the assistant has begun"),
+        ([*ASKED, {"role": "assistant", "content": "Let me "}], Stripping(), "does not end with the assistant.s message"),
+        ([*ASKED, {"role": "assistant", "content": ""}], Chatty(), "does not end with the assistant.s message"),
         ([{"role": "user", "content": "1", "name": "Ada"}], Chatty(), "name would be lost: the tokenizer's chat template does"),
         ([{"role": "assistant", "content": "", "tool_calls": [1]}, *ASKED], Chatty(), "tool_calls would be lost"),
         ([{"role": "user", "content": [{"type": "image", "url": "x"}]}], Chatty(), "a message with content that is not text"),

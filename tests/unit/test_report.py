@@ -69,5 +69,5 @@ def test_preference_runs_have_panels_of_their_own_and_models_are_distinguished(t
 
 def test_runs_with_nothing_in_common_do_not_share_a_figure(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / "a", "x", [1.0]), write_preference_run(tmp_path / "b", "tiny_s", [0.0, 1.0])]
-    with pytest.raises(RloptError, match="runs that are told by preference/margin and reward/mean cannot share a figure"):
+    with pytest.raises(RloptError, match="runs that are measured by preference/margin and reward/mean cannot share a figure"):
         load(runs)

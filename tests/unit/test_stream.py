@@ -10,7 +10,6 @@ from rlopt.core.errors import RloptError
 from rlopt.core.requests import SampleRequest
 from rlopt.core.samples import PendingRollouts
 from rlopt.orchestrator.async_sampling import AsyncPlan, AsyncSampler, streamed
-from rlopt.orchestrator.lockstep import Fleet
 from rlopt.orchestrator.online_source import OnlineSource, Shares
 from rlopt.weight_sync.synchronizer import Synchronizer
 
@@ -21,7 +20,6 @@ def make(**changed: Any) -> tuple[AsyncSampler, Engines, Trainer]:
     engines = Engines()
     trainer = Trainer(engines)
     sync = Synchronizer(trainer, engines, [(1, 2, 3)], True, 1e-3, 1, Diary(), lambda: 2)
-    engines: Fleet = engines
     stream = AsyncSampler(
         AsyncPlan(**plan, deadline_s=1.0), lambda n: SampleRequest(prompt(f"p{n}"), "0"), engines, sync, 0, []
     )

@@ -12,17 +12,17 @@ from rich.console import Console
 
 from rlopt.core.errors import RloptError
 from rlopt.tracking.journal import Journal, read_column
-from rlopt.tracking.loggers import Board, Row
+from rlopt.tracking.loggers import Logger, Row
 from rlopt.tracking.metrics import DEFINITIONS, batch_metrics
 
 
-def journal(folder: Path, step: int = 0, boards: Sequence[Board] = (), console: Console | None = None) -> Journal:
+def journal(folder: Path, step: int = 0, loggers: Sequence[Logger] = (), console: Console | None = None) -> Journal:
     console = console or Console(file=io.StringIO())
-    return Journal(folder, step, total=10, log_samples=1, boards=boards, console=console, recorder=None)
+    return Journal(folder, step, total=10, log_samples=1, loggers=loggers, console=console, recorder=None)
 
 
 class Flaky:
-    """A board that cannot show the steps that it is told of, until it is opened again, or ever."""
+    """A logger that cannot show steps until it is opened again, or never can."""
 
     name = "flaky"
 
@@ -95,20 +95,20 @@ def test_an_interruption_while_a_run_is_shown_loses_no_line(tmp_path: Path, monk
     assert read_column(tmp_path, "step") == [1, 2, 3]
 
 
-def test_a_board_that_fails_is_opened_again_and_misses_no_step(tmp_path: Path) -> None:
-    board = Flaky({2}, mends=True)
-    diary = journal(tmp_path, boards=[board])
+def test_a_logger_that_fails_is_opened_again_and_misses_no_step(tmp_path: Path) -> None:
+    logger = Flaky({2}, mends=True)
+    diary = journal(tmp_path, loggers=[logger])
     for step in (1, 2, 3):
         diary.step(metrics(step), [group()], None)
     diary.close(0)
-    assert board.shown == [1, 2, 3]
+    assert logger.shown == [1, 2, 3]
     assert events(tmp_path) == [("board_reopened", "flaky", 2, "ConnectionResetError")]
 
 
-def test_a_board_that_fails_for_good_is_left_out_with_one_line_and_the_run_continues(tmp_path: Path) -> None:
+def test_a_logger_that_fails_for_good_is_left_out_with_one_line_and_the_run_continues(tmp_path: Path) -> None:
     said = io.StringIO()
     broken, sound = Flaky({2, 3}, mends=False), Flaky(set(), mends=True)
-    diary = journal(tmp_path, boards=[broken, sound], console=Console(file=said, width=200))
+    diary = journal(tmp_path, loggers=[broken, sound], console=Console(file=said, width=200))
     for step in (1, 2, 3):
         diary.step(metrics(step), [group()], None)
     diary.close(0)
@@ -119,9 +119,9 @@ def test_a_board_that_fails_for_good_is_left_out_with_one_line_and_the_run_conti
     assert said.getvalue().count(line) == 1
 
 
-def test_a_board_that_does_not_close_costs_a_line(tmp_path: Path) -> None:
+def test_a_logger_that_does_not_close_costs_a_line(tmp_path: Path) -> None:
     said = io.StringIO()
-    diary = journal(tmp_path, boards=[Flaky(set(), mends=True, closes=False)], console=Console(file=said, width=200))
+    diary = journal(tmp_path, loggers=[Flaky(set(), mends=True, closes=False)], console=Console(file=said, width=200))
     diary.step(metrics(1), [group()], None)
     diary.close(0)
     assert "warning: flaky did not close (the disk)\n" in said.getvalue()

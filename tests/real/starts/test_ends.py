@@ -29,7 +29,7 @@ def test_an_interrupted_run_listened_on_loopback_alone_keeps_its_checkpoint_and_
     assert interrupted.listening
     assert interrupted.listening <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
     assert interrupted.returncode == 130
-    assert interrupted.errors.splitlines()[-1].startswith("interrupted: the last checkpoint stands"), interrupted.errors
+    assert interrupted.errors.splitlines()[-1].startswith("interrupted: the last checkpoint is complete"), interrupted.errors
     assert "Traceback" not in interrupted.errors
     assert interrupted.seconds < 20
     assert not interrupted.left
@@ -127,7 +127,7 @@ def told_to_end(tmp_path_factory: pytest.TempPathFactory) -> Ended:
 
 def test_a_run_whose_whole_process_group_is_asked_to_end_saves_what_it_made(told_to_end: Ended) -> None:
     assert told_to_end.returncode == 130
-    assert told_to_end.errors.splitlines()[-1].startswith("interrupted: the last checkpoint stands"), told_to_end.errors
+    assert told_to_end.errors.splitlines()[-1].startswith("interrupted: the last checkpoint is complete"), told_to_end.errors
     assert told_to_end.seconds < 25
     assert not told_to_end.left
     assert told_to_end.kept == [f"step_{len(told_to_end.metrics)}"]

@@ -50,7 +50,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         first.send_signal(signal.SIGINT)
         _, errors = first.communicate(timeout=60)
     assert first.returncode == 130
-    assert errors == "interrupted: finished chunks stand, and the same command goes on after them\n"
+    assert errors == "interrupted: finished chunks are kept, and the same command continues after them\n"
     _, alive = psutil.wait_procs(family, timeout=10)
     assert not alive, [member.cmdline() for member in alive]
     assert [path.name for path in halved.iterdir()] == ["pairs.jsonl.partial"]
@@ -59,7 +59,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     for process in (through, again):
         printed, errors = process.communicate(timeout=300)
         assert process.returncode == 0, printed + errors
-        assert ("going on after chunk" in printed) == (process is again)
+        assert ("continuing after chunk" in printed) == (process is again)
     return whole, halved, left
 
 
