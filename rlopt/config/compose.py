@@ -38,7 +38,7 @@ def typed(composed: DictConfig) -> Config:
     """The typed config; every wrong key or value is refused with its full name."""
     if "algo" not in composed:
         raise RloptError(f"algo: not given; append one with +algo=NAME, where NAME is one of {', '.join(algorithms())}")
-    raw: Any = OmegaConf.to_container(composed, resolve=True)
+    raw: Any = normalized(OmegaConf.to_container(composed, resolve=True))
     raw["algo"] = _sorted_out(raw["algo"])
     config = read(Config, raw, "")
     _refuse_ignored(config, raw)

@@ -81,3 +81,10 @@ def test_a_record_of_the_release_before_is_read(tmp_path: Path) -> None:
     assert len(groups) == 6 * 4
     assert {len(group.samples) for group in groups} == {4}
     assert all(sample.action_mask.all() for group in groups for sample in group.samples)
+
+
+def test_an_earlier_name_of_a_default_is_the_default_where_a_key_has_no_effect() -> None:
+    assert (
+        compose("+algo=dpo", "data.train=x.jsonl", "reward.fn=rlopt.arithmetic:reward").reward.fn
+        == "rlopt.data.arithmetic:reward"
+    )

@@ -128,3 +128,9 @@ def test_every_target_of_make_that_the_pages_name_is_there() -> None:
     for page in PAGES:
         for line in re.findall(r"^ +make ([a-z -]+)", page.read_text(), re.M):
             assert set(line.split()) <= targets, line
+
+
+@pytest.mark.parametrize(("section", "most"), [("One prompt", 10), ("One gradient", 8), ("One key", 3)])
+def test_one_thing_is_followed_through_few_files(section: str, most: int) -> None:
+    told = text("rlopt/README.md").split(f"## {section}\n")[1].split("\n## ")[0]
+    assert len(set(re.findall(r"\]\(([^)]+)\)", told))) <= most
