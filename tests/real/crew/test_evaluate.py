@@ -76,5 +76,5 @@ def test_what_a_run_measures_on_gsm8k_is_what_the_command_measures_of_its_checkp
 def test_what_cannot_be_evaluated_is_one_line() -> None:
     done = try_out(evaluate("run=/nowhere"))
     assert done.returncode == 1
-    assert done.stderr.startswith("error: /nowhere: holds not a complete checkpoint")
+    assert done.stderr.startswith("error: /nowhere: holds no complete checkpoint")
     assert done.stderr.count("\n") == 1, done.stderr
