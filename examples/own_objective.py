@@ -3,7 +3,7 @@
 Put a file like this where you start the run, and name what is in it (here: `cd examples` first):
 
     python -m rlopt.train +algo=reinforce algo.objective=own_objective:Capped +algo.cap=2.0     # the objective and its field
-    python -m rlopt.train +algo=grpo algo.credit=own_objective:rank                           # advantages, any algorithm's loss
+    python -m rlopt.train +algo=grpo algo.advantages=own_objective:rank                         # under any algorithm's loss
     python -m rlopt.train +algo=grpo reward.fn=own_objective:short_and_right                    # a reward
 
 or keep the two lines of an objective in a file `my_conf/algo/capped.yaml`, and start with `--config-dir my_conf +algo=capped`:

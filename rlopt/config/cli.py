@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from rlopt.config.compose import conf_dir, translate
+from rlopt.config.compose import EARLIER_KEYS, conf_dir, translate
 from rlopt.core import signals
 from rlopt.core.errors import RloptError, StoppedEarly, first_line
 from rlopt.core.garbage import collect_seldom
@@ -34,7 +34,7 @@ def compose(primary: str, arguments: Sequence[str]) -> list[DictConfig]:
 @contextmanager
 def _command_line(arguments: Sequence[str]) -> Iterator[None]:
     """Hydra reads `sys.argv`, and takes its arguments no other way."""
-    before, sys.argv = sys.argv, [sys.argv[0], *map(at_home, arguments)]
+    before, sys.argv = sys.argv, [sys.argv[0], *(current_key(at_home(argument)) for argument in arguments)]
     try:
         yield
     finally:
@@ -73,6 +73,15 @@ def run(
 def at_home(argument: str) -> str:
     """An argument with the home for `~/` where a path may begin: neither a shell nor Hydra expands it after `=`."""
     return re.sub(r"(?<=[=\[,])~(?=/|$)", lambda _: os.path.expanduser("~"), argument)
+
+
+def current_key(argument: str) -> str:
+    """An argument with the present name of its key; says so where it has an earlier one."""
+    for before, now in EARLIER_KEYS.items():
+        if re.match(rf"[+~]*algo\.{before}(=|$)", argument):
+            print(f"algo.{before} is now algo.{now}; the earlier name works for one more release", file=sys.stderr)
+            return argument.replace(f"algo.{before}", f"algo.{now}", 1)
+    return argument
 
 
 def refusal(error: Exception, primary: str = "config") -> RloptError:

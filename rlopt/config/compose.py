@@ -4,6 +4,7 @@ import difflib
 import json
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -76,8 +77,19 @@ def _refuse_ignored(config: Config, raw: dict[str, Any]) -> None:
                 raise RloptError(f"{setting}: means nothing to {why}; drop it")
 
 
+EARLIER_KEYS = {"credit": "advantages", "anchor": "old_logprobs"}
+"""Keys of `algo` by their names of the release before, which work for one more."""
+
+
+def current_algo(algo: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of `algo`, or of its group-relative section, by their present names; an earlier name counts where both are."""
+    earlier = {now: algo[before] for before, now in EARLIER_KEYS.items() if before in algo}
+    return {key: value for key, value in algo.items() if key not in EARLIER_KEYS} | earlier
+
+
 def _sorted_out(algo: dict[str, Any]) -> dict[str, Any]:
     """The flat keys of an algorithm's YAML, sorted into the sections of the schema; the rest are the objective's fields."""
+    algo = current_algo(algo)
     shared = {field.name for field in fields(GroupRelativeConfig)} & algo.keys()
     named = {"name", "objective"} & algo.keys()
     return {

@@ -128,8 +128,8 @@ class GroupRelativeConfig:
 
     group_size: Annotated[int, Field(ge=2, description="advantages are relative to the group: at least 2")]
     minibatches: AtLeastOne
-    credit: str | None
-    anchor: Literal["behavior", "proximal"]
+    advantages: str | None
+    old_logprobs: Literal["behavior", "proximal"]
     refills: OffOrMore
     dual_clip: float | None
     opsm_delta: float | None
@@ -141,10 +141,10 @@ class GroupRelativeConfig:
     def __post_init__(self) -> None:
         corrected = self.correction.weight != "none" or self.correction.mask != "none"
         need(
-            self.anchor == "proximal" or not corrected,
-            "algo.anchor",
-            self.anchor,
-            "algo.correction weighs the anchor against the behavior policy, which is 1 everywhere; set algo.anchor=proximal",
+            self.old_logprobs == "proximal" or not corrected,
+            "algo.old_logprobs",
+            self.old_logprobs,
+            "algo.correction weighs the old policy against the one that sampled: 1 everywhere; set algo.old_logprobs=proximal",
         )
 
 

@@ -132,7 +132,7 @@ class Batch(_Rows, _EarlierNames):
     Attributes:
         token_ids, lengths, mask, rollout_logprobs, group, lag: as in `Sequences`.
         old_logprobs: `[B, T]` float32 nats, which ratios are taken against: `rollout_logprobs`, or with
-            `algo.anchor=proximal` those of the policy at the start of the step.
+            `algo.old_logprobs=proximal` those of the policy at the start of the step.
         reference: `[B, T]` float32 nats, of the initial model.
         advantages: `[B, T]` float32, 0 where `mask` is 0.
         weights: `[B, T]` float32, the average as a matrix over all micro-batches of all ranks.

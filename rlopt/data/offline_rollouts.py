@@ -169,7 +169,7 @@ def _refuse(found: Experience, where: str, needs: Needs) -> None:
     if needs.logprobs and not found.has_logprobs:
         raise RloptError(
             f"{where}: has groups without behavior log-probabilities, and {needs.logprobs}; choose an algorithm that needs "
-            "none (reinforce, red_weight, asymre, ...), algo.anchor=proximal where that is all it needs, or record again"
+            "none (reinforce, red_weight, asymre, ...), algo.old_logprobs=proximal where that is all it needs, or record again"
         )
 
 

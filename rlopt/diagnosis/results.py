@@ -16,7 +16,7 @@ COARSE = 0.03
 """Nats. A mean gap at lag 0 below, of either sign, is rounding in bfloat16."""
 
 
-BOUND = "an objective that clips, or algo.correction.weight=token algo.correction.cap=2.0 algo.anchor=proximal"
+BOUND = "an objective that clips, or algo.correction.weight=token algo.correction.cap=2.0 algo.old_logprobs=proximal"
 
 
 TOP_P = -1.2

@@ -18,7 +18,7 @@ class BAPO:
 
     `A = (R - mean(R)) / (std(R) + 1e-6)`. The bounds start at `[low, high]`; first the lower rises to `low_limit` by `step`,
     then the upper to `high_limit`, until the clipped weighted advantages have `positive / negative >= target`. They are found
-    with the policy at the start of the step (`algo.anchor=proximal`). Where `A < 0` a ratio above `cap` is dead too.
+    with the policy at the start of the step (`algo.old_logprobs=proximal`). Where `A < 0` a ratio above `cap` is dead too.
 
     Source: arXiv:2510.18927. Departs from: the value of the loss, which leaves out the constants of clipped tokens. Raising the
     lower bound, as the authors' code does first, only enlarges the negative share, so it never helps; kept as it is.

@@ -51,13 +51,14 @@ class Traits:
 
     Attributes:
         rows: what it learns from: groups of samples, preference pairs (of whole answers or of steps), or answers to imitate.
-        reads: the log-probabilities of the past that it needs: none, the anchor's (the behavior policy's, unless
-            `algo.anchor=proximal`), the behavior policy's whatever the anchor, or both the proximal policy's and the behavior
-            policy's. Those that read the behavior policy's weigh by it themselves: importance corrections are refused.
+        reads: the log-probabilities of the past that it needs: `nothing`; `anchor`, the old ones (`algo.old_logprobs`);
+            `behavior`, those of the policy that sampled, whatever the old ones are; or `proximal`, those of the policy at the
+            start of the step and of the one that sampled. Objectives that read `behavior` or `proximal` weight by them
+            themselves: importance corrections are refused.
         surrogate: its loss is `-A` times a ratio, or something else.
-        clips_in_credit: it clips by setting advantages to 0, once a step; several updates and `algo.credit` are refused.
+        clips_in_credit: it clips by setting advantages to 0, once a step; several updates and `algo.advantages` are refused.
         unit: what must stay in one micro-batch: a sequence, or a group with all its siblings.
-        on_policy_identity: where policy, anchor and behavior agree, the gradient is `-advantages * weights`.
+        on_policy_identity: where policy, old policy and sampling policy agree, the gradient is `-advantages * weights`.
         equal_rewards_no_credit: samples of one prompt that all have one reward get advantage 0.
     """
 
@@ -93,7 +94,7 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class WithAdvantages:
-    """`objective` with another function in place of its advantages (`algo.credit`). It makes no claims."""
+    """`objective` with another function in place of its advantages (`algo.advantages`). It makes no claims."""
 
     objective: Objective
     credit: Callable[[AdvantageInputs], Tensor]
@@ -111,7 +112,7 @@ class WithAdvantages:
         wanted = (inputs.rewards.shape, inputs.mask.shape)
         if not isinstance(credit, Tensor) or credit.shape not in wanted:
             shape = tuple(credit.shape) if isinstance(credit, Tensor) else type(credit).__name__
-            raise RloptError(f"algo.credit returned {shape} for {len(inputs.rewards)} samples; want [B] or [B, T] advantages")
+            raise RloptError(f"algo.advantages returned {shape} for {len(inputs.rewards)} samples; want [B] or [B, T]")
         return credit
 
     def loss(self, batch: Batch, scores: PolicyOutputs) -> LossOutput:
@@ -221,7 +222,7 @@ def _check_finite(name: str, values: Tensor, mask: Tensor) -> None:
         sequence, token = wrong.nonzero()[0].tolist()
         raise RloptError(
             f"{name} is {values[sequence, token].item()} at sequence {sequence}, token {token}: not finite; "
-            "lower learner.lr, or have the ratio bounded: by a clip, or by algo.correction with algo.anchor=proximal"
+            "lower learner.lr, or have the ratio bounded: by a clip, or by algo.correction with algo.old_logprobs=proximal"
         )
 
 

@@ -22,7 +22,7 @@ class Correction:
     product over the sequence, or its geometric mean lies outside `[low, high]` (masked importance sampling, MIS). IcePop
     (arXiv:2510.18855) is weight and mask of the token without a cap. Masked tokens stay in the average's denominator.
 
-    It says something only where anchor and behavior differ: with `algo.anchor=proximal`.
+    It says something only where anchor and behavior differ: with `algo.old_logprobs=proximal`.
     Source: Yao et al., "Your efficient RL framework secretly brings you off-policy RL training", 2025; verl's
     rollout correction.
     """

@@ -19,7 +19,7 @@ class DecoupledPPO:
 
     `r_t = pi_t / prox_t` against the policy at the start of the step, `w_t = prox_t / mu_t` against the behavior policy,
     0 where it is above `cap`; such tokens stay in the denominator. `A = (R - mean(R)) / (std(R) + 1e-6)`. It needs
-    `algo.anchor=proximal`, and the clip does something only with several updates a step (`algo.minibatches`).
+    `algo.old_logprobs=proximal`, and the clip does something only with several updates a step (`algo.minibatches`).
 
     Source: AReaL, arXiv:2505.24298. Departs from: nothing; advantages are the group's, there is no critic.
     """

@@ -18,7 +18,7 @@ class M2PO:
 
     Tokens that the advantage pushes further away (`A > 0` and `r > 1`, or `A < 0` and `r < 1`) are dropped, largest
     `(log r)^2` first, until the mean of `(log r)^2` over those left is at most `threshold`. The choice is made once for the
-    whole step, with the policy at its start (so it needs `algo.anchor=proximal`), not in each micro-batch.
+    whole step, with the policy at its start (so it needs `algo.old_logprobs=proximal`), not in each micro-batch.
     `A = (R - mean(R)) / (std(R) + 1e-6)`.
 
     Source: arXiv:2510.01161, algorithm 1, as in Trinity-RFT. Departs from: the authors' repository, which solves for one clip

@@ -66,12 +66,12 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Plan:
-    """The settings of the loop. `anchor` and `minibatches` as in `conf/algo/_group_relative.yaml`."""
+    """The settings of the loop. `old_logprobs` and `minibatches` as in `conf/algo/_group_relative.yaml`."""
 
     total_steps: int
     save_every: int
     record: bool
-    anchor: Literal["behavior", "proximal"]
+    old_logprobs: Literal["behavior", "proximal"]
     minibatches: int
 
 
@@ -109,7 +109,7 @@ class Loop:
 
             policy = self._policy_logprobs(data.sequences)
             sampled = data.sequences.rollout_logprobs
-            old_logprobs = policy if policy is not None and self.plan.anchor == "proximal" else sampled
+            old_logprobs = policy if policy is not None and self.plan.old_logprobs == "proximal" else sampled
             batches = compute_advantages(
                 data.sequences, old_logprobs, data.reference(), self.objective, self.terms, self.plan.minibatches
             )
@@ -129,8 +129,8 @@ class Loop:
                 raise StoppedEarly
 
     def _policy_logprobs(self, sequences: Sequences) -> Tensor | None:
-        """`[B, T]` under the policy before the update, where the anchor or the record needs it."""
-        wanted = self.plan.anchor == "proximal" or self.plan.record
+        """`[B, T]` under the policy before the update, where `algo.old_logprobs` or the record needs it."""
+        wanted = self.plan.old_logprobs == "proximal" or self.plan.record
         return self.learners.score_policy(sequences) if wanted else None
 
     def _between_steps(self, step: int) -> dict[str, float]:

@@ -14,7 +14,7 @@ from rlopt.objectives.registry import load_class
 
 
 def make_objective(config: Config) -> Objective:
-    """The objective that `algo.objective` names, from its keys, with the advantages of `algo.credit` if that names a function.
+    """The objective that `algo.objective` names, from its keys, and the function of `algo.advantages` if there is one.
 
     Raises:
         RloptError: it cannot be imported or lacks something, or it does not go with the other keys.
@@ -29,14 +29,19 @@ def make_objective(config: Config) -> Objective:
     need((average == "pair_mean") == pairs, "algo.average", average, "pair_mean is for objectives that learn from pairs alone")
     if not shared:
         return objective  # type: ignore[no-any-return]
-    proximal = shared.anchor == "proximal"
-    need(proximal or traits.reads != "proximal", "algo.anchor", shared.anchor, f"{name} needs algo.anchor=proximal")
+    proximal = shared.old_logprobs == "proximal"
+    need(
+        proximal or traits.reads != "proximal",
+        "algo.old_logprobs",
+        shared.old_logprobs,
+        f"{name} needs algo.old_logprobs=proximal",
+    )
     corrections = make_terms(config).corrections
     need(
         not proximal or traits.reads in ("anchor", "proximal") or corrections.importance.active,
-        "algo.anchor",
-        shared.anchor,
-        f"{name} does not read the anchor, so scoring it is wasted; set algo.anchor=behavior",
+        "algo.old_logprobs",
+        shared.old_logprobs,
+        f"{name} does not read them, so scoring them is wasted; set algo.old_logprobs=behavior",
     )
     need(
         not corrections.importance.active or traits.reads in ("nothing", "anchor"),
@@ -47,9 +52,9 @@ def make_objective(config: Config) -> Objective:
     if traits.clips_in_credit:
         why = f"{name} clips once a step, in its advantages"
         need(shared.minibatches == 1, "algo.minibatches", shared.minibatches, f"{why}; set it to 1")
-        need(shared.credit is None, "algo.credit", shared.credit, f"{why}; leave it out")
-    if shared.credit:
-        return WithAdvantages(objective, sandbox.load("algo.credit", shared.credit))  # type: ignore[arg-type]
+        need(shared.advantages is None, "algo.advantages", shared.advantages, f"{why}; leave it out")
+    if shared.advantages:
+        return WithAdvantages(objective, sandbox.load("algo.advantages", shared.advantages))  # type: ignore[arg-type]
     return objective  # type: ignore[no-any-return]
 
 
@@ -80,13 +85,13 @@ def _corrections(shared: GroupRelativeConfig) -> Corrections:
 def why_logprobs(config: Config, objective: Objective, terms: LossTerms) -> str | None:
     """Why rollout log-probabilities are needed, or None."""
     shared, reads = config.algo.group_relative, objective.traits.reads
-    if reads in ("behavior", "proximal") or (reads == "anchor" and shared and shared.anchor == "behavior"):
+    if reads in ("behavior", "proximal") or (reads == "anchor" and shared and shared.old_logprobs == "behavior"):
         return f"algo.objective={config.algo.objective} takes ratios against them"
     if terms.corrections.importance.active or terms.corrections.opsm_delta is not None:
         return "algo.correction or algo.opsm_delta compares with them"
     if terms.kl_coef and terms.kl_estimator in ("k3_corrected", "k3_unbiased"):
         return f"algo.kl.estimator={terms.kl_estimator} weighs by them"
-    if shared and shared.anchor == "behavior":
+    if shared and shared.old_logprobs == "behavior":
         if terms.kl_coef and terms.kl_place == "reward":
             return "algo.kl.place=reward takes their KL from the reward"
         if terms.corrections.dual_clip is not None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from rlopt.config.compose import normalized
+from rlopt.config.compose import current_algo, normalized
 from rlopt.config.schema import Config
 from rlopt.config.sections import DataConfig, ModelConfig
 from rlopt.core.atomic_write import write_whole
@@ -88,7 +88,10 @@ def _kept_config(run: Path) -> dict[str, Any] | None:
         kept = None
     if not isinstance(kept, dict):
         raise RloptError(f"run.dir={run}: its config.yaml cannot be read as one; choose another run.dir")
-    return normalized(kept)  # type: ignore[no-any-return]
+    kept = normalized(kept)
+    if isinstance(shared := kept.get("algo", {}).get("group_relative"), dict):
+        kept["algo"]["group_relative"] = current_algo(shared)
+    return kept  # type: ignore[no-any-return]
 
 
 def _of_another_run(folder: Path, run: Path) -> bool:

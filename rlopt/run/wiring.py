@@ -53,7 +53,7 @@ def make_loop(prepared: Prepared, workers: RunWorkers, journal: Journal) -> Loop
             total_steps=config.trainer.total_steps,
             save_every=config.trainer.save_every,
             record=config.run.record,
-            anchor=shared.anchor if shared else "behavior",
+            old_logprobs=shared.old_logprobs if shared else "behavior",
             minibatches=shared.minibatches if shared else 1,
         ),
         objective=prepared.objective,

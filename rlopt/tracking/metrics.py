@@ -79,7 +79,10 @@ DEFINITIONS: Mapping[str, tuple[str, str]] = {
     "timing_s/eval": ("s", "answering the held-out prompts; on steps that evaluate"),
     "timing_s/step": ("s", "wall time of the step"),
     "timing_s/wait_rollout": ("s", "learner waiting for its batch"),
-    "timing_s/score": ("s", "the reference's scores, the policy's where `algo.anchor` or a record needs them, and advantages"),
+    "timing_s/score": (
+        "s",
+        "the reference's scores, the policy's where they are needed, and advantages",
+    ),
     "timing_s/update": ("s", "forward, backward and optimizer"),
     "timing_s/sync": ("s", "synchronization with its check; on steps that sync"),
     "perf/tokens_per_s": ("tokens/s", "response tokens learned from, by wall time of the step"),

@@ -53,7 +53,7 @@ def make(
         restored=set(restored),
     )
     loop = Loop(
-        plan=plan or Plan(total, save_every, record=False, anchor="behavior", minibatches=1),
+        plan=plan or Plan(total, save_every, record=False, old_logprobs="behavior", minibatches=1),
         objective=OBJECTIVE,
         terms=terms(),
         source=OnlineSource(Shares(2, 0, 0, 2), lockstep, None, None, trainer, evaluation),
@@ -141,7 +141,7 @@ def test_a_finished_run_is_extended_only_where_its_weights_are_still_there() -> 
 
 
 def test_the_policy_is_scored_once_a_step_where_the_anchor_is_proximal_and_every_update_gets_whole_groups() -> None:
-    loop, _, trainer, _, _ = make(1, 0, total=3, plan=Plan(3, 0, record=False, anchor="proximal", minibatches=2))
+    loop, _, trainer, _, _ = make(1, 0, total=3, plan=Plan(3, 0, record=False, old_logprobs="proximal", minibatches=2))
     given: list[list[Batch]] = []
     trainer.update = lambda batches, step: given.append(batches) or {}  # type: ignore[method-assign,func-returns-value]
     loop.run(Position())
@@ -152,7 +152,7 @@ def test_the_policy_is_scored_once_a_step_where_the_anchor_is_proximal_and_every
 
 
 def test_the_policy_is_scored_before_it_learns_where_a_record_is_kept() -> None:
-    loop, _, trainer, diary, _ = make(1, 0, total=2, plan=Plan(2, 0, record=True, anchor="behavior", minibatches=1))
+    loop, _, trainer, diary, _ = make(1, 0, total=2, plan=Plan(2, 0, record=True, old_logprobs="behavior", minibatches=1))
     loop.run(Position())
     assert [policy is not None for policy in diary.policies] == [True, True]
     assert [entry for entry in trainer.scored if entry[0] != "canary"] == [("policy", 4), ("reference", 4)] * 2

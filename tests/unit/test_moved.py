@@ -10,7 +10,8 @@ import pytest
 from test_resume import checkpoint_of
 from test_settings import compose
 
-from rlopt.config.compose import normalized
+from rlopt.config.cli import current_key
+from rlopt.config.compose import current_algo, normalized
 from rlopt.core import sandbox
 from rlopt.data.rollout_log import blocks, group_from_json
 from rlopt.run.resume import find_resume, write_config
@@ -88,3 +89,15 @@ def test_an_earlier_name_of_a_default_is_the_default_where_a_key_has_no_effect()
         compose("+algo=dpo", "data.train=x.jsonl", "reward.fn=rlopt.arithmetic:reward").reward.fn
         == "rlopt.data.arithmetic:reward"
     )
+
+
+def test_earlier_keys_of_an_algorithm_work_on_the_command_line_and_say_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert current_key("algo.anchor=proximal") == "algo.old_logprobs=proximal"
+    assert current_key("+algo.credit=mine:f") == "+algo.advantages=mine:f"
+    assert "algo.anchor is now algo.old_logprobs" in capsys.readouterr().err
+    assert current_key("run.name=algo.anchor=x") == "run.name=algo.anchor=x"
+
+
+def test_earlier_keys_in_a_users_yaml_take_the_place_of_the_defaults() -> None:
+    found = current_algo({"anchor": "proximal", "old_logprobs": "behavior", "credit": "mine:f", "clip": 0.2})
+    assert found == {"old_logprobs": "proximal", "advantages": "mine:f", "clip": 0.2}

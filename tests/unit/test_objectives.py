@@ -485,7 +485,7 @@ def test_a_users_function_replaces_the_advantages() -> None:
     mine = WithAdvantages(REINFORCE(), lambda inputs: inputs.returns * 2)
     assert mine.advantages(inputs_of([1.0, 0.5])).tolist() == [2.0, 1.0]
     assert mine.average == "token_mean"
-    with pytest.raises(RloptError, match=r"algo.credit returned \(1,\) for 2 samples"):
+    with pytest.raises(RloptError, match=r"algo.advantages returned \(1,\) for 2 samples"):
         WithAdvantages(REINFORCE(), lambda inputs: inputs.returns[:1]).advantages(inputs_of([1.0, 0.5]))
 
 

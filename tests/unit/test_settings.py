@@ -114,10 +114,13 @@ def test_the_defaults_are_samplers_that_are_20_steps_behind() -> None:
         (["+algo=red_weight", "+algo.clip_low=0.1"], "algo.clip_low=0.1: no such key"),
         (["+algo=grpo", "algo.std=biased"], "algo.std=biased: input should be 'population' or 'sample'"),
         (["+algo=grpo", "algo.dual_clip=1.0"], "algo.dual_clip=1.0: must be above 1; null turns it off"),
-        (["+algo=grpo", "algo.correction.weight=token"], "algo.anchor=behavior: algo.correction weighs the anchor against"),
         (
-            ["+algo=m2po", "algo.anchor=behavior"],
-            "algo.anchor=behavior: algo.objective=rlopt.objectives.m2po:M2PO needs",
+            ["+algo=grpo", "algo.correction.weight=token"],
+            "algo.old_logprobs=behavior: algo.correction weighs",
+        ),
+        (
+            ["+algo=m2po", "algo.old_logprobs=behavior"],
+            "algo.old_logprobs=behavior: algo.objective=rlopt.objectives.m2po:M2PO needs",
         ),
         (
             ["+algo=m2po", "algo.correction.weight=token"],
@@ -127,10 +130,10 @@ def test_the_defaults_are_samplers_that_are_20_steps_behind() -> None:
             ["+algo=bapo", "algo.minibatches=2"],
             "algo.minibatches=2: algo.objective=rlopt.objectives.bapo:BAPO clips",
         ),
-        (["+algo=m2po", "algo.credit=user_rewards:score"], "algo.credit=user_rewards:score: algo.objective="),
+        (["+algo=m2po", "algo.advantages=user_rewards:score"], "algo.advantages=user_rewards:score: algo.objective="),
         (
-            ["+algo=reinforce", "algo.anchor=proximal"],
-            "algo.anchor=proximal: algo.objective=rlopt.objectives.reinforce",
+            ["+algo=reinforce", "algo.old_logprobs=proximal"],
+            "algo.old_logprobs=proximal: algo.objective=rlopt.objectives.reinforce",
         ),
         (["+algo=grpo", "algo.average=pair_mean"], "algo.average=pair_mean: pair_mean is for objectives that learn from pairs"),
         (["+algo=grpo", "algo.average=tokenmean"], "algo.average=tokenmean: input should be"),
@@ -139,7 +142,7 @@ def test_the_defaults_are_samplers_that_are_20_steps_behind() -> None:
         (["+algo=grpo", "algo.kl.place=somewhere"], "algo.kl.place=somewhere: input should be 'loss' or 'reward'"),
         (["+algo=grpo", "algo.minibatches=17"], "algo.minibatches=17: a step has data.prompts_per_step=16 groups"),
         (["+algo=grpo", "algo.overlong.buffer=2.0"], "algo.overlong.buffer=2.0: is a share of rollout.max_new_tokens"),
-        (["+algo=grpo", "algo.credit=nowhere:f"], "algo.credit=nowhere:f: cannot be imported"),
+        (["+algo=grpo", "algo.advantages=nowhere:f"], "algo.advantages=nowhere:f: cannot be imported"),
         (["+algo=grpo", "algo.objective=user_objectives:NoLoss"], "algo.objective=user_objectives:NoLoss: lacks loss;"),
         (["+algo=grpo", "algo.objective=user_objectives:Plain"], "algo.objective=user_objectives:Plain: is not a dataclass"),
         (

@@ -30,7 +30,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder = tmp_path_factory.mktemp("own")
     shutil.copy(Path(__file__).parents[3] / "examples" / "own_objective.py", folder)
     (folder / "breaks.py").write_text(REWARD)
-    own = ["+algo=reinforce", "algo.objective=own_objective:Capped", "+algo.cap=2.0", "algo.credit=own_objective:rank"]
+    own = ["+algo=reinforce", "algo.objective=own_objective:Capped", "+algo.cap=2.0", "algo.advantages=own_objective:rank"]
     more = ["reward.fn=breaks:reward", "data.prompts_per_step=2", "sync.interval=2", "trainer.total_steps=100"]
     kind = ["model.dtype=bfloat16", "tracking.wandb=disabled", f"run.dir={folder / 'run'}"]
     # Not where it was compiled before.
