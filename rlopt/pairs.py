@@ -10,7 +10,6 @@ from rlopt.config import cli
 from rlopt.config.commands import PairsJob
 from rlopt.config.compose import read
 from rlopt.core.sandbox import load
-from rlopt.rewards import pool
 
 
 def typed(composed: DictConfig) -> PairsJob:
@@ -22,6 +21,8 @@ def typed(composed: DictConfig) -> PairsJob:
 
 def make(job: PairsJob) -> None:
     """Make the rows that one config asks for, and say what was dropped."""
+    from rlopt.rewards import pool  # with math-verify; only once the config is known to be good
+
     pool.load(job.reward.fn, job.reward.weights)
     for key, name in (("pairs.split", job.pairs.split), ("pairs.locate", job.pairs.locate)):
         load(key, name)

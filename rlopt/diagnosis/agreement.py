@@ -50,7 +50,7 @@ def sampler_agrees(evidence: Evidence) -> CheckResult:
     size = np.abs(fresh.gap)
     mean, numbers = float(size.mean()), f"{len(fresh)} tokens of lag 0: mean |gap| {size.mean():.1e}, largest {size.max():.1e}"
     if mean <= NEAR:
-        return CheckResult("fine", "engine and learner say the same of the same tokens", numbers)
+        return CheckResult("fine", "engine and learner give the same log-probabilities", numbers)
     first_model = size[fresh.step == 1]
     if len(first_model) >= 100 and first_model.mean() <= NEAR and mean > 5 * first_model.mean():
         numbers += f"; {first_model.mean():.1e} at version 0"
@@ -83,7 +83,7 @@ def sampler_agrees(evidence: Evidence) -> CheckResult:
             "train on the token ids that the engine was given and returned, never on decoded text",
         )  # fmt: skip
     if evidence.coarse and mean <= COARSE and abs(fresh.gap.mean()) < 0.3 * mean:
-        return CheckResult("fine", "engine and learner say the same of the same tokens, but for bfloat16's rounding", numbers)
+        return CheckResult("fine", "engine and learner give the same log-probabilities, but for bfloat16's rounding", numbers)
     return CheckResult(
         "fault", "engine and learner compute different log-probabilities with the same weights", numbers,
         "model.dtype=float32 to see whether it is rounding; else compare versions and kernels of both",
@@ -114,7 +114,7 @@ def _agreement_of_metrics(evidence: Evidence) -> CheckResult:
         drift, room = abs(float(gaps.mean())), NEAR + 3 * float(gaps.std(ddof=1)) / len(gaps) ** 0.5 if several else COARSE
     numbers = f"{len(fresh)} batches of lag 0: gap {drift:.1e} nats, 1 - ESS up to {spread.max():.1e}"
     if drift <= room and spread.max() <= COARSE:
-        return CheckResult("fine", "engine and learner say the same of the same tokens", numbers)
+        return CheckResult("fine", "engine and learner give the same log-probabilities", numbers)
     if _nucleus_explains(evidence, -gaps):
         return _within_nucleus(evidence, numbers)
     return CheckResult(

@@ -45,7 +45,7 @@ def staleness(evidence: Evidence) -> CheckResult:
             "warning", "samples are so stale that little more than half of them count", numbers,
             f"{fresher}, a lower learner.lr, or {BOUND}",
         )  # fmt: skip
-    return CheckResult("fine", "samples are near enough to the policy that learns from them", numbers)
+    return CheckResult("fine", "samples are close enough to the policy that learns from them", numbers)
 
 
 def ratios(evidence: Evidence) -> CheckResult:
@@ -82,7 +82,7 @@ def reward_varies(evidence: Evidence) -> CheckResult:
             "a record of other problems" if evidence.kind == "offline"
             else "algo.refills, a larger algo.group_size, or problems of another difficulty",
         )  # fmt: skip
-    return CheckResult("fine", "the reward tells samples apart", numbers)
+    return CheckResult("fine", "the reward distinguishes samples", numbers)
 
 
 def progress(evidence: Evidence) -> CheckResult:
