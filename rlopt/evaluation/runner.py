@@ -96,7 +96,7 @@ def _ask(job: EvaluateJob, folder: Path, sets: Mapping[str, Loaded], console: Co
         threads=job.cluster.cpu_threads,
         seed=job.run.seed,
         in_flight="wait",
-        learns=False,
+        initial_version=0,
     )
     cluster, engines = Cluster(job.cluster), None
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn())

@@ -24,7 +24,7 @@ class EngineConfig:
 
     Attributes:
         in_flight: what becomes of samples when weights arrive.
-        learns: weights will arrive before anything is sampled, so the weights that it loads have no version.
+        initial_version: of the weights that it loads; None where others arrive before anything is sampled.
     """
 
     folder: Path
@@ -35,7 +35,7 @@ class EngineConfig:
     threads: int
     seed: int
     in_flight: PauseMode
-    learns: bool
+    initial_version: int | None
 
 
 def set_environment(engine: EngineConfig, config: RolloutConfig) -> None:

@@ -153,7 +153,8 @@ class RolloutWorker(WeightReceiver):
         )
 
     def _version(self, span: Any) -> int:
-        return 0 if span.version == "default" and not self._engine_config.learns else int(span.version)
+        initial = self._engine_config.initial_version
+        return initial if span.version == "default" and initial is not None else int(span.version)
 
     def _sampling_spec(self, count: int) -> SamplingSpec:
         return SamplingSpec(count, self._config.temperature, self._config.top_p)

@@ -89,7 +89,7 @@ def _spawner(prepared: Prepared, cluster: Cluster) -> Callable[[str, int], Worke
         threads=config.cluster.cpu_threads,
         seed=config.run.seed,
         in_flight=config.sync.in_flight if config.sync.mode == "async" else "wait",
-        learns=True,
+        initial_version=None,
     )
     return spawner(cluster, config.cluster, engine, config.rollout, config.reward, config.group_size)
 

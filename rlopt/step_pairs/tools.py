@@ -61,7 +61,7 @@ class PairTools:
             threads=job.cluster.cpu_threads,
             seed=job.run.seed,
             in_flight="wait",
-            learns=False,
+            initial_version=0,
         )
         spawn = spawner(self._cluster, job.cluster, engine, job.rollout, job.reward, job.pairs.attempts)
         engines = spawn("engine", job.rollout.engines)
