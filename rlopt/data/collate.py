@@ -1,7 +1,6 @@
 """From groups and examples to padded tensors (`Sequences`).
 
 Samples are padded on the right; every field `[B, T]` is aligned with the token itself.
-
 """
 
 import hashlib

@@ -8,9 +8,9 @@ A record is JSON lines: first one that says what made the groups, then one per g
                   "reward": 1.0, "parts": {}, "policy": [...]}], "refills": 0, "faults": []}
 
 `logprobs` are those of the policy that sampled (null where the run learned from groups that had none), `policy` those of the
-policy that was about to learn, both in nats per token.
-A run writes `experience.jsonl.gz`, a gzip member per learner step: it can be read while it grows (`zcat`), a step that an
-interruption cut short is detected by its checksum, and damage affects nothing before it.
+policy that was about to learn, both in nats per token. A run writes `experience.jsonl.gz`, a gzip member per learner step: it
+can be read while it grows (`zcat`), a step that an interruption cut short is detected by its checksum, and damage affects
+nothing before it.
 """
 
 import gzip

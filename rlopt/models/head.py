@@ -63,8 +63,7 @@ def after_body(lm: Any) -> Callable[[Tensor], Tensor]:
     """`lm`'s own way from hidden states `[tokens, hidden]` to logits `[tokens, vocabulary]`, with all it does after the head.
 
     It is the model's own `forward` around a body that returns these hidden states. The modules in it share `lm`'s weights and
-    have no
-    hooks: those of ZeRO-3 belong to the call around all chunks.
+    have no hooks: those of ZeRO-3 belong to the call around all chunks.
     """
 
     def logits(hidden: Tensor) -> Tensor:
