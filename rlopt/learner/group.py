@@ -14,6 +14,7 @@ from rlopt.core.batches import Batch, Sequences, Unit
 from rlopt.core.errors import RloptError
 from rlopt.core.protocols import Sent
 from rlopt.core.reduce import Sum
+from rlopt.core.shapes import Tokens
 from rlopt.data.microbatches import microbatches, partition
 from rlopt.objectives.core import merge
 
@@ -41,18 +42,18 @@ class Learners:
         parts = self._workers.call("measure", *((share,) for share in shares))
         return {name: metric.value for name, metric in merge(parts).items()}
 
-    def score_policy(self, sequences: Sequences, temperature: float | None = None) -> Tensor:
+    def score_policy(self, sequences: Sequences, temperature: float | None = None) -> Tokens:
         """Log-probabilities `[B, T]` in nats under the policy as it is; 0 where the mask is 0.
 
         `temperature` divides the logits; None: that of sampling.
         """
         return self._scores("score_policy", sequences, self._temperature if temperature is None else temperature)
 
-    def score_reference(self, sequences: Sequences) -> Tensor:
+    def score_reference(self, sequences: Sequences) -> Tokens:
         """Log-probabilities `[B, T]` in nats under the reference, at the temperature of sampling; 0 where the mask is 0."""
         return self._scores("score_reference", sequences, self._temperature)
 
-    def _scores(self, method: str, sequences: Sequences, temperature: float) -> Tensor:
+    def _scores(self, method: str, sequences: Sequences, temperature: float) -> Tokens:
         layout = partition(sequences.lengths, torch.arange(len(sequences)), len(self._workers), self._token_budget)
         layout = [[piece or [0] for piece in share] for share in layout]  # ranks must stay in step
         shares = [[sequences.take(piece) for piece in share] for share in layout]
