@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
 from rlopt.config import cli
 from rlopt.config.commands import EvaluateJob
-from rlopt.config.compose import read
+from rlopt.config.compose import typed_job
 from rlopt.core.atomic_write import at_home
 from rlopt.core.errors import RloptError
 
@@ -22,9 +22,7 @@ SHARED = ("data", "reward", "rollout", "eval", "cluster")
 
 def typed(composed: DictConfig) -> EvaluateJob:
     """The typed config; every wrong key or value is refused with its full name."""
-    raw: Any = OmegaConf.to_container(composed, resolve=True)
-    raw["run"] = {key: value for key, value in raw["run"].items() if value is not None}
-    return read(EvaluateJob, {name: section for name, section in raw.items() if section is not None}, "")
+    return typed_job(EvaluateJob, composed)
 
 
 def of_run(run: str, which: str) -> dict[str, Any]:

@@ -1,22 +1,18 @@
 """`python -m rlopt.pairs [key=value ...]`: make preference rows at the first wrong step, for Step-DPO."""
 
-from typing import Any
-
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
 from rlopt.config import cli
 from rlopt.config.commands import PairsJob
-from rlopt.config.compose import read
+from rlopt.config.compose import typed_job
 from rlopt.core.sandbox import load
 
 
 def typed(composed: DictConfig) -> PairsJob:
     """The typed config; every wrong key or value is refused with its full name."""
-    raw: Any = OmegaConf.to_container(composed, resolve=True)
-    raw["run"] = {key: value for key, value in raw["run"].items() if value is not None}
-    return read(PairsJob, {name: section for name, section in raw.items() if section is not None}, "")
+    return typed_job(PairsJob, composed)
 
 
 def make(job: PairsJob) -> None:

@@ -46,6 +46,13 @@ def typed(composed: DictConfig) -> Config:
     return config
 
 
+def typed_job(kind: type[T], composed: DictConfig) -> T:
+    """The typed config of a command that makes no run: sections that are null in its YAML are left out."""
+    raw: Any = OmegaConf.to_container(composed, resolve=True)
+    raw["run"] = {key: value for key, value in raw["run"].items() if value is not None}
+    return read(kind, {name: section for name, section in raw.items() if section is not None}, "")
+
+
 ROWS = ["reward.*", "rollout.*", "sync.*", "replay.*", "run.record", "data.max_prompt_tokens"]
 ROWS += [f"data.{key}" for key in ("prompt_key", "answer_key", "answer_format")]
 ROWS += ["eval.*", "trainer.best", "data.experience", "data.experience_share", "trainer.log_samples", "cluster.gpus_per_engine"]

@@ -14,7 +14,8 @@ import numpy as np
 from rlopt.core.errors import NoEngine, RloptError
 from rlopt.core.requests import SampleRequest
 from rlopt.core.samples import Group, Key, PendingRollouts
-from rlopt.orchestrator.lockstep import Engines, Synchronizer, restore_engines
+from rlopt.orchestrator.lockstep import Engines, restore_engines
+from rlopt.weight_sync.synchronizer import Synchronizer
 
 
 @dataclass(frozen=True)

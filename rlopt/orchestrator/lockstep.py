@@ -9,6 +9,7 @@ from rlopt.core.errors import Interrupted, NoEngine, RloptError
 from rlopt.core.requests import SampleRequest
 from rlopt.core.samples import Group, Key, PendingRollouts
 from rlopt.orchestrator.schedule import Schedule
+from rlopt.weight_sync.synchronizer import Synchronizer
 
 LINGER_S = 5.0
 """Seconds that a run which was asked to end waits for its samples: clusters give it 30 in all."""
@@ -30,14 +31,6 @@ class Engines(Protocol):
     def join_all(self) -> bool: ...
     def sleep(self) -> None: ...
     def idle_frac(self) -> float: ...
-
-
-class Synchronizer(Protocol):
-    """Documented in `weight_sync.synchronizer.Synchronizer`."""
-
-    version: int
-
-    def to(self, version: int) -> dict[str, float]: ...
 
 
 @dataclass

@@ -8,10 +8,10 @@ from typing import Protocol
 from rlopt.core.protocols import Learners
 from rlopt.core.samples import Group, PendingRollouts
 from rlopt.data.collate import pad
-from rlopt.orchestrator.lockstep import Synchronizer
 from rlopt.orchestrator.loop import StepData
 from rlopt.orchestrator.replay_buffer import ReplayBuffer
 from rlopt.tracking.metrics import batch_metrics
+from rlopt.weight_sync.synchronizer import Synchronizer
 
 
 class Samplers(Protocol):

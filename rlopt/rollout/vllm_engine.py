@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rlopt.config.sections import RolloutConfig
+from rlopt.config.sections import ClusterConfig, ModelConfig, RolloutConfig
 from rlopt.core.errors import RloptError
 from rlopt.rollout import cpu_fork
 from rlopt.weight_sync.sender import SHM_BACKEND
@@ -36,6 +36,24 @@ class EngineConfig:
     seed: int
     in_flight: PauseMode
     initial_version: int | None
+
+    @classmethod
+    def without_learner(
+        cls, folder: Path, model: ModelConfig, cluster: ClusterConfig, max_model_len: int, seed: int
+    ) -> "EngineConfig":
+        """An engine that keeps the weights of `folder`; for commands that only sample."""
+        gpus = cluster.gpus_per_engine
+        return cls(
+            folder=folder,
+            dtype=model.resolved_dtype(gpus),
+            device="cuda" if gpus else "cpu",
+            backend="nccl" if gpus else "shm",  # vLLM needs one; no weights are sent
+            max_model_len=max_model_len,
+            threads=cluster.cpu_threads,
+            seed=seed,
+            in_flight="wait",
+            initial_version=0,
+        )
 
 
 def set_environment(engine: EngineConfig, config: RolloutConfig) -> None:

@@ -12,7 +12,6 @@ from rlopt.data.prompt_sampler import PromptSampler
 from rlopt.evaluation.evaluator import Evaluator, sampling_specs
 from rlopt.orchestrator.async_sampling import AsyncPlan, AsyncSampler, streamed
 from rlopt.orchestrator.lockstep import LockstepSampler, restore_engines, sampled_groups
-from rlopt.orchestrator.lockstep import Synchronizer as LiveSync
 from rlopt.orchestrator.loop import Loop, Plan, Source
 from rlopt.orchestrator.online_source import Evaluation, OnlineSource, Samplers, Shares
 from rlopt.orchestrator.progress import Position
@@ -111,7 +110,7 @@ def _source(prepared: Prepared, workers: RunWorkers, journal: Journal) -> Source
     )
 
 
-def _evaluator(prepared: Prepared, engines: EnginePool, sync: LiveSync) -> Evaluator:
+def _evaluator(prepared: Prepared, engines: EnginePool, sync: Synchronizer) -> Evaluator:
     plan = prepared.config.eval
     return Evaluator(
         sets={name: loaded.prompts for name, loaded in prepared.data.evals.items()},

@@ -52,17 +52,7 @@ class PairTools:
     def start(self) -> None:
         """Start everything; returns when the engines answer."""
         job = self._job
-        engine = EngineConfig(
-            folder=self._source.folder,
-            dtype=job.model.resolved_dtype(job.cluster.gpus_per_engine),
-            device="cuda" if job.cluster.gpus_per_engine else "cpu",
-            backend="nccl" if job.cluster.gpus_per_engine else "shm",  # vLLM needs one; no weights are sent
-            max_model_len=self._source.longest,
-            threads=job.cluster.cpu_threads,
-            seed=job.run.seed,
-            in_flight="wait",
-            initial_version=0,
-        )
+        engine = EngineConfig.without_learner(self._source.folder, job.model, job.cluster, self._source.longest, job.run.seed)
         spawn = spawner(self._cluster, job.cluster, engine, job.rollout, job.reward, job.pairs.attempts)
         engines = spawn("engine", job.rollout.engines)
         self._open.append(engines)
