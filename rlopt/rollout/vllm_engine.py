@@ -18,6 +18,10 @@ CANARY_PLACES = 4
 """Sequences beside `rollout.max_num_seqs`, so that canary prompts need not wait for samples to end."""
 
 
+SCHEDULER = "rlopt.rollout.scheduler.make_scheduler"
+CPU_WORKER, GPU_WORKER = "rlopt.rollout.cpu_sampler.CpuWorker", "rlopt.weight_sync.shm_receiver.Receipts"
+
+
 @dataclass(frozen=True)
 class EngineConfig:
     """What an engine needs to know beside `RolloutConfig`.
@@ -80,7 +84,7 @@ def set_environment(engine: EngineConfig, config: RolloutConfig) -> None:
         os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # vLLM passes CUDA handles on as pickles, to itself
 
 
-def start_engine(engine: EngineConfig, config: RolloutConfig) -> tuple[Any, Any]:
+async def start_engine(engine: EngineConfig, config: RolloutConfig) -> tuple[Any, Any]:
     """vLLM's `AsyncLLM`, loaded, and the model's tokenizer."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.tokenizers import get_tokenizer
@@ -99,11 +103,14 @@ def start_engine(engine: EngineConfig, config: RolloutConfig) -> tuple[Any, Any]
             logprobs_mode="processed_logprobs",  # of the distribution sampled from, after temperature and top-p
             enable_prefix_caching=False,
             disable_log_stats=True,
-            worker_extension_cls="rlopt.weight_sync.shm_receiver.Receipts",
+            scheduler_cls=SCHEDULER,
+            worker_extension_cls=CPU_WORKER if engine.device == "cpu" else GPU_WORKER,
             weight_transfer_config={"backend": SHM_BACKEND if engine.backend == "shm" else engine.backend},  # type: ignore[arg-type]
             **_device_arguments(engine, config),
         )
     )
+    if engine.device == "cpu":
+        await llm.collective_rpc("use_cpu_sampler")
     return llm, get_tokenizer(str(engine.folder))
 
 

@@ -44,7 +44,7 @@ class RolloutWorker(WeightReceiver):
         """Load the model. Returns when the engine answers."""
         collect_seldom()
         set_environment(self._engine_config, self._config)
-        self._llm, self._tokenizer = start_engine(self._engine_config, self._config)
+        self._llm, self._tokenizer = await start_engine(self._engine_config, self._config)
         self._watch = asyncio.create_task(self._die_with_engine())
 
     async def _die_with_engine(self) -> None:
@@ -144,7 +144,7 @@ class RolloutWorker(WeightReceiver):
             prompt_id=prompt.id,
             token_ids=np.array(output.token_ids, np.int32),
             action_mask=np.ones(len(output.token_ids), bool),
-            logprobs=np.array(output.logprobs.logprobs, np.float32),
+            logprobs=output.routed_experts,  # where `scheduler` puts them
             versions=np.repeat([self._version(s) for s in spans], [s.end - s.start for s in spans]).astype(np.int32),
             text=text,
             finish=output.finish_reason,

@@ -38,6 +38,8 @@ ENTRANCES = {
         "rollout.vllm_engine",
         "rollout.weight_receiver",
         "rollout.cpu_fork",
+        "rollout.cpu_sampler",
+        "rollout.scheduler",
         "weight_sync.sender",
         "weight_sync.shm_receiver",
     },
