@@ -1,18 +1,23 @@
 """Splitting a batch into each rank's micro-batches."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from rlopt.core.batches import Batch, Unit
 from rlopt.core.errors import RloptError
 
+LEAST_SAVED = 64
+"""Tokens of padding for which one more micro-batch pays, at least; and a 64th of the budget."""
+
 
 def partition(lengths: Tensor, units: Tensor, ranks: int, token_budget: int) -> list[list[list[int]]]:
     """Which sequences make which micro-batch of which rank: `[rank][micro-batch]` rows, the same number for all ranks.
 
-    Sequences of similar length go together, at most `token_budget` tokens with padding in one micro-batch; those of one
-    unit (`units` `[B]`) stay together. Collectives inside a forward pass need ranks in step, so micro-batches are halved
-    until their number divides; when even single units do not, or are fewer than ranks, empty lists of rows fill the gap.
+    Sequences of similar length go together, at most `token_budget` tokens with padding in one micro-batch, and fewer where
+    that saves padding; those of one unit (`units` `[B]`) stay together. Collectives inside a forward pass need ranks in step,
+    so micro-batches are halved until their number divides; when even single units do not, or are fewer than ranks, empty
+    lists of rows fill the gap.
 
     Raises:
         RloptError: one unit alone is over the budget.
@@ -34,6 +39,7 @@ def partition(lengths: Tensor, units: Tensor, ranks: int, token_budget: int) -> 
             rows_in_piece = 0
         pieces[-1].append(unit)
         rows_in_piece += len(members[unit])
+    pieces = [part for piece in pieces for part in _less_padding(piece, members, longest, max(LEAST_SAVED, token_budget // 64))]
     while len(pieces) % ranks:
         widest = max(range(len(pieces)), key=lambda i: len(pieces[i]))
         piece = pieces.pop(widest)
@@ -44,6 +50,17 @@ def partition(lengths: Tensor, units: Tensor, ranks: int, token_budget: int) -> 
     micro_batches = [[row for unit in piece for row in members[unit]] for piece in pieces]
     micro_batches += [[]] * (-len(micro_batches) % ranks)
     return [micro_batches[rank::ranks] for rank in range(ranks)]
+
+
+def _less_padding(piece: list[int], members: dict[int, list[int]], longest: dict[int, int], least: int) -> list[list[int]]:
+    """`piece`, the shortest units first, cut where that saves most padding; and its parts again, while it saves `least`."""
+    rows = np.cumsum([len(members[unit]) for unit in piece])
+    widths = np.array([longest[unit] for unit in piece])
+    saved = rows[:-1] * (widths[-1] - widths[:-1])  # by a cut behind each unit but the last
+    if not len(saved) or saved.max() < least:
+        return [piece]
+    cut = int(saved.argmax()) + 1
+    return [part for side in (piece[:cut], piece[cut:]) for part in _less_padding(side, members, longest, least)]
 
 
 def microbatches(batch: Batch, unit: Unit, ranks: int, token_budget: int) -> list[list[Batch]]:

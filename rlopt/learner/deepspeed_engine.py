@@ -48,7 +48,7 @@ def _store(rank: int, world: int, meeting: tuple[str, int], deadline: timedelta)
 
 def trained_engine(policy: Policy, config: LearnerConfig, dtype: torch.dtype) -> Any:
     """DeepSpeed's engine around a policy that learns with AdamW."""
-    params = {"lr": config.lr, "betas": config.betas, "weight_decay": config.weight_decay, "torch_adam": True}
+    params = {"lr": config.lr, "betas": config.betas, "weight_decay": config.weight_decay, "torch_adam": True, "fused": True}
     learns = {"gradient_clipping": config.max_grad_norm, "optimizer": {"type": "AdamW", "params": params}}
     return _engine(policy, config.zero_stage, _shared_config(config.zero_stage, dtype) | learns)
 

@@ -21,7 +21,7 @@ from rlopt.core.atomic_write import all_to_disk
 from rlopt.core.batches import Batch, PolicyOutputs, Sequences
 from rlopt.core.errors import RloptError
 from rlopt.core.protocols import Sent
-from rlopt.core.reduce import Max, Metric
+from rlopt.core.reduce import Max, Metric, fetched
 from rlopt.learner.deepspeed_engine import frozen_engine, meet, trained_engine
 from rlopt.learner.lr_schedule import lr_factor
 from rlopt.learner.weight_source import WeightSource
@@ -94,7 +94,7 @@ class LearnerWorker:
         """Load policy and reference."""
         setup, config = self._setup, self._config
         torch.manual_seed(setup.seed)
-        policy = Policy(setup.folder, setup.dtype, config.logit_chunk, config.gradient_checkpointing)
+        policy = Policy(setup.folder, setup.dtype, config.logit_chunk, config.gradient_checkpointing, setup.device)
         if self._adapted:
             lora.adapt(policy.lm, config.lora)
         self._engine = trained_engine(policy, config, setup.dtype)
@@ -103,7 +103,7 @@ class LearnerWorker:
         refuse_other_logits(self._engine, policy.lm, setup.device)
         self._reference = self._engine
         if not self._adapted:
-            reference = Policy(setup.folder, setup.dtype, config.logit_chunk).requires_grad_(False).eval()
+            reference = Policy(setup.folder, setup.dtype, config.logit_chunk, device=setup.device).requires_grad_(False).eval()
             sharded = config.zero_stage == 3
             self._reference = frozen_engine(reference, config, setup.dtype) if sharded else reference.to(setup.device)
 
@@ -124,7 +124,7 @@ class LearnerWorker:
         norm = self._step()
         if lr > 0:
             self._moved = max(self._moved, norm)
-        return merge(parts) | {"actor/grad_norm": Max(norm), "actor/lr": Max(lr)}
+        return merge(fetched(parts)) | {"actor/grad_norm": Max(norm), "actor/lr": Max(lr)}
 
     def measure(self, micro_batches: list[Batch]) -> dict[str, Metric]:
         """The metrics of this rank's share of a batch that is not learned from."""
@@ -132,7 +132,7 @@ class LearnerWorker:
         with torch.no_grad():
             here = [batch.to(self._setup.device) for batch in micro_batches]
             objective, terms = self._setup.objective, self._setup.terms
-            return merge([total_loss(objective, terms, batch, self._outputs(batch)).metrics for batch in here])
+            return merge(fetched([total_loss(objective, terms, batch, self._outputs(batch)).metrics for batch in here]))
 
     def _outputs(self, batch: Batch) -> PolicyOutputs:
         return PolicyOutputs(*self._engine(batch.token_ids, batch.mask, self._setup.temperature))

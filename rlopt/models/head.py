@@ -21,17 +21,58 @@ class Head(torch.nn.Module):
         super().__init__()
         self.chunk = chunk
 
-    def forward(self, hidden: Tensor, targets: Tensor, temperature: float, logits: Callable[[Tensor], Tensor]) -> Tensor:
-        """`[tokens, hidden]` and `[tokens]` to `[tokens, 2]`: log-probability and entropy. No tokens are one empty chunk."""
+    def forward(
+        self, hidden: Tensor, targets: Tensor, temperature: float, logits: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """`[tokens, hidden]` and `[tokens]` to log-probability and entropy `[tokens]`. No tokens are one empty chunk.
 
-        def scored(rows: Tensor, wanted: Tensor) -> Tensor:
-            log_p = torch.log_softmax(logits(rows).float() / temperature, dim=-1)
-            entropy = -(log_p.exp() * log_p).sum(-1)
-            return torch.stack([log_p.gather(-1, wanted[:, None])[:, 0], entropy], dim=-1)
+        The logits of every chunk but the last are made again in the backward pass. It begins with the last one, which would be
+        made again at once.
+        """
+
+        def scored(rows: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+            return TokenScores.apply(logits(rows), wanted, temperature)  # type: ignore[no-any-return, no-untyped-call]
 
         starts = range(0, max(len(targets), 1), self.chunk)
         cuts = [slice(start, start + self.chunk) for start in starts]
-        return torch.cat([checkpoint(scored, hidden[cut], targets[cut], use_reentrant=False) for cut in cuts])
+        chunks = [checkpoint(scored, hidden[cut], targets[cut], use_reentrant=False) for cut in cuts[:-1]]
+        chunks.append(scored(hidden[cuts[-1]], targets[cuts[-1]]))
+        logprobs, entropy = zip(*chunks, strict=True)
+        return torch.cat(logprobs), torch.cat(entropy)
+
+
+class TokenScores(torch.autograd.Function):
+    """Log-probability of a token and entropy of its distribution, from logits of any type; one float32 tensor is kept.
+
+    With `z = logits / temperature`, `p = softmax(z)` and `H = -sum p log p`: `d log p[y] / dz = onehot(y) - p` and
+    `dH / dz = -p (log p + H)`. Where a loss does not read the entropy, its gradient is not computed.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """`[tokens, vocabulary]` and `[tokens]` to two float32 `[tokens]`."""
+        ctx.set_materialize_grads(False)
+        scaled = logits.float() if temperature == 1 else logits.float() / temperature
+        log_p = torch.log_softmax(scaled, dim=-1)
+        entropy = -(log_p.exp() * log_p).sum(-1)
+        ctx.save_for_backward(log_p, targets, entropy)
+        ctx.temperature, ctx.dtype = temperature, logits.dtype
+        return log_p.gather(-1, targets[:, None])[:, 0], entropy
+
+    @staticmethod
+    def backward(ctx: Any, of_logprob: Tensor | None, of_entropy: Tensor | None) -> tuple[Tensor | None, None, None]:  # type: ignore[override]
+        if of_logprob is None and of_entropy is None:
+            return None, None, None
+        log_p, targets, entropy = ctx.saved_tensors
+        p = log_p.exp()
+        gradient = torch.zeros_like(p) if of_logprob is None else p * -of_logprob[:, None]
+        if of_logprob is not None:
+            gradient.scatter_add_(-1, targets[:, None], of_logprob[:, None])
+        if of_entropy is not None:
+            gradient -= of_entropy[:, None] * p * (log_p + entropy[:, None])
+        if ctx.temperature != 1:
+            gradient /= ctx.temperature
+        return gradient.to(ctx.dtype), None, None
 
 
 class _Said:

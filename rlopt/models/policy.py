@@ -11,6 +11,7 @@ import transformers
 from torch import Tensor
 
 from rlopt.core.errors import RloptError, first_line
+from rlopt.models.attention import IN_FLOAT32
 from rlopt.models.head import Head, after_body
 
 
@@ -18,20 +19,18 @@ class Policy(torch.nn.Module):
     """A causal language model that scores sequences. It has no dropout: otherwise ratios would not be 1 on samples of the
     same weights.
 
-    Logits are made the model's own way, divided by the sampling temperature and reduced `chunk` tokens at a time, and made
-    again in the backward pass, so that `[B, T, vocabulary]` is never in memory.
+    Logits are made the model's own way, divided by the sampling temperature and reduced `chunk` tokens at a time; those of one
+    chunk are in memory at a time, in the backward pass as well.
     """
 
-    def __init__(self, folder: Path, dtype: torch.dtype, chunk: int, recompute: bool = False) -> None:
+    def __init__(self, folder: Path, dtype: torch.dtype, chunk: int, recompute: bool = False, device: str = "cpu") -> None:
         super().__init__()
         config = transformers.AutoConfig.from_pretrained(folder)
         for part in _parts(config):
             for name, value in vars(part).items():
                 if _is_noise(name) and isinstance(value, int | float):
                     setattr(part, name, 0.0)
-        # Scaled dot-product attention has no soft cap and would leave it out silently.
-        capped = any(getattr(part, "attn_logit_softcapping", None) for part in _parts(config))
-        attention = {"attn_implementation": "eager"} if capped else {}
+        attention = _attention(config, dtype, device)
         self.lm = transformers.AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype, **attention)
         for module in self.lm.modules():
             if isinstance(module, torch.nn.modules.dropout._DropoutNd):
@@ -48,10 +47,11 @@ class Policy(torch.nn.Module):
         """
         hidden = self.lm.base_model(input_ids=token_ids).last_hidden_state[:, :-1]
         wanted = mask[:, 1:] > 0
-        scored = self.head(hidden[wanted], token_ids[:, 1:][wanted], temperature, after_body(self.lm))
-        filled = scored.new_zeros((*token_ids.shape, 2))
-        filled[:, 1:][wanted] = scored
-        return filled[..., 0], filled[..., 1]
+        scores = self.head(hidden[wanted], token_ids[:, 1:][wanted], temperature, after_body(self.lm))
+        filled = [score.new_zeros(token_ids.shape) for score in scores]
+        for place, score in zip(filled, scores, strict=True):
+            place[:, 1:][wanted] = score
+        return filled[0], filled[1]
 
     @property
     def head_parameters(self) -> list[torch.nn.Parameter]:
@@ -103,6 +103,15 @@ def own_logprobs(lm: Any, ids: Tensor) -> Tensor:
     """Log-probabilities of every token after the first, `[B, T - 1]`, by transformers' own forward pass."""
     logits: Tensor = lm(input_ids=ids, use_cache=False).logits[:, :-1].float()
     return torch.log_softmax(logits, -1).gather(-1, ids[:, 1:, None])[..., 0]
+
+
+def _attention(config: Any, dtype: torch.dtype, device: str) -> dict[str, str]:
+    """Which attention transformers is told to use; nothing: its own choice."""
+    if any(getattr(part, "attn_logit_softcapping", None) for part in _parts(config)):
+        return {"attn_implementation": "eager"}  # scaled dot-product attention has no soft cap and would leave it out silently
+    if device == "cpu" and dtype == torch.bfloat16:
+        return {"attn_implementation": IN_FLOAT32}
+    return {}
 
 
 def _parts(config: Any) -> list[Any]:

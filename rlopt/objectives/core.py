@@ -1,7 +1,7 @@
 """What an objective is, and the loss that is trained on: the objective's, corrected, with KL and entropy beside it."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, runtime_checkable
 
@@ -165,7 +165,9 @@ def total_loss(objective: Objective, terms: LossTerms, batch: Batch, scores: Pol
     Raises:
         RloptError: an input is not finite, or the loss is not; it names the tensor and the first such place.
     """
-    _refuse_infinite(batch, scores)
+    inputs = {f"Batch.{name}": getattr(batch, name) for name in ("rollout_logprobs", "old_logprobs", "reference", "advantages")}
+    outputs = {"Scores.logprobs": scores.logprobs.detach(), "Scores.entropy": scores.entropy.detach()}
+    _refuse_infinite(inputs | outputs, batch.mask)
     policy = objective.loss(batch, scores)
     corrected = terms.corrections.apply(policy, objective.traits.surrogate == "ratio", batch, scores)
     per_token = corrected.per_token
@@ -174,18 +176,23 @@ def total_loss(objective: Objective, terms: LossTerms, batch: Batch, scores: Pol
         per_token = per_token + terms.kl_coef * kl(terms.kl_estimator, scores.logprobs, batch.reference, log_ratio)
     if terms.entropy_coef:
         per_token = per_token - terms.entropy_coef * scores.entropy
-    _check_finite("the loss", per_token, batch.mask)
+    _refuse_infinite({"the loss": per_token.detach()}, batch.mask)
     with torch.no_grad():
         common = _statistics(batch, scores)
         if terms.off_policy:
             common |= _off_policy(batch, scores)
-        common["actor/pg_loss"] = Sum((corrected.per_token * batch.weights).sum().item())
+        common["actor/pg_loss"] = Sum(number(corrected.per_token * batch.weights))
     return LossOutput(per_token, {**common, **corrected.metrics})
 
 
 def masked_mean(values: Tokens, mask: Mask) -> Mean:
     """The mean of `values` over tokens where `mask` is 1, as a metric."""
-    return Mean((values * mask).sum().item(), mask.sum().item())
+    return Mean(number(values * mask), number(mask))
+
+
+def number(values: Tensor) -> Tensor:
+    """The sum, of one element and float64, as sums of float32 are merged."""
+    return values.detach().sum().double()
 
 
 def clip_fraction(keep: Mask, batch: Batch) -> dict[str, Metric]:
@@ -199,7 +206,7 @@ def clipped_surrogate(ratio: Tokens, batch: Batch, low: float, high: float) -> L
     return LossOutput(ppo_clip(ratio, batch.advantages, low, high) * batch.mask, clip_fraction(keep, batch))
 
 
-def merge(parts: list[Mapping[str, Metric]]) -> dict[str, Metric]:
+def merge(parts: Sequence[Mapping[str, Metric]]) -> dict[str, Metric]:
     """One mapping from those of all micro-batches and ranks. Every part must have the same names."""
     merged = dict(parts[0])
     for part in parts[1:]:
@@ -209,21 +216,17 @@ def merge(parts: list[Mapping[str, Metric]]) -> dict[str, Metric]:
     return merged
 
 
-def _refuse_infinite(batch: Batch, scores: PolicyOutputs) -> None:
-    for name in ("rollout_logprobs", "old_logprobs", "reference", "advantages"):
-        _check_finite(f"Batch.{name}", getattr(batch, name), batch.mask)
-    _check_finite("Scores.logprobs", scores.logprobs, batch.mask)
-    _check_finite("Scores.entropy", scores.entropy, batch.mask)
-
-
-def _check_finite(name: str, values: Tensor, mask: Tensor) -> None:
-    wrong = ~torch.isfinite(values.detach()) & (mask > 0)
-    if wrong.any():
-        sequence, token = wrong.nonzero()[0].tolist()
-        raise RloptError(
-            f"{name} is {values[sequence, token].item()} at sequence {sequence}, token {token}: not finite; "
-            "lower learner.lr, or have the ratio bounded: by a clip, or by algo.correction with algo.old_logprobs=proximal"
-        )
+def _refuse_infinite(named: Mapping[str, Tensor], mask: Tensor) -> None:
+    """Refuse what is not finite where the mask is 1. The host waits for the device once; the place is looked for on failure."""
+    spoken = mask > 0
+    if torch.stack([(torch.isfinite(values) | ~spoken).all() for values in named.values()]).all():
+        return
+    name, wrong = next((n, w) for n, values in named.items() if (w := ~torch.isfinite(values) & spoken).any())
+    sequence, token = wrong.nonzero()[0].tolist()
+    raise RloptError(
+        f"{name} is {named[name][sequence, token].item()} at sequence {sequence}, token {token}: not finite; "
+        "lower learner.lr, or have the ratio bounded: by a clip, or by algo.correction with algo.old_logprobs=proximal"
+    )
 
 
 def _statistics(batch: Batch, scores: PolicyOutputs) -> dict[str, Metric]:
@@ -242,7 +245,7 @@ def _off_policy(batch: Batch, scores: PolicyOutputs) -> dict[str, Metric]:
     ratio = torch.exp(distance).double() * mask
     return {
         "offpolicy/ratio_mean": masked_mean(ratio, mask),
-        "offpolicy/ratio_max": Max(ratio.max().item()),
-        "offpolicy/ess": Ess(ratio.sum().item(), ratio.square().sum().item(), mask.sum().item()),
+        "offpolicy/ratio_max": Max(ratio.max()),
+        "offpolicy/ess": Ess(number(ratio), number(ratio.square()), number(mask)),
         "offpolicy/behavior_kl": masked_mean(-distance, mask),
     }

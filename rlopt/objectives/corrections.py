@@ -1,5 +1,6 @@
 """Corrections that compose with any objective: they bound, weight or mask its per-token loss. All weights are constants."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -110,7 +111,7 @@ def importance_weight(batch: Batch, correction: Correction) -> Tensor:
     mean = sequence_mean(log_rho, batch.mask).expand_as(log_rho)
     log_weight = {"none": torch.zeros_like(log_rho), "token": log_rho, "sequence": whole}[correction.weight]
     if correction.cap is not None:
-        log_weight = log_weight.clamp(max=torch.tensor(correction.cap).double().log().item())
+        log_weight = log_weight.clamp(max=math.log(correction.cap))
     if correction.mask == "none":
         return log_weight.exp()
     judged = {"token": log_rho, "sequence": whole, "geometric": mean}[correction.mask].exp()
@@ -126,5 +127,5 @@ def mask_off_policy(policy: LossOutput, batch: Batch, scores: PolicyOutputs, del
 
 
 def _with(policy: LossOutput, per_token: Tensor, name: str, where: Tensor, batch: Batch) -> LossOutput:
-    share = Mean((where * batch.mask).sum().item(), batch.mask.sum().item())
+    share = Mean((where * batch.mask).sum().double(), batch.mask.sum().double())
     return replace(policy, per_token=per_token, metrics={**policy.metrics, name: share})

@@ -57,5 +57,5 @@ def preference_metrics(chosen: Tensor, rejected: Tensor, pair: Tensor, batch: Ba
     spoken = batch.mask.new_zeros(len(chosen)).index_add(0, pair, batch.mask.sum(1)) > 0  # dummy copies do not count
     margin = chosen - rejected
     values = {"margin": margin, "accuracy": margin > 0, "chosen": chosen, "rejected": rejected}
-    count = spoken.sum().item()
-    return {f"preference/{name}": Mean((value * spoken).sum().item(), count) for name, value in values.items()}
+    count = spoken.sum().double()
+    return {f"preference/{name}": Mean((value * spoken).sum().double(), count) for name, value in values.items()}

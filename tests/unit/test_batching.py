@@ -81,6 +81,14 @@ def test_every_sequence_goes_to_one_micro_batch_within_the_budget(ranks: int, bu
     assert sorted(row for piece in pieces for row in piece) == list(range(count))
 
 
+def test_a_micro_batch_is_cut_where_that_saves_padding_and_not_where_it_saves_little() -> None:
+    lengths = torch.tensor([100, 20, 100, 21, 30, 100])
+    # of 6 * 100 tokens a cut behind the third shortest saves 3 * 70; another among the short ones would save 2 * 9
+    assert partition(lengths, torch.arange(6), ranks=1, token_budget=4096) == [[[1, 3, 4], [0, 2, 5]]]
+    # of a budget of 16384 a 64th is 256, and 210 are not worth another pass
+    assert partition(lengths, torch.arange(6), ranks=1, token_budget=16384) == [[[1, 3, 4, 0, 2, 5]]]
+
+
 def test_siblings_stay_in_one_micro_batch_where_the_objective_needs_them() -> None:
     lengths = torch.tensor([3, 9, 4, 4, 8, 2])
     layout = partition(lengths, torch.tensor([0, 0, 1, 1, 2, 2]), ranks=1, token_budget=18)

@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from transformers import modeling_outputs
 
 from rlopt.core.errors import RloptError
 from rlopt.models import tiny
+from rlopt.models.attention import IN_FLOAT32
+from rlopt.models.head import TokenScores
 from rlopt.models.loading import context_length, find_model
 from rlopt.models.policy import Policy, own_logprobs, refuse_other_logits, try_to_save, write_model
 
@@ -89,6 +92,39 @@ def test_the_temperature_divides_the_logits_after_all_that_the_model_does_to_the
     ids = torch.randint(2, 64, (1, 5))
     expected = torch.log_softmax(lm(ids).logits[:, :-1] / 0.5, -1).gather(-1, ids[:, 1:, None])[..., 0]
     assert (policy(ids, torch.ones(1, 5), 0.5)[0][:, 1:] - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("read", ["log-probability", "entropy", "both"])
+def test_the_gradient_of_token_scores_is_that_of_the_plain_formulas(read: str, temperature: float) -> None:
+    logits = torch.randn(5, 11, dtype=torch.float64) * 3
+    targets, pull = torch.tensor([0, 10, 3, 3, 7]), torch.linspace(-1, 2, 5)
+
+    def gradient(scores: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
+        leaf = logits.clone().requires_grad_()
+        logprobs, entropy = scores(leaf)
+        loss = {"log-probability": logprobs * pull, "entropy": entropy * pull, "both": (logprobs - 0.3 * entropy) * pull}[read]
+        return torch.autograd.grad(loss.sum(), leaf)[0]
+
+    def plain(leaf: Tensor) -> tuple[Tensor, Tensor]:
+        log_p = torch.log_softmax(leaf / temperature, -1)
+        return log_p.gather(-1, targets[:, None])[:, 0], -(log_p.exp() * log_p).sum(-1)
+
+    ours = gradient(lambda leaf: TokenScores.apply(leaf, targets, temperature))
+    torch.testing.assert_close(ours, gradient(plain), rtol=1e-5, atol=1e-6)
+    assert ours.abs().max() > 0.1
+
+
+def test_a_bfloat16_model_on_a_cpu_attends_in_float32_and_scores_as_it_does_otherwise(tmp_path: Path) -> None:
+    saved(CONFIGS["Qwen2"], tmp_path)
+    policy = Policy(tmp_path, torch.bfloat16, 5)
+    assert policy.lm.config._attn_implementation == IN_FLOAT32
+    assert Policy(tmp_path, torch.bfloat16, 5, device="cuda").lm.config._attn_implementation == "sdpa"
+    ids = torch.randint(2, 64, (3, 9))
+    with torch.no_grad():
+        own = own_logprobs(policy.lm, ids)
+        policy.lm.set_attn_implementation("sdpa")
+        assert 0 < (own - own_logprobs(policy.lm, ids)).abs().max() < 0.2  # bfloat16 logits near 16 are 0.06 apart
 
 
 class Odd(transformers.Qwen2ForCausalLM):
