@@ -192,7 +192,7 @@ def environment(config: ClusterConfig) -> dict[str, str]:
         "VLLM_NO_USAGE_STATS": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_DISABLE_TELEMETRY": "1",
-        "OMP_NUM_THREADS": str(config.cpu_threads),
+        "OMP_NUM_THREADS": "1" if config.cpu_threads == "auto" else str(config.cpu_threads),  # workers on CPU set their own
     }
     if config.address == "local":
         env |= {"GLOO_SOCKET_IFNAME": "lo", "VLLM_HOST_IP": "127.0.0.1"}

@@ -7,7 +7,7 @@ A `Field` bounds a value by itself; its description is what an error says. Rules
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, PlainValidator
 
 from rlopt.core.errors import need
 
@@ -27,6 +27,13 @@ def _whole_or_share(gpus: float) -> float:
     return gpus
 
 
+def _auto_or_count(threads: Any) -> Any:
+    if threads == "auto" or (type(threads) is int and threads >= 1):
+        return threads
+    raise ValueError
+
+
+Threads = Annotated[Literal["auto"] | int, PlainValidator(_auto_or_count), Field(description="must be auto or at least 1")]
 Positive = Annotated[float, Field(gt=0, description="must be above 0")]
 OffOrMore = Annotated[int, Field(ge=0, description="must be 0 (off) or more")]
 AtLeastOne = Annotated[int, Field(ge=1, description="must be at least 1")]
@@ -285,7 +292,7 @@ class TrackingConfig:
 @section
 class ClusterConfig:
     address: str
-    cpu_threads: AtLeastOne
+    cpu_threads: Threads
     gpus_per_engine: Gpus
     gpus_per_learner: Gpus
     start_deadline_s: Seconds

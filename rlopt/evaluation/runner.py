@@ -87,7 +87,7 @@ def evaluate(job: EvaluateJob, console: Console) -> Verdict:
 
 def _ask(job: EvaluateJob, folder: Path, sets: Mapping[str, Loaded], console: Console) -> tuple[list[Answers], float]:
     longest = max(len(prompt.token_ids) for loaded in sets.values() for prompt in loaded.prompts) + job.rollout.max_new_tokens
-    engine = EngineConfig.without_learner(folder, job.model, job.cluster, longest, job.run.seed)
+    engine = EngineConfig.without_learner(folder, job.model, job.cluster, job.rollout.engines, longest, job.run.seed)
     cluster, engines = Cluster(job.cluster), None
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn())
     progress = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)

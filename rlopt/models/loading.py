@@ -80,7 +80,7 @@ class Shape:
     vocabulary: int
 
 
-def shape_of(folder: Path | str, adapters: LoraConfig) -> Shape:
+def shape_of(folder: Path | str, adapters: LoraConfig | None = None) -> Shape:
     """Of the model in `folder`, or of a name of the Hub, without loading a weight.
 
     Raises:
@@ -97,7 +97,7 @@ def shape_of(folder: Path | str, adapters: LoraConfig) -> Shape:
     with torch.device("meta"):
         lm = transformers.AutoModelForCausalLM.from_config(config)
     parameters = trainable = sum(p.numel() for p in lm.parameters())
-    if adapters.rank:
+    if adapters and adapters.rank:
         lora.adapt(lm, adapters)
         trainable = sum(p.numel() for _, p in lora.split(lm)[1])
     return Shape(

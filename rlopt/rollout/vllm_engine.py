@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from rlopt.cluster.threads import cores, threads
 from rlopt.config.sections import ClusterConfig, ModelConfig, RolloutConfig
 from rlopt.core.errors import RloptError
+from rlopt.models.loading import shape_of
 from rlopt.rollout import cpu_fork
 from rlopt.weight_sync.sender import SHM_BACKEND
 
@@ -43,7 +45,7 @@ class EngineConfig:
 
     @classmethod
     def without_learner(
-        cls, folder: Path, model: ModelConfig, cluster: ClusterConfig, max_model_len: int, seed: int
+        cls, folder: Path, model: ModelConfig, cluster: ClusterConfig, engines: int, max_model_len: int, seed: int
     ) -> "EngineConfig":
         """An engine that keeps the weights of `folder`; for commands that only sample."""
         gpus = cluster.gpus_per_engine
@@ -53,7 +55,7 @@ class EngineConfig:
             device="cuda" if gpus else "cpu",
             backend="nccl" if gpus else "shm",  # vLLM needs one; no weights are sent
             max_model_len=max_model_len,
-            threads=cluster.cpu_threads,
+            threads=threads(cluster.cpu_threads, shape_of(folder).parameters, engines, cores()),
             seed=seed,
             in_flight="wait",
             initial_version=0,

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from rlopt.cluster.threads import cores
 from rlopt.run.memory import learner_memory
 from rlopt.run.validate import Prepared
 
@@ -45,6 +46,9 @@ def summarize(prepared: Prepared) -> str:
             engine += f" and {config.rollout.kv_cache_gib * 1024:.0f} MiB of KV cache"
         ranks_line = f"{config.rollout.engines} engine(s) with {engine}; {ranks_line}"
     lines += [f"workers  {ranks_line}"]
+    if not (config.cluster.gpus_per_engine and config.cluster.gpus_per_learner):
+        asked = f"cluster.cpu_threads={config.cluster.cpu_threads}, {cores()} core(s)"
+        lines += [f"threads  {prepared.threads} of each worker on a CPU ({asked})"]
     if why := prepared.start.left_behind:
         lines += [f"continue from {prepared.start.resume}, without the samples that it had not learned from: {why}"]
     learn = f", {shape.trainable:,} of adapters learn" if config.learner.lora.rank else ""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from rlopt.cluster.threads import cores, threads
 from rlopt.config.schema import Config
 from rlopt.core.errors import need
 from rlopt.data.rollout_log import header
@@ -67,6 +68,14 @@ class Prepared:
     model: ModelFiles
     data: RunData
     about: Mapping[str, object]
+
+    @property
+    def threads(self) -> int:
+        """Of each worker on a CPU."""
+        engines = self.config.rollout.engines if self.data.prompts else 0
+        return threads(
+            self.config.cluster.cpu_threads, self.model.shape.parameters, engines + self.config.learner.workers, cores()
+        )
 
     @property
     def schedule(self) -> Schedule:

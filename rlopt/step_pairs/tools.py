@@ -52,7 +52,9 @@ class PairTools:
     def start(self) -> None:
         """Start everything; returns when the engines answer."""
         job = self._job
-        engine = EngineConfig.without_learner(self._source.folder, job.model, job.cluster, self._source.longest, job.run.seed)
+        engine = EngineConfig.without_learner(
+            self._source.folder, job.model, job.cluster, job.rollout.engines, self._source.longest, job.run.seed
+        )
         spawn = spawner(self._cluster, job.cluster, engine, job.rollout, job.reward, job.pairs.attempts)
         engines = spawn("engine", job.rollout.engines)
         self._open.append(engines)

@@ -173,7 +173,8 @@ def test_the_defaults_are_samplers_that_are_20_steps_behind() -> None:
         (["+algo=grpo", "algo.entropy_coef=nan"], "algo.entropy_coef=nan: must be a finite number"),
         (["+algo=grpo", "rollout.kv_cache_gib=0.0"], "rollout.kv_cache_gib=0.0: must be above 0 GiB"),
         (["+algo=grpo", "rollout.gpu_memory_share=85"], "rollout.gpu_memory_share=85: is a share of the card"),
-        (["+algo=grpo", "cluster.cpu_threads=0"], "cluster.cpu_threads=0: must be at least 1"),
+        (["+algo=grpo", "cluster.cpu_threads=0"], "cluster.cpu_threads=0: must be auto or at least 1"),
+        (["+algo=grpo", "cluster.cpu_threads=some"], "cluster.cpu_threads=some: must be auto or at least 1"),
         (
             ["+algo=grpo", "cluster.gpus_per_engine=1.5"],
             "cluster.gpus_per_engine=1.5: must be 0, a share of one GPU, or a whole",
