@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rlopt.cluster.threads import cores, threads
+from rlopt.cluster.threads import cores, engine_threads
 from rlopt.config.sections import ClusterConfig, ModelConfig, RolloutConfig
 from rlopt.core.errors import RloptError
 from rlopt.models.loading import shape_of
@@ -55,7 +55,7 @@ class EngineConfig:
             device="cuda" if gpus else "cpu",
             backend="nccl" if gpus else "shm",  # vLLM needs one; no weights are sent
             max_model_len=max_model_len,
-            threads=threads(cluster.cpu_threads, shape_of(folder).parameters, engines, cores()),
+            threads=engine_threads(cluster.cpu_threads, shape_of(folder).parameters, engines, cores()),
             seed=seed,
             in_flight="wait",
             initial_version=0,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from rlopt.cluster.threads import cores, threads
+from rlopt.cluster.threads import cores, engine_threads, learner_threads
 from rlopt.config.schema import Config
 from rlopt.core.errors import need
 from rlopt.data.rollout_log import header
@@ -58,6 +58,14 @@ class Start:
 
 
 @dataclass(frozen=True)
+class Threads:
+    """Of each worker of a kind."""
+
+    engine: int
+    learner: int
+
+
+@dataclass(frozen=True)
 class Prepared:
     """A validated run, before it starts any process. `about` is the first line of a record of it."""
 
@@ -70,12 +78,11 @@ class Prepared:
     about: Mapping[str, object]
 
     @property
-    def threads(self) -> int:
-        """Of each worker on a CPU."""
-        engines = self.config.rollout.engines if self.data.prompts else 0
-        return threads(
-            self.config.cluster.cpu_threads, self.model.shape.parameters, engines + self.config.learner.workers, cores()
-        )
+    def threads(self) -> Threads:
+        """Of engines and learner ranks on CPUs."""
+        asked, size = self.config.cluster.cpu_threads, self.model.shape.parameters
+        workers = self.config.learner.workers + (self.config.rollout.engines if self.data.prompts else 0)
+        return Threads(engine_threads(asked, size, workers, cores()), learner_threads(asked, size, workers, cores()))
 
     @property
     def schedule(self) -> Schedule:
