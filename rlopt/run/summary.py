@@ -47,8 +47,8 @@ def summarize(prepared: Prepared) -> str:
         ranks_line = f"{config.rollout.engines} engine(s) with {engine}; {ranks_line}"
     lines += [f"workers  {ranks_line}"]
     if not (config.cluster.gpus_per_engine and config.cluster.gpus_per_learner):
-        asked, count = f"cluster.cpu_threads={config.cluster.cpu_threads}, {cores()} core(s)", prepared.threads
-        lines += [f"threads  {count.engine} of each engine, {count.learner} of each learner rank ({asked})"]
+        asked, given = f"cluster.cpu_threads={config.cluster.cpu_threads}, {cores()} core(s)", prepared.threads
+        lines += [f"threads  {given.engine} of each engine, {given.learner} of each learner rank ({asked})"]
     if why := prepared.start.left_behind:
         lines += [f"continue from {prepared.start.resume}, without the samples that it had not learned from: {why}"]
     learn = f", {shape.trainable:,} of adapters learn" if config.learner.lora.rank else ""
