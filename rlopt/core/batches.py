@@ -11,8 +11,9 @@ log-probability the policy gives after reading tokens `0..t-1`.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
+import torch
 from torch import Tensor
 
 from rlopt.core.reduce import Metric
@@ -41,6 +42,14 @@ class _Rows:
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as arrays: torch writes and reads each tensor like a file, which takes a tenth of a small model's update."""
+        return _from_arrays, (type(self), {f.name: getattr(self, f.name).numpy() for f in fields(self)})  # type: ignore[arg-type]
+
+
+def _from_arrays(kind: type[R], arrays: Mapping[str, Any]) -> R:
+    return kind(**{name: torch.tensor(array) for name, array in arrays.items()})
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from rlopt.cluster.actors import Workers
 from rlopt.core.atomic_write import write_whole
@@ -16,6 +15,7 @@ from rlopt.core.protocols import Sent
 from rlopt.core.reduce import Sum
 from rlopt.core.shapes import Tokens
 from rlopt.data.microbatches import microbatches, partition
+from rlopt.learner.worker import Scored
 from rlopt.objectives.core import merge
 
 
@@ -57,11 +57,11 @@ class Learners:
         layout = partition(sequences.lengths, torch.arange(len(sequences)), len(self._workers), self._token_budget)
         layout = [[piece or [0] for piece in share] for share in layout]  # ranks must stay in step
         shares = [[sequences.take(piece) for piece in share] for share in layout]
-        answers: list[list[Tensor]] = self._workers.call(method, *((share, temperature) for share in shares))
+        answers: list[list[Scored]] = self._workers.call(method, *((share, temperature) for share in shares))
         scores = torch.zeros_like(sequences.mask)
         for share, answer in zip(layout, answers, strict=True):
             for piece, values in zip(share, answer, strict=True):
-                scores[piece, : values.shape[1]] = values
+                scores[piece, : values.shape[1]] = torch.tensor(values)
         return scores
 
     def connect(self, engines: Mapping[int, Any], ranks_per_engine: int) -> None:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from rlopt.cluster.actors import free_port, own_address
 from rlopt.config.sections import LearnerConfig
@@ -30,6 +31,8 @@ from rlopt.models.policy import Policy, refuse_other_logits
 from rlopt.objectives.core import LossTerms, Objective, merge, total_loss
 from rlopt.weight_sync.engine_client import EngineClient
 from rlopt.weight_sync.sender import Sender, ShmSender, make_sender
+
+Scored = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -147,22 +150,22 @@ class LearnerWorker:
             norm = self._engine.get_global_grad_norm()
         return float(norm)
 
-    def score_policy(self, pieces: list[Sequences], temperature: float) -> list[Tensor]:
-        """Log-probabilities `[b, t]` of every piece under the policy, in nats, on CPU."""
+    def score_policy(self, pieces: list[Sequences], temperature: float) -> list[Scored]:
+        """Log-probabilities `[b, t]` of every piece under the policy, in nats."""
         return self._scores(self._engine, pieces, temperature, nullcontext())
 
-    def score_reference(self, pieces: list[Sequences], temperature: float) -> list[Tensor]:
+    def score_reference(self, pieces: list[Sequences], temperature: float) -> list[Scored]:
         """As `score_policy`, under the reference."""
         before = lora.adapters_disabled(self._engine.module.lm) if self._adapted else nullcontext()
         return self._scores(self._reference, pieces, temperature, before)
 
     def _scores(
         self, model: Any, pieces: list[Sequences], temperature: float, around: AbstractContextManager[None]
-    ) -> list[Tensor]:
+    ) -> list[Scored]:
         model.eval()
         device = self._setup.device
         with torch.no_grad(), around:
-            return [model(p.token_ids.to(device), p.mask.to(device), temperature)[0].cpu() for p in pieces]
+            return [model(p.token_ids.to(device), p.mask.to(device), temperature)[0].cpu().numpy() for p in pieces]
 
     def connect(self, engines: Mapping[int, Any], ranks_per_engine: int, address: tuple[str, int]) -> None:
         """Connect to the engines, in place of earlier ones. `engines` are actor handles by number."""
