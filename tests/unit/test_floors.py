@@ -134,7 +134,7 @@ def test_the_reward_processes_load_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "evaluate", "export", "submit", "pairs", "engines", "doctor", "report", "objectives"]
+    "command", ["train", "bench", "evaluate", "export", "submit", "pairs", "engines", "doctor", "report", "objectives"]
 )
 def test_the_help_of_a_command_loads_nothing_heavy(command: str) -> None:
     ask = f"import runpy, sys; sys.argv = ['{command}', '--help']"

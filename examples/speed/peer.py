@@ -1,0 +1,149 @@
+"""rlopt beside TRL, on the same work, in turn: `python examples/speed/peer.py [FOLDER] [SIZE ...]`.
+
+The same model, task, samples a step (16 prompts, 8 answers each), precision and cores, with a reference in both. The learning
+rate is too small to change the policy, so answers keep their lengths. rlopt's weights go to its engine after each window;
+whole windows are counted, after a first one. TRL 1.16 must be importable; it needs no other package than `accelerate`:
+
+    pip install --no-deps trl==1.16.0 accelerate
+
+The limit is what the cores could do if they only multiplied matrices: 6 operations for each parameter and token to learn, 2
+to sample it, 2 for the reference; their rate is measured before.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+import transformers
+from rich.console import Console
+from rich.table import Table
+
+from rlopt.models.loading import find_model
+from rlopt.models.tiny import tokenizer
+
+ROUNDS = int(os.environ.get("ROUNDS", "3"))
+SAMPLES = 128
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model, and how many steps make a window: some are counted after some that warm up, for each of the two."""
+
+    window: int
+    warm: int
+    counted: int
+    hidden: int = 0
+    intermediate: int = 0
+    layers: int = 0
+    heads: int = 0
+
+
+SIZES = {
+    "tiny_s": Size(20, 20, 40),
+    "6.8M": Size(8, 8, 8, hidden=256, intermediate=1152, layers=6, heads=4),
+    "34M": Size(4, 4, 4, hidden=512, intermediate=2048, layers=8, heads=8),
+}
+
+
+def model(name: str, folder: Path) -> Path:
+    """`tiny_s` is trained; the larger ones are random, so that their answers end by chance."""
+    size = SIZES[name]
+    if not size.hidden:
+        return find_model(name, lambda *_: None)
+    place = folder / f"model-{name}"
+    if not place.is_dir():
+        torch.manual_seed(0)
+        text = tokenizer()
+        config = transformers.Qwen2Config(
+            vocab_size=len(text),
+            hidden_size=size.hidden,
+            intermediate_size=size.intermediate,
+            num_hidden_layers=size.layers,
+            num_attention_heads=size.heads,
+            num_key_value_heads=size.heads,
+            max_position_embeddings=256,
+            tie_word_embeddings=True,
+            eos_token_id=1,
+            pad_token_id=0,
+        )
+        transformers.Qwen2ForCausalLM(config).save_pretrained(place)
+        text.save_pretrained(place)
+    return place
+
+
+def rlopt(path: Path, size: Size, dtype: str, run: Path) -> dict[str, float]:
+    line = [sys.executable, "-m", "rlopt.train", "+algo=grpo", f"model.path={path}", f"model.dtype={dtype}", "learner.lr=1e-9"]
+    line += [f"trainer.total_steps={size.warm + size.counted}", f"sync.interval={size.window}", "trainer.save_every=0"]
+    line += ["tracking.wandb=disabled", f"run.dir={run}"]
+    subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
+    rows = [json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()][-size.counted :]
+    seconds, samples = sum(row["timing_s/step"] for row in rows), size.counted * SAMPLES
+    tokens = sum(row["response_length/mean"] for row in rows) * SAMPLES
+    return {"samples/s": samples / seconds, "tokens/s": tokens / seconds, "tokens a sample": tokens / samples}
+
+
+def trl(path: Path, size: Size, dtype: str, beta: float) -> dict[str, float]:
+    warm, counted = 2, min(size.counted, 20)  # each step is like the other: it has no window
+    counted = min(counted, 4) if size.hidden else counted
+    script = Path(__file__).with_name("trl_grpo.py")
+    line = [sys.executable, str(script), str(path), str(warm + counted), str(warm), dtype, str(beta)]
+    done = subprocess.run(line, check=True, capture_output=True, text=True)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def rate(dtype: torch.dtype) -> float:
+    """Operations a second of all cores, multiplying matrices."""
+    side = 1024
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    left, right = torch.randn(side, side, dtype=dtype), torch.randn(side, side, dtype=dtype)
+    left @ right
+    began = time.perf_counter()
+    for _ in range(20):
+        left @ right
+    return 20 * 2 * side**3 / (time.perf_counter() - began)
+
+
+def main() -> None:
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/peer").resolve()
+    names = sys.argv[2:] or list(SIZES)
+    folder.mkdir(parents=True, exist_ok=True)
+    dtype = os.environ.get("DTYPE", "float32")
+    ways = ("rlopt", "TRL", "TRL without a reference")
+    table = Table(title=f"{dtype}, {ROUNDS} rounds in turn; median (least to most)", title_justify="left")
+    for column in ("model", "", "samples/s", "tokens/s", "tokens a sample", "tokens/s of TRL's", "of the limit"):
+        table.add_column(column, justify="left" if column in ("model", "") else "right")
+    numbers: dict[str, dict[str, list[dict[str, float]]]] = {}
+    for name in names:
+        size, path = SIZES[name], model(name, folder)
+        parameters = sum(p.numel() for p in transformers.AutoModelForCausalLM.from_pretrained(path).parameters())
+        found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+        rates: list[float] = []
+        for turn in range(ROUNDS):
+            rates.append(rate(getattr(torch, dtype)))
+            found["rlopt"].append(rlopt(path, size, dtype, folder / f"{name}-{dtype}-{turn}-{os.getpid()}"))
+            found["TRL"].append(trl(path, size, dtype, 0.01))
+            found["TRL without a reference"].append(trl(path, size, dtype, 0.0))
+        numbers[name] = found
+        beside = median(run["tokens/s"] for run in found["TRL"])
+        for way, runs in found.items():
+            cells = [[run[key] for run in runs] for key in ("samples/s", "tokens/s", "tokens a sample")]
+            shown = [
+                f"{median(c):,.3g} ({min(c):,.3g} to {max(c):,.3g})" if c[0] < 1000 else f"{median(c):,.0f}" for c in cells
+            ]
+            speed = median(run["tokens/s"] for run in runs)
+            limit = median(rates) / ((8 if way.endswith("reference") else 10) * parameters)
+            table.add_row(name, way, *shown, f"{speed / beside:.2f}", f"{speed / limit:.0%}")
+            name = ""
+    (folder / f"peer-{dtype}.json").write_text(json.dumps(numbers, indent=1))
+    Console(width=150).print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""The speed of a config's parts on this machine, each alone and then together, beside what the machine could do at most.
+
+Engines and learner are those of a run. One window of batches (`sync.interval` steps) is sampled while the learner waits, then
+learned from while the engines wait; the next window runs as in training.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import TypeVar
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from rlopt.cluster.threads import cores
+from rlopt.config.schema import Config
+from rlopt.core.errors import need
+from rlopt.objectives.credit import compute_advantages
+from rlopt.orchestrator.loop import Loop, StepData
+from rlopt.run.validate import Prepared, validate
+from rlopt.run.wiring import make_loop
+from rlopt.run.workers import RunWorkers
+from rlopt.tracking.journal import Journal
+
+T = TypeVar("T")
+SIDE, COPIED = 2048, 2**28
+"""Rows of the matrices that are multiplied, and bytes that are copied, to see what a device can do."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a device can do at most: multiply matrices in the model's dtype (operations/s), and copy memory (bytes/s)."""
+
+    matrix: float
+    copy: float
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """The parts of a config, measured.
+
+    Attributes:
+        tokens: response tokens of a window. sequence_tokens: with the prompts. samples: of the window.
+        start_s: from nothing to engines and learner that answer.
+        engine_s, reference_s, update_s: of the window, each part alone.
+        together_s: of the next window, all parts at once, with its synchronization. together_samples: in it.
+        sync_s, sync_bytes: of that synchronization.
+    """
+
+    machine: Machine
+    parameters: int
+    ranks: int
+    engines: int
+    samples: int
+    tokens: int
+    sequence_tokens: int
+    start_s: float
+    engine_s: float
+    reference_s: float
+    update_s: float
+    together_s: float
+    together_samples: int
+    sync_s: float
+    sync_bytes: float
+
+    @property
+    def sampling_floor_s(self) -> float:
+        """The window's sampling if its matrices were multiplied at the machine's rate: 2 operations a parameter and token."""
+        return 2 * self.parameters * self.sequence_tokens / self.machine.matrix
+
+    @property
+    def update_floor_s(self) -> float:
+        """As `sampling_floor_s`, of the updates: 6 operations a parameter and token. The reference takes a third of it."""
+        return 6 * self.parameters * self.sequence_tokens / self.machine.matrix
+
+    @property
+    def efficiency(self) -> float:
+        """Samples a second together, over those of the slower of engine and learner alone."""
+        slower = max(self.engine_s, self.reference_s + self.update_s) / self.samples
+        return slower / (self.together_s / self.together_samples)
+
+    def as_json(self) -> dict[str, object]:
+        derived = {
+            "sampling_floor_s": self.sampling_floor_s,
+            "update_floor_s": self.update_floor_s,
+            "efficiency": self.efficiency,
+        }
+        return asdict(self) | derived
+
+
+def benchmark(config: Config, console: Console) -> Speeds:
+    """Start what a run of `config` starts, measure it, and end it. Nothing is left behind.
+
+    Raises:
+        RloptError: the config cannot be run, or samples nothing, or not in lockstep.
+    """
+    need(config.samples, "algo.name", config.algo.name, "samples nothing, so there is no engine to measure")
+    need(config.sync.mode == "lockstep", "sync.mode", config.sync.mode, "has no windows to measure; leave it out")
+    window = config.sync.interval
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = replace(config.trainer, total_steps=2 * window + 1, save_every=0)
+        prepared = validate(replace(config, trainer=trainer, run=replace(config.run, dir=folder, record=False)), console)
+        top = machine(prepared)
+        torch.set_num_threads(1)
+        began, workers = time.monotonic(), RunWorkers(prepared)
+        try:
+            with console.status("starting engines and learners"):
+                workers.start()
+                workers.join()
+            started = time.monotonic() - began
+            with console.status("measuring"):
+                return measure(prepared, workers, top, started)
+        finally:
+            workers.close()
+
+
+def measure(prepared: Prepared, workers: RunWorkers, top: Machine, start_s: float) -> Speeds:
+    """Measure workers that are up."""
+    config, window = prepared.config, prepared.config.sync.interval
+    journal = Journal(prepared.start.run, 0, 2 * window + 1, 0, [], Console(quiet=True), None)
+    loop = make_loop(prepared, workers, journal)
+    steps = range(1, window + 1)
+    loop.source.open(0)
+    engine_s, data = _timed(lambda: [loop.source.take(step) for step in steps])
+    reference_s, update_s = 0.0, 0.0
+    for step, batch in zip(steps, data, strict=True):
+        seconds, reference = _timed(batch.reference)
+        reference_s += seconds
+        update_s += _timed(lambda: _learn(loop, step, batch, reference))[0]  # noqa: B023 - called at once
+    began = time.monotonic()
+    sync_s, sync = _timed(lambda: loop.source.learned(window))
+    for step in range(window + 1, 2 * window + 1):
+        data.append(loop.source.take(step))
+        _learn(loop, step, data[-1], data[-1].reference())
+    together_s = time.monotonic() - began
+    journal.close(exit_code=0)
+    first, second = ([batch.sequences for batch in data[start : start + window]] for start in (0, window))
+    return Speeds(
+        machine=top,
+        parameters=prepared.model.shape.parameters,
+        ranks=config.learner.workers,
+        engines=config.rollout.engines,
+        samples=sum(map(len, first)),
+        tokens=int(sum(sequences.mask.sum() for sequences in first)),
+        sequence_tokens=int(sum(sequences.lengths.sum() for sequences in first)),
+        start_s=start_s,
+        engine_s=engine_s,
+        reference_s=reference_s,
+        update_s=update_s,
+        together_s=together_s,
+        together_samples=sum(map(len, second)),
+        sync_s=sync_s,
+        sync_bytes=sync["sync/bytes"],
+    )
+
+
+def machine(prepared: Prepared) -> Machine:
+    """What the learner's device can do, or all cores of this machine."""
+    device = "cuda" if prepared.config.cluster.gpus_per_learner else "cpu"
+    if device == "cpu":
+        torch.set_num_threads(cores())
+    side = SIDE if device == "cpu" else 4 * SIDE
+    left, right = (torch.randn(side, side, dtype=prepared.model.dtype, device=device) for _ in range(2))
+    here = torch.ones(COPIED // 4, device=device)
+    there = torch.empty_like(here)
+    multiplying = _best(lambda: torch.matmul(left, right), device)
+    copying = _best(lambda: there.copy_(here), device)
+    return Machine(2 * side**3 / multiplying, COPIED / copying)
+
+
+def _best(work: Callable[[], object], device: str) -> float:
+    """Seconds of the fastest of five, after one that warms up."""
+
+    def once() -> float:
+        began = time.perf_counter()
+        work()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    once()
+    return min(once() for _ in range(5))
+
+
+def _learn(loop: Loop, step: int, data: StepData, reference: Tensor) -> None:
+    sampled = data.sequences.rollout_logprobs
+    batches = compute_advantages(data.sequences, sampled, reference, loop.objective, loop.terms, loop.plan.minibatches)
+    loop.learners.update(batches, step)
+
+
+def _timed(work: Callable[[], T]) -> tuple[float, T]:
+    began = time.monotonic()
+    result = work()
+    return time.monotonic() - began, result
