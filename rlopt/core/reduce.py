@@ -6,7 +6,7 @@ device. `fetched` reads all of them at once.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -76,20 +76,30 @@ class Ess:
 Metric = Sum | Mean | Max | Ess
 
 
+def number(values: Tensor) -> Tensor:
+    """The sum, of one element and float64, as sums of float32 are merged."""
+    return values.detach().sum().double()
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Mean:
+    """The mean of `values` over entries where `mask` is 1, as a metric."""
+    return Mean(number(values * mask), number(mask))
+
+
 def fetched(parts: Sequence[Mapping[str, Metric]]) -> list[dict[str, Metric]]:
     """The same with plain numbers in place of tensors; the host waits for the device once."""
-    waiting: list[Tensor] = [value for part in parts for metric in part.values() for value in _tensors(metric).values()]
-    numbers = iter(torch.stack([tensor.double() for tensor in waiting]).tolist() if waiting else [])
+    tensors = [[_tensors(metric) for metric in part.values()] for part in parts]
+    waiting = [tensor.double() for row in tensors for named in row for tensor in named.values()]
+    numbers = iter(torch.stack(waiting).tolist() if waiting else [])
     return [
-        {name: _with_numbers(metric, {key: next(numbers) for key in _tensors(metric)}) for name, metric in part.items()}
-        for part in parts
+        {
+            name: replace(metric, **{key: next(numbers) for key in named})
+            for (name, metric), named in zip(part.items(), row, strict=True)
+        }
+        for part, row in zip(parts, tensors, strict=True)
     ]
 
 
 def _tensors(metric: Metric) -> dict[str, Tensor]:
     named = {field.name: getattr(metric, field.name) for field in fields(metric)}
     return {name: value for name, value in named.items() if isinstance(value, Tensor)}
-
-
-def _with_numbers(metric: Metric, numbers: dict[str, Any]) -> Metric:
-    return replace(metric, **numbers)

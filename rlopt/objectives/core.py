@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rlopt.core.batches import AdvantageInputs, Average, Batch, LossOutput, PolicyOutputs, Unit
 from rlopt.core.errors import RloptError
-from rlopt.core.reduce import Ess, Max, Mean, Metric, Sum
+from rlopt.core.reduce import Ess, Max, Metric, Sum, masked_mean, number
 from rlopt.core.shapes import Mask, SequenceOrTokens, Tokens
 from rlopt.objectives.corrections import NO_CORRECTIONS, Corrections
 from rlopt.objectives.divergence import KLEstimator, kl
@@ -28,6 +28,7 @@ __all__ = [
     "WithAdvantages",
     "clip_fraction",
     "clipped_surrogate",
+    "masked_mean",
     "merge",
     "no_loss_terms",
     "total_loss",
@@ -183,16 +184,6 @@ def total_loss(objective: Objective, terms: LossTerms, batch: Batch, scores: Pol
             common |= _off_policy(batch, scores)
         common["actor/pg_loss"] = Sum(number(corrected.per_token * batch.weights))
     return LossOutput(per_token, {**common, **corrected.metrics})
-
-
-def masked_mean(values: Tokens, mask: Mask) -> Mean:
-    """The mean of `values` over tokens where `mask` is 1, as a metric."""
-    return Mean(number(values * mask), number(mask))
-
-
-def number(values: Tensor) -> Tensor:
-    """The sum, of one element and float64, as sums of float32 are merged."""
-    return values.detach().sum().double()
 
 
 def clip_fraction(keep: Mask, batch: Batch) -> dict[str, Metric]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rlopt.core.batches import Batch, LossOutput, PolicyOutputs
 from rlopt.core.errors import RloptError
-from rlopt.core.reduce import Mean
+from rlopt.core.reduce import masked_mean
 from rlopt.objectives.ratios import log_ratio, sequence_mean, sequence_sum
 
 
@@ -127,5 +127,5 @@ def mask_off_policy(policy: LossOutput, batch: Batch, scores: PolicyOutputs, del
 
 
 def _with(policy: LossOutput, per_token: Tensor, name: str, where: Tensor, batch: Batch) -> LossOutput:
-    share = Mean((where * batch.mask).sum().double(), batch.mask.sum().double())
+    share = masked_mean(where, batch.mask)
     return replace(policy, per_token=per_token, metrics={**policy.metrics, name: share})

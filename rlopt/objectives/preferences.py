@@ -6,7 +6,7 @@ from torch.nn.functional import logsigmoid
 
 from rlopt.core.batches import AdvantageInputs, Batch, LossOutput, PolicyOutputs
 from rlopt.core.errors import RloptError, need
-from rlopt.core.reduce import Mean, Metric
+from rlopt.core.reduce import Metric, masked_mean
 from rlopt.objectives.advantages import group_max, group_size
 from rlopt.objectives.ratios import sequence_sum
 
@@ -57,5 +57,4 @@ def preference_metrics(chosen: Tensor, rejected: Tensor, pair: Tensor, batch: Ba
     spoken = batch.mask.new_zeros(len(chosen)).index_add(0, pair, batch.mask.sum(1)) > 0  # dummy copies do not count
     margin = chosen - rejected
     values = {"margin": margin, "accuracy": margin > 0, "chosen": chosen, "rejected": rejected}
-    count = spoken.sum().double()
-    return {f"preference/{name}": Mean((value * spoken).sum().double(), count) for name, value in values.items()}
+    return {f"preference/{name}": masked_mean(value, spoken) for name, value in values.items()}

@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
-from rlopt.core.batches import Sequences
+from rlopt.core.batches import Batch, Sequences
 from rlopt.core.errors import Interrupted, StoppedEarly
 from rlopt.core.protocols import Journal, Learners
 from rlopt.core.samples import Group, PendingRollouts
@@ -107,12 +107,7 @@ class Loop:
                 raise StoppedEarly from None
             clock.lap("wait_rollout")
 
-            policy = self._policy_logprobs(data.sequences)
-            sampled = data.sequences.rollout_logprobs
-            old_logprobs = policy if policy is not None and self.plan.old_logprobs == "proximal" else sampled
-            batches = compute_advantages(
-                data.sequences, old_logprobs, data.reference(), self.objective, self.terms, self.plan.minibatches
-            )
+            policy, batches = self.scored(data)
             clock.lap("score")
             updated = self.learners.update(batches, position.step + 1)
             clock.lap("update")
@@ -127,6 +122,15 @@ class Loop:
                 saved = position.step
             if stop and position.step < self.plan.total_steps:
                 raise StoppedEarly
+
+    def scored(self, data: StepData) -> tuple[Tensor | None, list[Batch]]:
+        """`_policy_logprobs`, and what each update of the step learns from."""
+        policy = self._policy_logprobs(data.sequences)
+        sampled = data.sequences.rollout_logprobs
+        old_logprobs = policy if policy is not None and self.plan.old_logprobs == "proximal" else sampled
+        return policy, compute_advantages(
+            data.sequences, old_logprobs, data.reference(), self.objective, self.terms, self.plan.minibatches
+        )
 
     def _policy_logprobs(self, sequences: Sequences) -> Tensor | None:
         """`[B, T]` under the policy before the update, where `algo.old_logprobs` or the record needs it."""

@@ -55,7 +55,7 @@ class EngineConfig:
             device="cuda" if gpus else "cpu",
             backend="nccl" if gpus else "shm",  # vLLM needs one; no weights are sent
             max_model_len=max_model_len,
-            threads=engine_threads(cluster.cpu_threads, shape_of(folder).parameters, engines, cores()),
+            threads=1 if gpus else engine_threads(cluster.cpu_threads, shape_of(folder).parameters, engines, cores()),
             seed=seed,
             in_flight="wait",
             initial_version=0,

@@ -8,17 +8,15 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 import torch
 from rich.console import Console
-from torch import Tensor
 
 from rlopt.cluster.threads import cores
 from rlopt.config.schema import Config
 from rlopt.core.errors import need
-from rlopt.objectives.credit import compute_advantages
-from rlopt.orchestrator.loop import Loop, StepData
 from rlopt.run.validate import Prepared, validate
 from rlopt.run.wiring import make_loop
 from rlopt.run.workers import RunWorkers
@@ -44,7 +42,8 @@ class Speeds:
     Attributes:
         tokens: response tokens of a window. sequence_tokens: with the prompts. samples: of the window.
         start_s: from nothing to engines and learner that answer.
-        engine_s, reference_s, update_s: of the window, each part alone.
+        engine_s, reference_s, update_s: of the window, each part alone. `reference_s` is all scoring before the updates: also
+            the policy's, where `algo.old_logprobs` asks for it.
         together_s: of the next window, all parts at once, with its synchronization. together_samples: in it.
         sync_s, sync_bytes: of that synchronization.
     """
@@ -126,14 +125,15 @@ def measure(prepared: Prepared, workers: RunWorkers, top: Machine, start_s: floa
     engine_s, data = _timed(lambda: [loop.source.take(step) for step in steps])
     reference_s, update_s = 0.0, 0.0
     for step, batch in zip(steps, data, strict=True):
-        seconds, reference = _timed(batch.reference)
+        seconds, (_, updates) = _timed(partial(loop.scored, batch))
         reference_s += seconds
-        update_s += _timed(lambda: _learn(loop, step, batch, reference))[0]  # noqa: B023 - called at once
+        update_s += _timed(partial(loop.learners.update, updates, step))[0]
     began = time.monotonic()
     sync_s, sync = _timed(lambda: loop.source.learned(window))
     for step in range(window + 1, 2 * window + 1):
         data.append(loop.source.take(step))
-        _learn(loop, step, data[-1], data[-1].reference())
+        _, updates = loop.scored(data[-1])
+        loop.learners.update(updates, step)
     together_s = time.monotonic() - began
     journal.close(exit_code=0)
     first, second = ([batch.sequences for batch in data[start : start + window]] for start in (0, window))
@@ -182,12 +182,6 @@ def _best(work: Callable[[], object], device: str) -> float:
 
     once()
     return min(once() for _ in range(5))
-
-
-def _learn(loop: Loop, step: int, data: StepData, reference: Tensor) -> None:
-    sampled = data.sequences.rollout_logprobs
-    batches = compute_advantages(data.sequences, sampled, reference, loop.objective, loop.terms, loop.plan.minibatches)
-    loop.learners.update(batches, step)
 
 
 def _timed(work: Callable[[], T]) -> tuple[float, T]:
