@@ -4,15 +4,14 @@ from typing import Annotated
 
 from pydantic import Field
 
+from rlopt.config.bounds import AtLeastOne, Seed
 from rlopt.config.sections import (
-    AtLeastOne,
     ClusterConfig,
     DataConfig,
     EvalConfig,
     ModelConfig,
     RewardConfig,
     RolloutConfig,
-    Seed,
     section,
 )
 from rlopt.core.errors import need

@@ -1,14 +1,14 @@
 """The sections of the configuration, typed, one for each part of rlopt. `conf/config.yaml` has every default, unit and meaning.
 
-A `Field` bounds a value by itself; its description is what an error says. Rules between keys of one section stand in
-`__post_init__`, rules between sections in `schema.Config`.
+Rules between keys of one section stand in `__post_init__`, rules between sections in `schema.Config`.
 """
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
 
-from pydantic import AfterValidator, Field, PlainValidator
+from pydantic import Field
 
+from rlopt.config.bounds import AtLeastOne, Gpus, OffOrMore, Positive, Seconds, Seed, Share, Threads
 from rlopt.core.errors import need
 
 T = TypeVar("T")
@@ -19,32 +19,6 @@ def section(kind: type[T]) -> type[T]:
     """Make a class a frozen dataclass that `compose.read` reads strictly: no unknown key, no silent conversion."""
     kind.__pydantic_config__ = {"extra": "forbid", "strict": True}  # type: ignore[attr-defined]
     return dataclass(frozen=True)(kind)
-
-
-def _whole_or_share(gpus: float) -> float:
-    if not (0 <= gpus < 1 or (gpus >= 1 and gpus == int(gpus))):
-        raise ValueError
-    return gpus
-
-
-def _auto_or_count(threads: Any) -> Any:
-    if threads == "auto" or (type(threads) is int and threads >= 1):
-        return threads
-    raise ValueError
-
-
-Threads = Annotated[Literal["auto"] | int, PlainValidator(_auto_or_count), Field(description="must be auto or at least 1")]
-Positive = Annotated[float, Field(gt=0, description="must be above 0")]
-OffOrMore = Annotated[int, Field(ge=0, description="must be 0 (off) or more")]
-AtLeastOne = Annotated[int, Field(ge=1, description="must be at least 1")]
-Seconds = Annotated[float, Field(gt=0, description="must be above 0 seconds")]
-Share = Annotated[float, Field(gt=0, le=1, description="must be above 0 and at most 1")]
-Gpus = Annotated[
-    float,
-    AfterValidator(_whole_or_share),
-    Field(description="must be 0, a share of one GPU, or a whole number of them"),
-]
-Seed = Annotated[int, Field(ge=0, lt=2**32, description="must be 0 to 4294967295")]
 
 
 @section
@@ -112,6 +86,11 @@ class KLConfig:
     coef: Annotated[float, Field(ge=0, allow_inf_nan=False, description="must be 0 (measure only) or above")]
     estimator: Literal["k1", "k2", "k3", "abs", "k3_corrected", "k3_unbiased"]
     place: Literal["loss", "reward"]
+    every: OffOrMore
+
+    def __post_init__(self) -> None:
+        way_out = f"algo.kl.coef={self.coef} needs KL at every step; leave it out, or set algo.kl.coef=0"
+        need(self.every == 1 or not self.coef, "algo.kl.every", self.every, way_out)
 
 
 @section

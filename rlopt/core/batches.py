@@ -9,7 +9,7 @@ Shapes: `B` sequences, `T` tokens of the longest sequence (prompt and response, 
 log-probability the policy gives after reading tokens `0..t-1`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypeVar
 
@@ -37,19 +37,23 @@ class _Rows:
     def take(self: R, rows: list[int]) -> R:
         """The sequences `rows`, without the padding that they do not need."""
         width = int(self.lengths[rows].max())
-        cut = {f.name: getattr(self, f.name)[rows] for f in fields(self)}  # type: ignore[arg-type]
-        return type(self)(**{name: value[:, :width] if value.dim() == 2 else value for name, value in cut.items()})
+        return type(self)(**self._each(lambda values: values[rows, :width] if values.dim() == 2 else values[rows]))
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as arrays: torch writes and reads each tensor like a file, which takes a tenth of a small model's update."""
-        return _from_arrays, (type(self), {f.name: getattr(self, f.name).numpy() for f in fields(self)})  # type: ignore[arg-type]
+        return _from_arrays, (type(self), self._each(Tensor.numpy))
+
+    def _each(self, change: Callable[[Tensor], Any]) -> dict[str, Any]:
+        """Every field by name, changed; one that is None stays."""
+        named = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        return {name: None if values is None else change(values) for name, values in named.items()}
 
 
 def _from_arrays(kind: type[R], arrays: Mapping[str, Any]) -> R:
-    return kind(**{name: torch.tensor(array) for name, array in arrays.items()})
+    return kind(**{name: None if values is None else torch.tensor(values) for name, values in arrays.items()})
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +146,7 @@ class Batch(_Rows, _EarlierNames):
         token_ids, lengths, mask, rollout_logprobs, group, lag: as in `Sequences`.
         old_logprobs: `[B, T]` float32 nats, which ratios are taken against: `rollout_logprobs`, or with
             `algo.old_logprobs=proximal` those of the policy at the start of the step.
-        reference: `[B, T]` float32 nats, of the initial model.
+        reference: `[B, T]` float32 nats, of the initial model; None at a step that `algo.kl.every` leaves out.
         advantages: `[B, T]` float32, 0 where `mask` is 0.
         weights: `[B, T]` float32, the average as a matrix over all micro-batches of all ranks.
     """
@@ -152,7 +156,7 @@ class Batch(_Rows, _EarlierNames):
     mask: Tokens
     rollout_logprobs: Tokens
     old_logprobs: Tokens
-    reference: Tokens
+    reference: Tokens | None
     advantages: Tokens
     weights: Tokens
     group: Counts
@@ -161,10 +165,11 @@ class Batch(_Rows, _EarlierNames):
     def dummy(self) -> "Batch":
         """The same sequences with zero mask and weights: a forward pass that keeps ranks in step and changes no gradient."""
         zero = self.mask.new_zeros(self.mask.shape)
-        return replace(self, mask=zero, rollout_logprobs=zero, old_logprobs=zero, reference=zero, advantages=zero, weights=zero)
+        past = replace(self, rollout_logprobs=zero, old_logprobs=zero, reference=None if self.reference is None else zero)
+        return replace(past, mask=zero, advantages=zero, weights=zero)
 
-    def to(self, device: object) -> "Batch":
-        return Batch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+    def to(self, device: str) -> "Batch":
+        return Batch(**self._each(lambda values: values.to(device)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,11 +24,12 @@ def sync_delivers(evidence: Evidence) -> CheckResult:
         return CheckResult("unknown", "recorded groups count as version 0, so metrics cannot tell what the samplers have")
     if evidence.top_p < 1:
         return CheckResult("unknown", "within a nucleus (rollout.top_p) metrics cannot tell what the samplers have")
-    rows = [row for row in evidence.rows if row.get("version", 0) > 0 and row.get("offpolicy/behavior_kl") is not None]
+    needed = ("actor/kl_k1", "offpolicy/behavior_kl")
+    rows = [r for r in evidence.rows if r.get("version", 0) > 0 and all(r.get(name) is not None for name in needed)]
     apart = np.array([row["actor/kl_k1"] for row in rows])
     gap = np.array([-row["offpolicy/behavior_kl"] for row in rows])
     if len(rows) < 3:
-        return CheckResult("unknown", "too few steps after a synchronization to tell", f"{len(rows)} steps")
+        return CheckResult("unknown", "too few steps after a synchronization to tell", f"{len(rows)} steps with KL")
     far = np.abs(apart) > 1e-4
     # With frozen samplers only rounding is left; where the policy has moved far, a share of the distance would allow for more.
     same = np.abs(gap - apart) <= np.minimum(0.02 * np.abs(apart), _rounding(evidence))

@@ -123,6 +123,8 @@ def draw(families: list[Family], stem: Path) -> list[Path]:
             if len(family.runs) > 1:
                 axis.fill_between(curve.steps, curve.values.min(0), curve.values.max(0), color=color, alpha=0.12, linewidth=0)
         axis.set(title=title, xlabel="training step", ylabel=unit)
+        if not any(np.isfinite(family.curves[name].values).any() for family in families):
+            axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center", va="center", color="gray")
         axis.grid(alpha=0.3)
         if name == "actor/kl_k2" and _spiky([family.curves[name] for family in families]):
             axis.set_yscale("log")

@@ -41,6 +41,7 @@ class LearnerSetup:
 
     Attributes:
         folder: of the initial model, which is also the reference.
+        reference: whether there is one.
         temperature: of sampling; logits are divided by it.
         sync_backend: `shm`, `nccl` or `ipc`.
         verify: compare what engines received with what was sent.
@@ -50,6 +51,7 @@ class LearnerSetup:
     dtype: torch.dtype
     device: str
     threads: int
+    reference: bool
     temperature: float
     total_steps: int
     objective: Objective
@@ -105,7 +107,7 @@ class LearnerWorker:
         self._source = WeightSource(policy.lm, config, setup.bucket_bytes)
         refuse_other_logits(self._engine, policy.lm, setup.device)
         self._reference = self._engine
-        if not self._adapted:
+        if setup.reference and not self._adapted:
             reference = Policy(setup.folder, setup.dtype, config.logit_chunk, device=setup.device).requires_grad_(False).eval()
             sharded = config.zero_stage == 3
             self._reference = frozen_engine(reference, config, setup.dtype) if sharded else reference.to(setup.device)

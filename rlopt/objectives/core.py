@@ -125,7 +125,7 @@ class LossTerms:
     """What composes with every objective: corrections of its loss, and terms added to it token by token.
 
     Attributes:
-        kl_coef: weight of KL(policy, reference); 0 only measures it.
+        kl_coef: weight of KL(policy, reference); 0 only measures it, where there is a reference.
         kl_place: added to the loss, or taken from the reward.
         entropy_coef: weight of the entropy bonus.
         overlong_buffer: last share of `limit` in which the reward falls to -1 (DAPO's soft overlong punishment); 0: none.
@@ -166,13 +166,16 @@ def total_loss(objective: Objective, terms: LossTerms, batch: Batch, scores: Pol
     Raises:
         RloptError: an input is not finite, or the loss is not; it names the tensor and the first such place.
     """
-    inputs = {f"Batch.{name}": getattr(batch, name) for name in ("rollout_logprobs", "old_logprobs", "reference", "advantages")}
+    inputs = {f"Batch.{name}": getattr(batch, name) for name in ("rollout_logprobs", "old_logprobs", "advantages")}
+    if batch.reference is not None:
+        inputs["Batch.reference"] = batch.reference
     outputs = {"Scores.logprobs": scores.logprobs.detach(), "Scores.entropy": scores.entropy.detach()}
     _refuse_infinite(inputs | outputs, batch.mask)
     policy = objective.loss(batch, scores)
     corrected = terms.corrections.apply(policy, objective.traits.surrogate == "ratio", batch, scores)
     per_token = corrected.per_token
     if terms.kl_coef and terms.kl_place == "loss":
+        assert batch.reference is not None, "the config refuses algo.kl.every where KL is in the loss"
         log_ratio = (scores.logprobs - batch.rollout_logprobs) * batch.mask
         per_token = per_token + terms.kl_coef * kl(terms.kl_estimator, scores.logprobs, batch.reference, log_ratio)
     if terms.entropy_coef:
@@ -222,12 +225,15 @@ def _refuse_infinite(named: Mapping[str, Tensor], mask: Tensor) -> None:
 
 def _statistics(batch: Batch, scores: PolicyOutputs) -> dict[str, Metric]:
     mask = batch.mask
+    entropy: dict[str, Metric] = {"actor/entropy": masked_mean(scores.entropy, mask)}
+    if batch.reference is None:
+        return entropy
     policy, reference = scores.logprobs * mask, batch.reference * mask
     names: tuple[KLEstimator, ...] = ("k1", "k2", "k3")
     metrics: dict[str, Metric] = {
         f"actor/kl_{name}": masked_mean(kl(name, policy, reference, torch.zeros_like(policy)), mask) for name in names
     }
-    return metrics | {"actor/entropy": masked_mean(scores.entropy, mask)}
+    return metrics | entropy
 
 
 def _off_policy(batch: Batch, scores: PolicyOutputs) -> dict[str, Metric]:

@@ -15,7 +15,12 @@ from rlopt.objectives.divergence import kl
 
 
 def compute_advantages(
-    sequences: Sequences, old_logprobs: Tensor, reference: Tensor, objective: Objective, terms: LossTerms, updates: int = 1
+    sequences: Sequences,
+    old_logprobs: Tensor,
+    reference: Tensor | None,
+    objective: Objective,
+    terms: LossTerms,
+    updates: int = 1,
 ) -> list[Batch]:
     """What the optimizer updates of one step learn from: `updates` batches of whole groups, each with weights of its own.
 
@@ -37,7 +42,7 @@ def compute_advantages(
         mask=mask,
         rollout_logprobs=sequences.rollout_logprobs * mask,
         old_logprobs=old_logprobs * mask,
-        reference=reference * mask,
+        reference=None if reference is None else reference * mask,
         advantages=advantages * mask,
         weights=torch.zeros_like(mask),
         group=sequences.group,
@@ -57,11 +62,12 @@ def compute_advantages(
     return batches
 
 
-def advantage_inputs(sequences: Sequences, old_logprobs: Tokens, reference: Tokens, terms: LossTerms) -> AdvantageInputs:
+def advantage_inputs(sequences: Sequences, old_logprobs: Tokens, reference: Tokens | None, terms: LossTerms) -> AdvantageInputs:
     """The rewards of a step, less the overlong penalty, and the KL penalties of each token."""
     mask = sequences.mask
     penalties = torch.zeros_like(mask, dtype=torch.float64)
     if terms.kl_coef and terms.kl_place == "reward":
+        assert reference is not None, "the config refuses algo.kl.every where KL is in the reward"
         log_ratio = (old_logprobs - sequences.rollout_logprobs) * mask
         penalties = terms.kl_coef * kl(terms.kl_estimator, old_logprobs * mask, reference * mask, log_ratio).double()
     buffer = round(terms.overlong_buffer * terms.limit)

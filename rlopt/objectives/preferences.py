@@ -46,6 +46,7 @@ def implicit_rewards(batch: Batch, scores: PolicyOutputs, beta: float) -> tuple[
     """`beta * sum_t (log pi_t - log reference_t)` of the chosen and the rejected answer of each pair, `[P]` and `[P]`, with the
     policy's gradient; and `[B]`, which pair a sequence is of."""
     pair = torch.unique(batch.group, return_inverse=True)[1]
+    assert batch.reference is not None, "recorded rows are scored by the reference for every step"
     reward = beta * sequence_sum(scores.logprobs - batch.reference, batch.mask)[:, 0]
     sign = batch.advantages.sum(1).sign()
     zero = reward.new_zeros(int(pair.max()) + 1)

@@ -2,7 +2,7 @@
 
 while a step is left:
     take the data of the step                            -> from samplers that run ahead, or from recorded rows
-    score it with the reference, and with the policy where old log-probabilities are the policy's
+    score it with the reference where KL is measured, and with the policy where old log-probabilities are the policy's
     compute advantages, update the weights
     tell the source that the weights have changed        -> where samplers are synchronized
 """
@@ -66,13 +66,14 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Plan:
-    """The settings of the loop. `old_logprobs` and `minibatches` as in `conf/algo/_group_relative.yaml`."""
+    """The settings of the loop. `old_logprobs`, `minibatches` and `kl_every` as in `conf/algo/_group_relative.yaml`."""
 
     total_steps: int
     save_every: int
     record: bool
     old_logprobs: Literal["behavior", "proximal"]
     minibatches: int
+    kl_every: int
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class Loop:
                 raise StoppedEarly from None
             clock.lap("wait_rollout")
 
-            policy, batches = self.scored(data)
+            policy, batches = self.scored(data, position.step + 1)
             clock.lap("score")
             updated = self.learners.update(batches, position.step + 1)
             clock.lap("update")
@@ -123,13 +124,15 @@ class Loop:
             if stop and position.step < self.plan.total_steps:
                 raise StoppedEarly
 
-    def scored(self, data: StepData) -> tuple[Tensor | None, list[Batch]]:
-        """`_policy_logprobs`, and what each update of the step learns from."""
+    def scored(self, data: StepData, step: int) -> tuple[Tensor | None, list[Batch]]:
+        """`_policy_logprobs`, and what each update of learner step `step` learns from."""
         policy = self._policy_logprobs(data.sequences)
         sampled = data.sequences.rollout_logprobs
         old_logprobs = policy if policy is not None and self.plan.old_logprobs == "proximal" else sampled
+        measured = self.plan.kl_every > 0 and step % self.plan.kl_every == 0
+        reference = data.reference() if measured else None
         return policy, compute_advantages(
-            data.sequences, old_logprobs, data.reference(), self.objective, self.terms, self.plan.minibatches
+            data.sequences, old_logprobs, reference, self.objective, self.terms, self.plan.minibatches
         )
 
     def _policy_logprobs(self, sequences: Sequences) -> Tensor | None:

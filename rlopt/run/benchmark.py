@@ -43,7 +43,7 @@ class Speeds:
         tokens: response tokens of a window. sequence_tokens: with the prompts. samples: of the window.
         start_s: from nothing to engines and learner that answer.
         engine_s, reference_s, update_s: of the window, each part alone. `reference_s` is all scoring before the updates: also
-            the policy's, where `algo.old_logprobs` asks for it.
+            the policy's, where `algo.old_logprobs` asks for it, without the reference's where `algo.kl.every` leaves it out.
         together_s: of the next window, all parts at once, with its synchronization. together_samples: in it.
         sync_s, sync_bytes: of that synchronization.
     """
@@ -125,14 +125,14 @@ def measure(prepared: Prepared, workers: RunWorkers, top: Machine, start_s: floa
     engine_s, data = _timed(lambda: [loop.source.take(step) for step in steps])
     reference_s, update_s = 0.0, 0.0
     for step, batch in zip(steps, data, strict=True):
-        seconds, (_, updates) = _timed(partial(loop.scored, batch))
+        seconds, (_, updates) = _timed(partial(loop.scored, batch, step))
         reference_s += seconds
         update_s += _timed(partial(loop.learners.update, updates, step))[0]
     began = time.monotonic()
     sync_s, sync = _timed(lambda: loop.source.learned(window))
     for step in range(window + 1, 2 * window + 1):
         data.append(loop.source.take(step))
-        _, updates = loop.scored(data[-1])
+        _, updates = loop.scored(data[-1], step)
         loop.learners.update(updates, step)
     together_s = time.monotonic() - began
     journal.close(exit_code=0)

@@ -17,7 +17,8 @@ class LearnerMemory:
 
     Attributes:
         weights: of the policy.
-        reference: of the frozen initial model; with adapters that is the policy without them.
+        reference: of the frozen initial model; 0 with adapters, where that is the policy without them, and where KL is never
+            measured.
         gradients: as they are added up, in float32.
         optimizer: Adam's two moments, and a float32 master copy under bfloat16.
         activations: of a micro-batch of `learner.token_budget` tokens, kept for the backward pass, and its logits.
@@ -50,7 +51,7 @@ def learner_memory(config: Config, shape: Shape, width: int) -> LearnerMemory:
     master = 4 if width == 2 else 0
     return LearnerMemory(
         weights=(weights + adapters) / share[0],
-        reference=0 if adapters else weights / share[0],
+        reference=0 if adapters or not config.kl_every else weights / share[0],
         gradients=shape.trainable * 4 / share[1],
         optimizer=shape.trainable * (8 + master) / share[2],
         activations=activations(shape, learner.token_budget, learner.logit_chunk, width, learner.gradient_checkpointing),

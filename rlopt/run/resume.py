@@ -1,5 +1,6 @@
 """How a run resumes from its folder: with the same numbers, as a fork, or not at all."""
 
+import copy
 import json
 import re
 import uuid
@@ -21,7 +22,7 @@ from rlopt.orchestrator.schedule import Schedule
 from rlopt.run import checkpoint
 from rlopt.run.engine_count import forget_wish
 
-MAY_CHANGE = ("run", "trainer", "tracking", "cluster", "rollout.engines", "rollout.sleep")
+MAY_CHANGE = ("run", "trainer", "tracking", "cluster", "rollout.engines", "rollout.sleep", "algo.group_relative.kl.every")
 """Sections and keys that a resumed run may change; the others decide its numbers."""
 
 
@@ -121,26 +122,32 @@ def _plain(config: Config) -> dict[str, Any]:
 
 def _differences(config: Config, theirs: Mapping[str, Any]) -> list[str]:
     """The keys that decide a run's numbers and differ there."""
-    mine = _plain(config)
-    keys = [
-        (section, key, "")
-        for section in mine
-        for key in sorted({*mine[section], *theirs.get(section, {})})
-        if not {section, f"{section}.{key}"} & set(MAY_CHANGE)
-    ]
-    if config.learner.lr_schedule != "constant":
-        keys.append(("trainer", "total_steps", ", on which learner.lr_schedule depends"))
-    found = []
-    for section, key, note in [*keys, ("run", "seed", "")]:
-        here, there = mine[section].get(key), theirs.get(section, {}).get(key)
-        if here != there:
-            found.append(f"{section}.{key}={here} (there: {there}){note}")
+    here, there = _deciding(_plain(config)), _deciding(theirs)
+    names = [(section, key) for section in here for key in sorted({*here[section], *there.get(section, {})})]
+    pairs = [(f"{section}.{key}", here[section].get(key), there.get(section, {}).get(key)) for section, key in names]
+    pairs.append(("run.seed", config.run.seed, theirs.get("run", {}).get("seed")))
+    found = [f"{name}={mine} (there: {kept})" for name, mine, kept in pairs if mine != kept]
+    mine, kept = config.trainer.total_steps, theirs.get("trainer", {}).get("total_steps")
+    if config.learner.lr_schedule != "constant" and mine != kept:
+        found.append(f"trainer.total_steps={mine} (there: {kept}), on which learner.lr_schedule depends")
     model, cluster = ({} | theirs.get(section, {}) for section in ("model", "cluster"))
     type_there = ModelConfig("", model.get("dtype", "auto")).resolved_dtype(cluster.get("gpus_per_learner", 0.0))
     type_here = config.model.resolved_dtype(config.cluster.gpus_per_learner)
     if type_here != type_there:
         found.append(f"model.dtype={type_here} (there: {type_there}) where cluster.gpus_per_learner decides")
     return found
+
+
+def _deciding(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a plain config without what `MAY_CHANGE`."""
+    deciding = copy.deepcopy(dict(config))
+    for path in MAY_CHANGE:
+        *above, name = path.split(".")
+        tree = deciding
+        for part in above:
+            tree = tree.get(part) or {}
+        tree.pop(name, None)
+    return deciding
 
 
 SAMPLED_BY = {

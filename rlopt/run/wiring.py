@@ -54,6 +54,7 @@ def make_loop(prepared: Prepared, workers: RunWorkers, journal: Journal) -> Loop
             record=config.run.record,
             old_logprobs=shared.old_logprobs if shared else "behavior",
             minibatches=shared.minibatches if shared else 1,
+            kl_every=config.kl_every,
         ),
         objective=prepared.objective,
         terms=prepared.terms,

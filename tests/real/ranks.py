@@ -155,6 +155,7 @@ def _setup(case: Case) -> LearnerSetup:
         dtype=case.dtype,
         device="cpu",
         threads=1,
+        reference=True,
         temperature=1.0,
         total_steps=10,
         objective=OBJECTIVE,

@@ -1,6 +1,8 @@
 """Batches, their averaging weights, and splits that change nothing."""
 
 import json
+import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -87,6 +89,14 @@ def test_a_micro_batch_is_cut_where_that_saves_padding_and_not_where_it_saves_li
     assert partition(lengths, torch.arange(6), ranks=1, token_budget=4096) == [[[1, 3, 4], [0, 2, 5]]]
     # of a budget of 16384 a 64th is 256, and 210 are not worth another pass
     assert partition(lengths, torch.arange(6), ranks=1, token_budget=16384) == [[[1, 3, 4, 0, 2, 5]]]
+
+
+def test_a_batch_without_a_reference_stays_so_when_it_is_split_and_sent() -> None:
+    batch = replace(batch_of([group("p", (1.0, 0.0))]), reference=None)
+    ((piece,),) = microbatches(batch, "sequence", 1, 100)
+    arrived = pickle.loads(pickle.dumps(piece.to("cpu")))
+    assert (arrived.reference, piece.dummy().reference) == (None, None)
+    assert torch.equal(arrived.token_ids, batch.token_ids)
 
 
 def test_siblings_stay_in_one_micro_batch_where_the_objective_needs_them() -> None:

@@ -53,7 +53,7 @@ def make(
         restored=set(restored),
     )
     loop = Loop(
-        plan=plan or Plan(total, save_every, record=False, old_logprobs="behavior", minibatches=1),
+        plan=plan or Plan(total, save_every, record=False, old_logprobs="behavior", minibatches=1, kl_every=1),
         objective=OBJECTIVE,
         terms=terms(),
         source=OnlineSource(Shares(2, 0, 0, 2), lockstep, None, None, trainer, evaluation),
@@ -141,7 +141,8 @@ def test_a_finished_run_is_extended_only_where_its_weights_are_still_there() -> 
 
 
 def test_the_policy_is_scored_once_a_step_where_the_anchor_is_proximal_and_every_update_gets_whole_groups() -> None:
-    loop, _, trainer, _, _ = make(1, 0, total=3, plan=Plan(3, 0, record=False, old_logprobs="proximal", minibatches=2))
+    plan = Plan(3, 0, record=False, old_logprobs="proximal", minibatches=2, kl_every=1)
+    loop, _, trainer, _, _ = make(1, 0, total=3, plan=plan)
     given: list[list[Batch]] = []
     trainer.update = lambda batches, step: given.append(batches) or {}  # type: ignore[method-assign,func-returns-value]
     loop.run(Position())
@@ -152,10 +153,22 @@ def test_the_policy_is_scored_once_a_step_where_the_anchor_is_proximal_and_every
 
 
 def test_the_policy_is_scored_before_it_learns_where_a_record_is_kept() -> None:
-    loop, _, trainer, diary, _ = make(1, 0, total=2, plan=Plan(2, 0, record=True, old_logprobs="behavior", minibatches=1))
+    plan = Plan(2, 0, record=True, old_logprobs="behavior", minibatches=1, kl_every=1)
+    loop, _, trainer, diary, _ = make(1, 0, total=2, plan=plan)
     loop.run(Position())
     assert [policy is not None for policy in diary.policies] == [True, True]
     assert [entry for entry in trainer.scored if entry[0] != "canary"] == [("policy", 4), ("reference", 4)] * 2
+
+
+@pytest.mark.parametrize(("every", "measured"), [(1, [1, 2, 3, 4, 5]), (2, [2, 4]), (0, [])])
+def test_the_reference_scores_only_the_steps_at_which_kl_is_measured(every: int, measured: list[int]) -> None:
+    plan = Plan(5, 0, record=False, old_logprobs="behavior", minibatches=1, kl_every=every)
+    loop, _, trainer, _, _ = make(1, 0, total=5, plan=plan)
+    given: dict[int, Batch] = {}
+    trainer.update = lambda batches, step: given.update({step: batches[0]}) or {}  # type: ignore[method-assign,func-returns-value]
+    loop.run(Position())
+    assert [step for step, batch in given.items() if batch.reference is not None] == measured
+    assert trainer.scored.count(("reference", 4)) == len(measured)
 
 
 def all_die_in_step_2(engines: Engines, trainer: Trainer) -> None:
@@ -204,7 +217,7 @@ def test_recorded_rows_are_scored_by_the_reference_once_and_held_out_ones_measur
         eval_every=4, total_steps=7,
     )  # fmt: skip
     Loop(
-        Plan(7, 0, False, "behavior", 1),
+        Plan(7, 0, False, "behavior", 1, 1),
         objective,
         terms(off_policy=False),
         source,

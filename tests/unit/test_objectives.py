@@ -401,6 +401,8 @@ def test_statistics_equal_the_reference_values() -> None:
     assert metrics["offpolicy/ess"].value == pytest.approx(golden["ESS_token = (sum r)^2/(n sum r^2)"])
     assert metrics["offpolicy/ratio_max"].value == pytest.approx(3.6692966676192444)
     assert metrics["actor/kl_k2"].value == pytest.approx(GOLDEN["kl"]["k2"]["token_mean"])
+    unmeasured = total_loss(grpo(), terms(), replace(batch_of(Case(grpo()), fixture), reference=None), scores).metrics
+    assert metrics.keys() - unmeasured.keys() == {"actor/kl_k1", "actor/kl_k2", "actor/kl_k3"}
     assert not any(name.startswith("offpolicy/") for name in total_loss(
         grpo(), terms(off_policy=False), batch_of(Case(grpo()), fixture), scores).metrics)  # fmt: skip
 

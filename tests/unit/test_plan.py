@@ -96,6 +96,12 @@ def test_memory_of_an_8b_model_on_four_ranks_by_hand(folders: dict[str, Path]) -
     assert engine_memory(config, shape_of(folders[model], FULL), 2).per_token == 2 * 32 * 8 * 128 * 2
 
 
+def test_a_run_that_never_measures_kl_holds_no_reference(folders: dict[str, Path]) -> None:
+    shape = shape_of(folders[next(iter(MODELS))], FULL)
+    never, always = (learner_memory(compose("+algo=grpo", f"algo.kl.every={every}"), shape, 4) for every in (0, 2))
+    assert (never.reference, always.reference) == (0, shape.parameters * 4)
+
+
 def test_adapters_spare_the_reference_the_optimizer_and_what_is_sent(folders: dict[str, Path]) -> None:
     model = "Qwen/Qwen2.5-1.5B-Instruct"
     config = compose("+experiment=[gsm8k_qwen2.5_1.5b,one_gpu,lora]", "+algo=grpo", f"model.path={folders[model]}")

@@ -116,7 +116,7 @@ def test_a_fork_that_samples_otherwise_leaves_the_samples_of_the_first_behind(tm
 
 def test_what_decides_the_numbers_of_a_run_may_not_change_and_the_machine_may(tmp_path: Path) -> None:
     write_config(compose("+algo=grpo", f"run.dir={tmp_path}"), tmp_path, None)
-    config = compose("+algo=grpo", f"run.dir={tmp_path}", "trainer.total_steps=500", "cluster.cpu_threads=2")
+    config = compose("+algo=grpo", f"run.dir={tmp_path}", "trainer.total_steps=500", "cluster.cpu_threads=2", "algo.kl.every=2")
     assert find_resume(config, tmp_path) is None
     write_config(config, tmp_path, None)
     for key, said in (

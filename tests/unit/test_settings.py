@@ -113,6 +113,8 @@ def test_the_defaults_are_samplers_that_are_20_steps_behind() -> None:
         (["+algo=red_weight", "algo.clip_low=0.1"], "algo.clip_low: the chosen algorithm has no such key"),
         (["+algo=red_weight", "+algo.clip_low=0.1"], "algo.clip_low=0.1: no such key"),
         (["+algo=grpo", "algo.std=biased"], "algo.std=biased: input should be 'population' or 'sample'"),
+        (["+algo=grpo", "algo.kl.every=-1"], "algo.kl.every=-1: must be 0 (off) or more"),
+        (["+algo=grpo", "algo.kl.every=0", "algo.kl.coef=0.1"], "algo.kl.every=0: algo.kl.coef=0.1 needs KL at every step"),
         (["+algo=grpo", "algo.dual_clip=1.0"], "algo.dual_clip=1.0: must be above 1; null turns it off"),
         (
             ["+algo=grpo", "algo.correction.weight=token"],
