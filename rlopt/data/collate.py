@@ -1,93 +1,57 @@
-"""From groups and examples to padded tensors (`Sequences`).
-
-Samples are padded on the right; every field `[B, T]` is aligned with the token itself.
-"""
-
-import hashlib
-from collections.abc import Iterable
-from dataclasses import replace
-from typing import SupportsIndex
+"""From groups and examples to the table of a step."""
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from rlopt.core.batches import Sequences
 from rlopt.core.errors import RloptError
-from rlopt.core.samples import Example, Group, Prompt, Sample
+from rlopt.core.samples import Example, Group, Prompt
+from rlopt.core.table import SequenceTable
 
 
-def pad(groups: list[Group], step: int) -> Sequences:
+def tabulate(groups: list[Group], step: int) -> SequenceTable:
     """All samples of all groups of learner step `step` (1-based), in order.
 
     Raises:
         RloptError: no sample is left, or one is newer than the learner.
     """
-    rows = [
-        (number, group.prompt, sample)
-        for number, group in enumerate(g for g in groups if g.samples)
-        for sample in group.samples
-    ]
-    if not rows:
+    left = [group for group in groups if group.samples]
+    if not left:
         why = next((fault.why for group in groups for fault in group.faults), "the reward returned None for all of them")
         raise RloptError(f"step {step}: no sample is left to learn from; {why}")
-    sequences = _pad(((number, prompt.token_ids, sample.token_ids) for number, prompt, sample in rows), step)
-    mask, rollout_logprobs = sequences.mask, sequences.rollout_logprobs
-    for row, (_, prompt, sample) in enumerate(rows):
-        start, end = len(prompt.token_ids), int(sequences.lengths[row])
-        mask[row, start:end] = torch.tensor(sample.action_mask)
-        rollout_logprobs[row, start:end] = torch.tensor(sample.logprobs) * mask[row, start:end]
-    lag = torch.tensor([step - 1 - sample.version for _, _, sample in rows])
+    prompts = [_ids(group.prompt) for group in left]
+    rows = [(number, sample) for number, group in enumerate(left) for sample in group.samples]
+    lag = torch.tensor([step - 1 - sample.version for _, sample in rows])
     if lag.min() < 0:
         raise RloptError(f"step {step}: a sample of version {step - 1 - int(lag.min())} is newer than the learner")
-    return replace(
-        sequences,
-        rewards=torch.tensor([sample.reward for _, _, sample in rows], dtype=torch.float64),
-        truncated=torch.tensor([sample.finish == "length" for _, _, sample in rows]),
+    return SequenceTable(
+        prompts=[prompts[number] for number, _ in rows],
+        responses=[sample.token_ids for _, sample in rows],
+        action_masks=[sample.action_mask for _, sample in rows],
+        rollout_logprobs=[sample.logprobs for _, sample in rows],
+        rewards=torch.tensor([sample.reward for _, sample in rows], dtype=torch.float64),
+        group=torch.tensor([number for number, _ in rows]),
+        truncated=torch.tensor([sample.finish == "length" for _, sample in rows]),
         lag=lag,
+        step=step,
     )
 
 
-def pad_examples(examples: list[Example]) -> Sequences:
+def tabulate_examples(examples: list[Example]) -> SequenceTable:
     """The answers of all examples, in order: no rollout log-probabilities, reward 1 for the first of a row, else 0."""
-    rows = [(number, e.prompt.token_ids, answer) for number, e in enumerate(examples) for answer in e.answers]
-    best = [float(place == 0) for e in examples for place, _ in enumerate(e.answers)]
-    return replace(_pad(rows), rewards=torch.tensor(best, dtype=torch.float64))
-
-
-def pad_samples(rows: list[tuple[Prompt, Sample]]) -> Sequences:
-    """Prompts with one sample each, to be scored."""
-    return pad([Group(prompt, (sample,)) for prompt, sample in rows], step=max(sample.version for _, sample in rows) + 1)
-
-
-def _pad(rows: Iterable[tuple[int, Iterable[SupportsIndex], Iterable[SupportsIndex]]], step: int = 0) -> Sequences:
-    """(group, prompt ids, response ids) of every row, padded; the mask is 1 on all of the response, the rest is 0."""
-    both = [(group, [*prompt], [*response]) for group, prompt, response in rows]
-    lengths = torch.tensor([len(prompt) + len(response) for _, prompt, response in both])
-    shape = len(both), int(lengths.max())
-    token_ids, mask = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape)
-    for row, (_, prompt, response) in enumerate(both):
-        token_ids[row, : int(lengths[row])] = torch.tensor([*prompt, *response])
-        mask[row, len(prompt) : int(lengths[row])] = 1
-    return Sequences(
-        token_ids=token_ids,
-        lengths=lengths,
-        mask=mask,
-        rollout_logprobs=torch.zeros(shape),
-        rewards=torch.zeros(len(both), dtype=torch.float64),
-        group=torch.tensor([group for group, _, _ in both]),
-        truncated=torch.zeros(len(both), dtype=torch.bool),
-        random_key=_random_keys(both, step),
-        lag=torch.zeros_like(lengths),
+    prompts = [_ids(example.prompt) for example in examples]
+    rows = [(number, place, answer) for number, e in enumerate(examples) for place, answer in enumerate(e.answers)]
+    return SequenceTable(
+        prompts=[prompts[number] for number, _, _ in rows],
+        responses=[np.array(answer, np.int32) for _, _, answer in rows],
+        action_masks=[np.ones(len(answer), np.bool_) for _, _, answer in rows],
+        rollout_logprobs=[np.zeros(len(answer), np.float32) for _, _, answer in rows],
+        rewards=torch.tensor([float(place == 0) for _, place, _ in rows], dtype=torch.float64),
+        group=torch.tensor([number for number, _, _ in rows]),
+        truncated=torch.zeros(len(rows), dtype=torch.bool),
+        lag=torch.zeros(len(rows), dtype=torch.int64),
+        step=0,
     )
 
 
-def _random_keys(rows: list[tuple[int, list[SupportsIndex], list[SupportsIndex]]], step: int) -> Tensor:
-    """`[B]` in [0, 1): a hash of each sequence and the step; copies within a group are numbered."""
-    seen: dict[tuple[int, bytes], int] = {}
-    drawn = []
-    for group, prompt, response in rows:
-        key = np.array([step, *prompt, -1, *response], np.int64).tobytes()
-        copy = seen[group, key] = seen.get((group, key), -1) + 1
-        drawn.append(int.from_bytes(hashlib.blake2b(key + bytes([copy % 256]), digest_size=6).digest()) / 2**48)
-    return torch.tensor(drawn, dtype=torch.float64)
+def _ids(prompt: Prompt) -> np.ndarray:
+    return np.array(prompt.token_ids, np.int32)

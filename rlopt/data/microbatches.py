@@ -1,11 +1,12 @@
-"""Splitting a batch into each rank's micro-batches."""
+"""Splitting an update into each rank's micro-batches."""
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rlopt.core.batches import Batch, Unit
+from rlopt.core.batches import Unit
 from rlopt.core.errors import RloptError
+from rlopt.core.table import Update
 
 LEAST_SAVED = 64
 """Tokens of padding for which one more micro-batch pays, at least; and a 64th of the budget."""
@@ -63,12 +64,12 @@ def _less_padding(piece: list[int], members: dict[int, list[int]], longest: dict
     return [part for side in (piece[:cut], piece[cut:]) for part in _less_padding(side, members, longest, least)]
 
 
-def microbatches(batch: Batch, unit: Unit, ranks: int, token_budget: int) -> list[list[Batch]]:
+def microbatches(update: Update, unit: Unit, ranks: int, token_budget: int) -> list[list[Update]]:
     """The micro-batches of each rank, as `partition` lays them out; a dummy copy of another fills a gap.
 
     `unit`: what must stay in one micro-batch.
     """
-    units = batch.group if unit == "group" else torch.arange(len(batch))
-    layout = partition(batch.lengths, units, ranks, token_budget)
+    units = update.group if unit == "group" else torch.arange(len(update))
+    layout = partition(update.lengths, units, ranks, token_budget)
     spare = next(rows for share in layout for rows in share if rows)
-    return [[batch.take(rows) if rows else batch.take(spare).dummy() for rows in share] for share in layout]
+    return [[update.take(rows) if rows else update.take(spare).dummy() for rows in share] for share in layout]

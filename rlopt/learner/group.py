@@ -9,11 +9,12 @@ import torch
 
 from rlopt.cluster.actors import Workers
 from rlopt.core.atomic_write import write_whole
-from rlopt.core.batches import Batch, Sequences, Unit
+from rlopt.core.batches import Unit
 from rlopt.core.errors import RloptError
 from rlopt.core.protocols import Sent
 from rlopt.core.reduce import Sum
 from rlopt.core.shapes import Tokens
+from rlopt.core.table import SequenceTable, Update
 from rlopt.data.microbatches import microbatches, partition
 from rlopt.learner.worker import Scored
 from rlopt.objectives.core import merge
@@ -27,38 +28,38 @@ class Learners:
         self._workers, self._token_budget, self._unit = workers, token_budget, unit
         self._temperature = temperature
 
-    def update(self, batches: list[Batch], step: int) -> dict[str, float]:
-        """One optimizer update on each of `batches`, in order; metrics exact over all ranks, sums averaged over updates."""
+    def update(self, updates: list[Update], step: int) -> dict[str, float]:
+        """Make each of `updates`, in order; metrics exact over all ranks, sums averaged over updates."""
         parts = []
-        for batch in batches:
-            shares = microbatches(batch, self._unit, len(self._workers), self._token_budget)
+        for update in updates:
+            shares = microbatches(update, self._unit, len(self._workers), self._token_budget)
             parts += self._workers.call("update", *((share, step) for share in shares))
         merged = merge(parts).items()
-        return {name: metric.value / (len(batches) if isinstance(metric, Sum) else 1) for name, metric in merged}
+        return {name: metric.value / (len(updates) if isinstance(metric, Sum) else 1) for name, metric in merged}
 
-    def measure(self, batch: Batch) -> dict[str, float]:
-        """The metrics of a batch that is not learned from, exact over all ranks."""
-        shares = microbatches(batch, self._unit, len(self._workers), self._token_budget)
+    def measure(self, update: Update) -> dict[str, float]:
+        """The metrics of an update that is not made, exact over all ranks."""
+        shares = microbatches(update, self._unit, len(self._workers), self._token_budget)
         parts = self._workers.call("measure", *((share,) for share in shares))
         return {name: metric.value for name, metric in merge(parts).items()}
 
-    def score_policy(self, sequences: Sequences, temperature: float | None = None) -> Tokens:
+    def score_policy(self, sequences: SequenceTable, temperature: float | None = None) -> Tokens:
         """Log-probabilities `[B, T]` in nats under the policy as it is; 0 where the mask is 0.
 
         `temperature` divides the logits; None: that of sampling.
         """
         return self._scores("score_policy", sequences, self._temperature if temperature is None else temperature)
 
-    def score_reference(self, sequences: Sequences) -> Tokens:
+    def score_reference(self, sequences: SequenceTable) -> Tokens:
         """Log-probabilities `[B, T]` in nats under the reference, at the temperature of sampling; 0 where the mask is 0."""
         return self._scores("score_reference", sequences, self._temperature)
 
-    def _scores(self, method: str, sequences: Sequences, temperature: float) -> Tokens:
+    def _scores(self, method: str, sequences: SequenceTable, temperature: float) -> Tokens:
         layout = partition(sequences.lengths, torch.arange(len(sequences)), len(self._workers), self._token_budget)
         layout = [[piece or [0] for piece in share] for share in layout]  # ranks must stay in step
         shares = [[sequences.take(piece) for piece in share] for share in layout]
         answers: list[list[Scored]] = self._workers.call(method, *((share, temperature) for share in shares))
-        scores = torch.zeros_like(sequences.mask)
+        scores = torch.zeros(sequences.shape)
         for share, answer in zip(layout, answers, strict=True):
             for piece, values in zip(share, answer, strict=True):
                 scores[piece, : values.shape[1]] = torch.tensor(values)

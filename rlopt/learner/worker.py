@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from rlopt.cluster.actors import free_port, own_address
 from rlopt.config.sections import LearnerConfig
 from rlopt.core.atomic_write import all_to_disk
-from rlopt.core.batches import Batch, PolicyOutputs, Sequences
+from rlopt.core.batches import Batch, PolicyOutputs
 from rlopt.core.errors import RloptError
 from rlopt.core.protocols import Sent
 from rlopt.core.reduce import Max, Metric, fetched
+from rlopt.core.table import SequenceTable, Update
 from rlopt.learner.deepspeed_engine import frozen_engine, meet, trained_engine
 from rlopt.learner.lr_schedule import lr_factor
 from rlopt.learner.weight_source import WeightSource
@@ -112,15 +113,15 @@ class LearnerWorker:
             sharded = config.zero_stage == 3
             self._reference = frozen_engine(reference, config, setup.dtype) if sharded else reference.to(setup.device)
 
-    def update(self, micro_batches: list[Batch], step: int) -> dict[str, Metric]:
-        """One optimizer update on this rank's share of a batch; metrics of the share."""
+    def update(self, micro_batches: list[Update], step: int) -> dict[str, Metric]:
+        """One optimizer update on this rank's share of it; metrics of the share."""
         lr = self._config.lr * lr_factor(self._config, step, self._setup.total_steps)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
         self._engine.train()
         parts = []
-        for number, cpu_batch in enumerate(micro_batches, 1):
-            batch = cpu_batch.to(self._setup.device)
+        for number, share in enumerate(micro_batches, 1):
+            batch = share.batch().to(self._setup.device)
             output = total_loss(self._setup.objective, self._setup.terms, batch, self._outputs(batch))
             loss = (output.per_token * batch.weights).sum()
             self._engine.set_gradient_accumulation_boundary(number == len(micro_batches))
@@ -131,11 +132,11 @@ class LearnerWorker:
             self._moved = max(self._moved, norm)
         return merge(fetched(parts)) | {"actor/grad_norm": Max(norm), "actor/lr": Max(lr)}
 
-    def measure(self, micro_batches: list[Batch]) -> dict[str, Metric]:
-        """The metrics of this rank's share of a batch that is not learned from."""
+    def measure(self, micro_batches: list[Update]) -> dict[str, Metric]:
+        """The metrics of this rank's share of an update that is not made."""
         self._engine.eval()
         with torch.no_grad():
-            here = [batch.to(self._setup.device) for batch in micro_batches]
+            here = [share.batch().to(self._setup.device) for share in micro_batches]
             objective, terms = self._setup.objective, self._setup.terms
             return merge(fetched([total_loss(objective, terms, batch, self._outputs(batch)).metrics for batch in here]))
 
@@ -152,22 +153,23 @@ class LearnerWorker:
             norm = self._engine.get_global_grad_norm()
         return float(norm)
 
-    def score_policy(self, pieces: list[Sequences], temperature: float) -> list[Scored]:
+    def score_policy(self, pieces: list[SequenceTable], temperature: float) -> list[Scored]:
         """Log-probabilities `[b, t]` of every piece under the policy, in nats."""
         return self._scores(self._engine, pieces, temperature, nullcontext())
 
-    def score_reference(self, pieces: list[Sequences], temperature: float) -> list[Scored]:
+    def score_reference(self, pieces: list[SequenceTable], temperature: float) -> list[Scored]:
         """As `score_policy`, under the reference."""
         before = lora.adapters_disabled(self._engine.module.lm) if self._adapted else nullcontext()
         return self._scores(self._reference, pieces, temperature, before)
 
     def _scores(
-        self, model: Any, pieces: list[Sequences], temperature: float, around: AbstractContextManager[None]
+        self, model: Any, pieces: list[SequenceTable], temperature: float, around: AbstractContextManager[None]
     ) -> list[Scored]:
         model.eval()
         device = self._setup.device
         with torch.no_grad(), around:
-            return [model(p.token_ids.to(device), p.mask.to(device), temperature)[0].cpu().numpy() for p in pieces]
+            padded = (piece.padded() for piece in pieces)
+            return [model(p.token_ids.to(device), p.mask.to(device), temperature)[0].cpu().numpy() for p in padded]
 
     def connect(self, engines: Mapping[int, Any], ranks_per_engine: int, address: tuple[str, int]) -> None:
         """Connect to the engines, in place of earlier ones. `engines` are actor handles by number."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlopt.core.batches import Batch, PolicyOutputs
+from rlopt.core.batches import Batch, PolicyOutputs, TokenInputs
 from rlopt.core.errors import RloptError
 from rlopt.data.microbatches import partition
 from rlopt.objectives.conformance_data import (
@@ -68,7 +68,8 @@ def credit_is_pure(objective: Objective) -> str:
     """Advantages are finite, of shape [B] or [B, T], and the same when asked again"""
     trial = make_trial(objective)
     inputs = advantage_inputs(trial.sequences, trial.old_logprobs, trial.reference, PLAIN)
-    before = {f.name: getattr(inputs, f.name).clone() for f in fields(inputs)}
+    named = ("rewards", "returns", "group", "lengths", "random_key", *(f.name for f in fields(TokenInputs)))
+    before = {name: getattr(inputs, name).clone() for name in named}
     first, second = objective.advantages(inputs), objective.advantages(inputs)
     _need(first.shape in (inputs.rewards.shape, inputs.mask.shape), f"shape {tuple(first.shape)}")
     _need(bool(torch.isfinite(first).all()), "an advantage is not finite")
@@ -158,7 +159,8 @@ def order_changes_nothing(objective: Objective) -> str:
 def split_changes_nothing(objective: Objective) -> str:
     """Micro-batches and ranks change neither gradient nor metrics"""
     trial = make_trial(objective)
-    batch = trial.batch(objective)
+    update = trial.update(objective)
+    batch = update.batch()
     whole = gradient_of(objective, batch, trial.policy)
     known = {name: metric.value for name, metric in metrics_of(objective, batch, trial.policy).items()}
     units = batch.group if objective.traits.unit == "group" else torch.arange(len(batch))
@@ -167,12 +169,12 @@ def split_changes_nothing(objective: Objective) -> str:
     for ranks, budget in splits:
         gradient, metrics = torch.zeros_like(whole), []
         for rows in (rows for share in partition(batch.lengths, units, ranks, budget) for rows in share if rows):
-            piece = batch.take(rows)
+            piece = update.take(rows).batch()
             width = piece.mask.shape[1]
             part = trial.policy[rows][:, :width]
             gradient[torch.tensor(rows), :width] = gradient_of(objective, piece, part)
             metrics.append(metrics_of(objective, piece, part))
-            dummy = piece.dummy()
+            dummy = update.take(rows).dummy().batch()
             _need(bool((gradient_of(objective, dummy, part) == 0).all()), "a dummy micro-batch has a gradient")
             metrics.append(metrics_of(objective, dummy, part))
         _close(gradient, whole)

@@ -1,7 +1,7 @@
 """A step's data to try an objective on, and helpers that compute its gradient, for the conformance kit."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from types import FrameType
 from typing import Any
@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from rlopt.core.batches import Batch, PolicyOutputs, Sequences
+from rlopt.core.shapes import Counts, Flags, Sequence, TokenIds, Tokens
+from rlopt.core.table import Update
 from rlopt.objectives.core import Objective, no_loss_terms
 from rlopt.objectives.credit import compute_advantages
 
@@ -22,17 +24,60 @@ WIDTH = 9
 
 
 @dataclass(frozen=True, eq=False)
+class PaddedTable:
+    """A `core.table.SequenceTable` that is padded from the start, in float64."""
+
+    token_ids: TokenIds
+    lengths: Counts
+    mask: Tokens
+    rollout_logprobs: Tokens
+    rewards: Sequence
+    group: Counts
+    truncated: Flags
+    random_key: Sequence
+    lag: Counts
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def sampled(self) -> Sequence:
+        return self.mask.sum(1)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self), self.mask.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.mask.dtype
+
+    def take(self, rows: list[int]) -> "PaddedTable":
+        width = int(self.lengths[rows].max())
+        return self.each(lambda values: values[rows, :width] if values.dim() == 2 else values[rows])
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "PaddedTable":
+        return PaddedTable(**{f.name: change(getattr(self, f.name)) for f in fields(self)})
+
+    def padded(self) -> Sequences:
+        return Sequences(self.token_ids, self.lengths, self.mask, self.rollout_logprobs)
+
+
+@dataclass(frozen=True, eq=False)
 class Trial:
     """A step's data that an objective is tried on, with the policy's log-probabilities; everything `[B, T]` in float64."""
 
-    sequences: Sequences
+    sequences: PaddedTable
     old_logprobs: Tensor
     reference: Tensor
     policy: Tensor
 
+    def update(self, objective: Objective) -> Update:
+        (update,) = compute_advantages(self.sequences, self.old_logprobs, self.reference, objective, PLAIN)
+        return update
+
     def batch(self, objective: Objective) -> Batch:
-        (batch,) = compute_advantages(self.sequences, self.old_logprobs, self.reference, objective, PLAIN)
-        return batch
+        return self.update(objective).batch()
 
     def on_policy(self) -> "Trial":
         """The same data in which policy, old and rollout log-probabilities are equal."""
@@ -59,7 +104,7 @@ def make_trial(objective: Objective) -> Trial:
 
     rollout_logprobs = -(draw(1.0).abs() + 0.3) * mask
     proximal = rollout_logprobs + draw(0.2) * mask if objective.traits.reads == "proximal" else rollout_logprobs
-    sequences = Sequences(
+    sequences = PaddedTable(
         token_ids=torch.ones(shape, dtype=torch.int64),
         lengths=lengths,
         mask=mask,
@@ -138,8 +183,8 @@ def widened(values: Tensor) -> Tensor:
     return torch.nn.functional.pad(values, (0, 3))
 
 
-def widened_rows(rows: Sequences) -> Sequences:
-    return Sequences(**{f.name: widened(v) if (v := getattr(rows, f.name)).dim() == 2 else v for f in fields(rows)})
+def widened_rows(rows: PaddedTable) -> PaddedTable:
+    return rows.each(lambda values: widened(values) if values.dim() == 2 else values)
 
 
 def float32(values: Tensor) -> Tensor:

@@ -110,7 +110,7 @@ class WithAdvantages:
 
     def advantages(self, inputs: AdvantageInputs) -> SequenceOrTokens:
         credit = self.credit(inputs)
-        wanted = (inputs.rewards.shape, inputs.mask.shape)
+        wanted = (inputs.shape[:1], inputs.shape)
         if not isinstance(credit, Tensor) or credit.shape not in wanted:
             shape = tuple(credit.shape) if isinstance(credit, Tensor) else type(credit).__name__
             raise RloptError(f"algo.advantages returned {shape} for {len(inputs.rewards)} samples; want [B] or [B, T]")

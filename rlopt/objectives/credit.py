@@ -1,91 +1,87 @@
-"""From sequences and their rewards to batches with advantages and loss weights."""
+"""From sequences and their rewards to updates with advantages and loss weights."""
 
 from dataclasses import replace
 from typing import get_args
 
 import torch
-from torch import Tensor
 
-from rlopt.core.batches import AdvantageInputs, Average, Batch, Sequences
+from rlopt.core.batches import AdvantageInputs, Average, TokenInputs
 from rlopt.core.errors import RloptError
-from rlopt.core.shapes import Counts, Tokens
+from rlopt.core.shapes import Counts, Sequence, Tokens
+from rlopt.core.table import Table, Update
 from rlopt.objectives.advantages import overlong_penalty
 from rlopt.objectives.core import LossTerms, Objective
 from rlopt.objectives.divergence import kl
 
 
 def compute_advantages(
-    sequences: Sequences,
-    old_logprobs: Tensor,
-    reference: Tensor | None,
+    sequences: Table,
+    old_logprobs: Tokens | None,
+    reference: Tokens | None,
     objective: Objective,
     terms: LossTerms,
     updates: int = 1,
-) -> list[Batch]:
-    """What the optimizer updates of one step learn from: `updates` batches of whole groups, each with weights of its own.
+) -> list[Update]:
+    """What the optimizer updates of one step learn from: `updates` parts of whole groups, each with weights of its own.
 
-    Advantages are computed over the whole step, before it is split. A batch in which the overlong filter leaves no token is
+    Advantages are computed over the whole step, before it is split. A part in which the overlong filter leaves no token is
     left out.
 
     Args:
-        old_logprobs, reference: `[B, T]` nats, as in `Batch`.
+        old_logprobs, reference: `[B, T]` nats, as in `Update`.
     """
-    inputs = advantage_inputs(sequences, old_logprobs, reference, terms)
-    advantages = objective.advantages(inputs).to(sequences.mask.dtype)
-    advantages = advantages if advantages.dim() == 2 else advantages[:, None]
-    mask = sequences.mask
-    if terms.overlong_filter:
-        mask = mask * ~sequences.truncated[:, None]
-    whole = Batch(
-        token_ids=sequences.token_ids,
-        lengths=sequences.lengths,
-        mask=mask,
-        rollout_logprobs=sequences.rollout_logprobs * mask,
-        old_logprobs=old_logprobs * mask,
-        reference=None if reference is None else reference * mask,
-        advantages=advantages * mask,
-        weights=torch.zeros_like(mask),
-        group=sequences.group,
-        lag=sequences.lag,
-    )
-    groups = int(sequences.group.max()) + 1
-    batches = []
+    advantages = objective.advantages(advantage_inputs(sequences, old_logprobs, reference, terms)).to(sequences.dtype)
+    learned = ~sequences.truncated if terms.overlong_filter else torch.ones_like(sequences.truncated)
+    sampled = sequences.sampled * learned
+    groups, limit = int(sequences.group.max()) + 1, terms.limit
+    whole = Update(sequences, advantages, torch.zeros_like(sampled), False, learned, old_logprobs, reference)
+    parts = []
     for part in range(updates):
         mine = (sequences.group * updates // groups == part).nonzero()[:, 0].tolist()
-        if mine and mask[mine].any():
-            batch = whole.take(mine)
-            batches.append(replace(batch, weights=loss_weights(batch.mask, objective.average, batch.group, terms.limit)))
-    if not batches:
+        if mine and sampled[mine].any():
+            weights = sequence_weights(sampled[mine], objective.average, sequences.group[mine], limit)
+            parts.append(replace(whole.take(mine), weights=weights, opening=objective.average == "pair_mean"))
+    if not parts:
         raise RloptError(
             "every sample of the step was truncated and algo.overlong.filter leaves those out; raise rollout.max_new_tokens"
         )
-    return batches
+    return parts
 
 
-def advantage_inputs(sequences: Sequences, old_logprobs: Tokens, reference: Tokens | None, terms: LossTerms) -> AdvantageInputs:
+def advantage_inputs(
+    sequences: Table, old_logprobs: Tokens | None, reference: Tokens | None, terms: LossTerms
+) -> AdvantageInputs:
     """The rewards of a step, less the overlong penalty, and the KL penalties of each token."""
-    mask = sequences.mask
-    penalties = torch.zeros_like(mask, dtype=torch.float64)
-    if terms.kl_coef and terms.kl_place == "reward":
-        assert reference is not None, "the config refuses algo.kl.every where KL is in the reward"
-        log_ratio = (old_logprobs - sequences.rollout_logprobs) * mask
-        penalties = terms.kl_coef * kl(terms.kl_estimator, old_logprobs * mask, reference * mask, log_ratio).double()
+
+    def tokens() -> TokenInputs:
+        rows = sequences.padded()
+        mask, old = rows.mask, rows.rollout_logprobs if old_logprobs is None else old_logprobs
+        penalties = torch.zeros_like(mask, dtype=torch.float64)
+        if penalized:
+            assert reference is not None, "the config refuses algo.kl.every where KL is in the reward"
+            log_ratio = (old - rows.rollout_logprobs) * mask
+            penalties = terms.kl_coef * kl(terms.kl_estimator, old * mask, reference * mask, log_ratio).double()
+        return TokenInputs(penalties, mask, rows.rollout_logprobs, old)
+
+    penalized = terms.kl_coef > 0 and terms.kl_place == "reward"
     buffer = round(terms.overlong_buffer * terms.limit)
+    rewards = sequences.rewards + overlong_penalty(sequences.sampled, terms.limit, buffer)
+    made = tokens() if penalized else None
     return AdvantageInputs(
-        rewards=sequences.rewards + overlong_penalty(mask.sum(1), terms.limit, buffer),
-        penalties=penalties,
+        rewards=rewards,
+        returns=rewards if made is None else rewards - made.penalties.sum(1),
         group=sequences.group,
-        mask=mask,
-        random_key=sequences.random_key,
-        rollout_logprobs=sequences.rollout_logprobs,
-        old_logprobs=old_logprobs,
+        lengths=sequences.sampled.double(),
+        shape=sequences.shape,
+        draw=lambda: sequences.random_key,
+        pad=tokens if made is None else lambda: made,
     )
 
 
-def loss_weights(mask: Tokens, average: Average, group: Counts, limit: int) -> Tokens:
-    """The averaging matrix `[B, T]` for the `mask` of a whole optimizer update.
+def sequence_weights(sampled: Sequence, average: Average, group: Counts, limit: int) -> Sequence:
+    """The weight `[B]` of every token of a sequence, in a whole optimizer update with `sampled` `[B]` tokens learned from.
 
-    With M masked-in tokens, T_i of them in sequence i, N sequences that have any, P groups and L = `limit`:
+    With M such tokens, T_i of them in sequence i, N sequences that have any, P groups and L = `limit`:
 
     | average | weight of a token | known as |
     |---|---|---|
@@ -96,23 +92,21 @@ def loss_weights(mask: Tokens, average: Average, group: Counts, limit: int) -> T
     | constant_sum | 1 / L | verl `seq-mean-token-sum-norm` |
     | pair_mean | 1 / P on the first token of a group's first sequence, else 0 | losses of a whole group |
     """
-    if not mask.any():
+    if not sampled.any():
         raise RloptError("a batch whose mask is empty has nothing to learn from")
-    tokens = mask.sum(1, keepdim=True)
-    count = (tokens > 0).sum()
+    there = (sampled > 0).to(sampled.dtype)
     if average == "token_mean":
-        return mask / mask.sum()
+        return there / sampled.sum()
     if average == "sequence_mean":
-        return mask / tokens.clamp(min=1) / count
+        return there / sampled.clamp(min=1) / there.sum()
     if average == "sequence_sum":
-        return mask / count
+        return there / there.sum()
     if average == "constant":
-        return mask / (count * limit)
+        return there / (there.sum() * limit)
     if average == "constant_sum":
-        return mask / limit
+        return there / limit
     if average != "pair_mean":
         raise RloptError(f"average={average}: no such average; one of {', '.join(get_args(Average))}")
-    first = torch.ones_like(group, dtype=torch.bool)
-    first[1:] = group[1:] != group[:-1]
-    opening = (mask.cumsum(1) == 1) * mask * first[:, None]
-    return opening / first.sum()
+    first = torch.ones_like(sampled)
+    first[1:] = (group[1:] != group[:-1]).to(sampled.dtype)
+    return first / first.sum()

@@ -14,10 +14,10 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
-from rlopt.core.batches import Batch, Sequences
 from rlopt.core.errors import Interrupted, StoppedEarly
 from rlopt.core.protocols import Journal, Learners
 from rlopt.core.samples import Group, PendingRollouts
+from rlopt.core.table import SequenceTable, Update
 from rlopt.objectives.core import LossTerms, Objective
 from rlopt.objectives.credit import compute_advantages
 from rlopt.orchestrator.progress import Position, StepClock, step_metrics
@@ -28,13 +28,13 @@ class StepData:
     """The data of one step.
 
     Attributes:
-        sequences: what is learned from.
+        sequences: what is learned from, `B` of them, the longest with `T` tokens.
         reference: returns the reference's log-probabilities `[B, T]`, computed now or earlier.
         metrics: of the data.
         groups: samples to be shown to people; none where rows are recorded.
     """
 
-    sequences: Sequences
+    sequences: SequenceTable
     reference: Callable[[], Tensor]
     metrics: Mapping[str, float]
     groups: list[Group]
@@ -108,14 +108,14 @@ class Loop:
                 raise StoppedEarly from None
             clock.lap("wait_rollout")
 
-            policy, batches = self.scored(data, position.step + 1)
+            policy, updates = self.scored(data, position.step + 1)
             clock.lap("score")
-            updated = self.learners.update(batches, position.step + 1)
+            updated = self.learners.update(updates, position.step + 1)
             clock.lap("update")
 
-            position.advance(batches, len(data.sequences))
+            position.advance(updates, len(data.sequences))
             metrics = {**data.metrics, **updated, **self._between_steps(position.step)}
-            metrics |= step_metrics(position, batches, len(data.sequences), clock)
+            metrics |= step_metrics(position, updates, len(data.sequences), clock)
             self.journal.step(metrics, data.groups, policy)
             stop = self.asked_to_stop()
             if self.is_best(metrics) or self._is_due(position.step) or stop:
@@ -124,18 +124,17 @@ class Loop:
             if stop and position.step < self.plan.total_steps:
                 raise StoppedEarly
 
-    def scored(self, data: StepData, step: int) -> tuple[Tensor | None, list[Batch]]:
+    def scored(self, data: StepData, step: int) -> tuple[Tensor | None, list[Update]]:
         """`_policy_logprobs`, and what each update of learner step `step` learns from."""
         policy = self._policy_logprobs(data.sequences)
-        sampled = data.sequences.rollout_logprobs
-        old_logprobs = policy if policy is not None and self.plan.old_logprobs == "proximal" else sampled
+        old_logprobs = policy if self.plan.old_logprobs == "proximal" else None
         measured = self.plan.kl_every > 0 and step % self.plan.kl_every == 0
         reference = data.reference() if measured else None
         return policy, compute_advantages(
             data.sequences, old_logprobs, reference, self.objective, self.terms, self.plan.minibatches
         )
 
-    def _policy_logprobs(self, sequences: Sequences) -> Tensor | None:
+    def _policy_logprobs(self, sequences: SequenceTable) -> Tensor | None:
         """`[B, T]` under the policy before the update, where `algo.old_logprobs` or the record needs it."""
         wanted = self.plan.old_logprobs == "proximal" or self.plan.record
         return self.learners.score_policy(sequences) if wanted else None

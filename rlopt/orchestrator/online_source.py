@@ -7,7 +7,7 @@ from typing import Protocol
 
 from rlopt.core.protocols import Learners
 from rlopt.core.samples import Group, PendingRollouts
-from rlopt.data.collate import pad
+from rlopt.data.collate import tabulate
 from rlopt.orchestrator.loop import StepData
 from rlopt.orchestrator.replay_buffer import ReplayBuffer
 from rlopt.tracking.metrics import batch_metrics
@@ -96,7 +96,7 @@ class OnlineSource:
             kept = self.recorded((step - 1) * shares.recorded, shares.recorded)
             groups = groups + kept
             asked += _samples(kept)
-        sequences = pad(groups, step)
+        sequences = tabulate(groups, step)
         metrics = batch_metrics(groups, step, asked) | metrics
         return StepData(sequences, lambda: self.learners.score_reference(sequences), metrics, groups)
 

@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass
 
-from rlopt.core.batches import Batch
+from rlopt.core.table import Update
 
 
 @dataclass
@@ -14,11 +14,11 @@ class Position:
     samples_seen: int = 0
     tokens_seen: int = 0
 
-    def advance(self, batches: list[Batch], samples: int) -> None:
-        """Count a step that learned from `batches`, made of `samples` samples."""
+    def advance(self, updates: list[Update], samples: int) -> None:
+        """Count a step of these updates, made of `samples` samples."""
         self.step += 1
         self.samples_seen += samples
-        self.tokens_seen += tokens_of(batches)
+        self.tokens_seen += tokens_of(updates)
 
 
 class StepClock:
@@ -38,21 +38,21 @@ class StepClock:
         return time.monotonic() - self._began
 
 
-def tokens_of(batches: list[Batch]) -> int:
-    return sum(int(batch.mask.sum()) for batch in batches)
+def tokens_of(updates: list[Update]) -> int:
+    return sum(update.tokens for update in updates)
 
 
-def step_metrics(position: Position, batches: list[Batch], samples: int, clock: StepClock) -> dict[str, float]:
+def step_metrics(position: Position, updates: list[Update], samples: int, clock: StepClock) -> dict[str, float]:
     """Counts, times and rates of the step that was made; `samples` of it."""
     wall = clock.step
     return {
         "step": position.step,
-        "actor/updates": len(batches),
+        "actor/updates": len(updates),
         "samples_seen": position.samples_seen,
         "tokens_seen": position.tokens_seen,
         "timing_s/step": wall,
         **{f"timing_s/{name}": seconds for name, seconds in clock.laps.items()},
-        "perf/tokens_per_s": tokens_of(batches) / wall,
+        "perf/tokens_per_s": tokens_of(updates) / wall,
         "perf/samples_per_s": samples / wall,
         "idle/learner_frac": 1 - (clock.laps["score"] + clock.laps["update"]) / wall,
     }

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlopt.core.batches import Sequences
 from rlopt.core.protocols import Learners
 from rlopt.core.samples import Example, PendingRollouts
-from rlopt.data.collate import pad_examples
+from rlopt.core.table import SequenceTable
+from rlopt.data.collate import tabulate_examples
 from rlopt.data.prompt_sampler import PromptSampler
 from rlopt.objectives.core import LossTerms, Objective
 from rlopt.objectives.credit import compute_advantages
@@ -29,7 +29,7 @@ class References:
     occurs in, and a resumed run has the same.
     """
 
-    def __init__(self, reference: Callable[[Sequences], Tensor], progress: Callable[[int, int], None]) -> None:
+    def __init__(self, reference: Callable[[SequenceTable], Tensor], progress: Callable[[int, int], None]) -> None:
         """`reference` gives log-probabilities `[B, T]`; `progress(rows, of rows)` is called as they are scored."""
         self._reference, self._progress = reference, progress
         self._kept: dict[str, list[Tensor]] = {}
@@ -39,17 +39,25 @@ class References:
         once = list({example.prompt.id: example for example in examples}.values())  # the held-out file may be the training file
         for start in range(0, len(once), CHUNK):
             chunk = once[start : start + CHUNK]
-            sequences = pad_examples(chunk)
+            sequences = tabulate_examples(chunk)
             scores = self._reference(sequences)
-            for row, (group, mask) in enumerate(zip(sequences.group.tolist(), sequences.mask, strict=True)):
-                self._kept.setdefault(chunk[group].prompt.id, []).append(scores[row][mask > 0])
+            for row, (group, answer) in enumerate(zip(sequences.group.tolist(), _answers(sequences), strict=True)):
+                self._kept.setdefault(chunk[group].prompt.id, []).append(scores[row, answer].clone())
             self._progress(start + len(chunk), len(once))
 
-    def of(self, examples: list[Example], sequences: Sequences) -> Tensor:
-        """`[B, T]` for the padded answers of `examples`."""
-        filled = torch.zeros_like(sequences.mask)
-        filled[sequences.mask > 0] = torch.cat([values for e in examples for values in self._kept[e.prompt.id]])
+    def of(self, examples: list[Example], sequences: SequenceTable) -> Tensor:
+        """`[B, T]` for the answers of `examples`, padded; 0 on the prompts."""
+        filled = torch.zeros(sequences.shape)
+        kept = [values for example in examples for values in self._kept[example.prompt.id]]
+        for row, (answer, values) in enumerate(zip(_answers(sequences), kept, strict=True)):
+            filled[row, answer] = values
         return filled
+
+
+def _answers(sequences: SequenceTable) -> list[slice]:
+    """Where in each sequence its answer is."""
+    starts = map(len, sequences.prompts)
+    return [slice(start, start + len(answer)) for start, answer in zip(starts, sequences.responses, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,7 @@ class RecordedSource:
     def take(self, step: int) -> StepData:
         places = self.prompt_sampler.rows(step)
         examples = [self.examples[row] for row, _ in places]
-        sequences = pad_examples(examples)
+        sequences = tabulate_examples(examples)
         return StepData(sequences, lambda: self.references.of(examples, sequences), _metrics(sequences, places[-1][1]), [])
 
     def learned(self, step: int) -> dict[str, float]:
@@ -81,18 +89,18 @@ class RecordedSource:
     def measure(self, step: int) -> dict[str, float]:
         if not self.held_out or (step % self.eval_every and step < self.total_steps):
             return {}
-        sequences = pad_examples(self.held_out)
+        sequences = tabulate_examples(self.held_out)
         reference = self.references.of(self.held_out, sequences)
-        (batch,) = compute_advantages(sequences, sequences.rollout_logprobs, reference, self.objective, self.terms)
-        measured = self.learners.measure(batch)
+        (update,) = compute_advantages(sequences, None, reference, self.objective, self.terms)
+        measured = self.learners.measure(update)
         return {f"eval/{name}": value for name, value in measured.items() if name.startswith(MEASURED)}
 
     def pending(self, step: int) -> PendingRollouts:
         return PendingRollouts({}, {})
 
 
-def _metrics(sequences: Sequences, epoch: int) -> Mapping[str, float]:
-    lengths = sequences.mask.sum(1)
+def _metrics(sequences: SequenceTable, epoch: int) -> Mapping[str, float]:
+    lengths = sequences.sampled
     return {
         "data/epoch": float(epoch),
         "response_length/mean": lengths.mean().item(),

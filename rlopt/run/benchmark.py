@@ -143,7 +143,7 @@ def measure(prepared: Prepared, workers: RunWorkers, top: Machine, start_s: floa
         ranks=config.learner.workers,
         engines=config.rollout.engines,
         samples=sum(map(len, first)),
-        tokens=int(sum(sequences.mask.sum() for sequences in first)),
+        tokens=int(sum(sequences.sampled.sum() for sequences in first)),
         sequence_tokens=int(sum(sequences.lengths.sum() for sequences in first)),
         start_s=start_s,
         engine_s=engine_s,

@@ -17,7 +17,7 @@ from rlopt.core.errors import RloptError
 from rlopt.core.protocols import Journal, Learners, Sent
 from rlopt.core.requests import EngineLogprobs
 from rlopt.core.samples import Example, Prompt
-from rlopt.data.collate import pad_examples
+from rlopt.data.collate import tabulate_examples
 
 Heard = Sequence[EngineLogprobs]
 """An engine's log-probabilities of each canary text."""
@@ -156,9 +156,9 @@ class Synchronizer:
 
 def score_canaries(learners: Learners, texts: list[tuple[int, ...]]) -> list[Tensor]:
     """The learner's log-probability of every token of each text after its first, at temperature 1, in nats."""
-    padded = pad_examples([Example(Prompt("canary", text[:1], "", "", ""), (text[1:],)) for text in texts])
-    scores = learners.score_policy(padded, temperature=1.0)
-    return [row[mask > 0] for row, mask in zip(scores, padded.mask, strict=True)]
+    rows = tabulate_examples([Example(Prompt("canary", text[:1], "", "", ""), (text[1:],)) for text in texts])
+    scores = learners.score_policy(rows, temperature=1.0)
+    return [scored[1 : len(text)] for scored, text in zip(scores, texts, strict=True)]
 
 
 def _gap(scores: list[Tensor], heard: list[np.ndarray]) -> float:

@@ -13,17 +13,17 @@ from typing import Any
 
 import torch
 import yaml
-from builders import OBJECTIVE, batch_of, sample, terms
+from builders import OBJECTIVE, sample, terms, update_of
 from torch import Tensor
 
 from rlopt.config.compose import conf_dir, read
 from rlopt.config.sections import LearnerConfig
-from rlopt.core.batches import Batch
 from rlopt.core.samples import Group, Prompt
+from rlopt.core.table import Update
 from rlopt.learner.worker import LearnerSetup, LearnerWorker
 from rlopt.objectives.core import merge
 
-Shares = list[list[Batch]]
+Shares = list[list[Update]]
 """The micro-batches of each rank."""
 
 
@@ -61,7 +61,7 @@ def learner_config(**changed: Any) -> LearnerConfig:
     return read(LearnerConfig, {**raw, "lr": 1e-3, **changed}, "learner.")
 
 
-def batch(lengths: Sequence[int], vocabulary: int) -> Batch:
+def update(lengths: Sequence[int], vocabulary: int) -> Update:
     """Groups of two samples with responses of these lengths, the first of which is right."""
     groups = []
     for number, pair in enumerate(zip(lengths[::2], lengths[1::2], strict=True)):
@@ -69,7 +69,7 @@ def batch(lengths: Sequence[int], vocabulary: int) -> Batch:
         samples = [replace(sample(length, 1.0 - i, prompt_id=name)) for i, length in enumerate(pair)]
         samples = [replace(s, token_ids=(s.token_ids * (3 + 2 * number + i)) % vocabulary) for i, s in enumerate(samples)]
         groups.append(Group(Prompt(name, (5, 6 + number), "", "", ""), tuple(samples)))
-    return batch_of(groups)
+    return update_of(groups)
 
 
 def learn(cases: Sequence[Case], world: int, deadline_s: float = 240.0) -> list[Learned | str]:

@@ -6,14 +6,16 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from torch import Tensor
 
 from rlopt.config.compose import conf_dir, read
 from rlopt.config.sections import DataConfig
 from rlopt.core.batches import Batch
 from rlopt.core.samples import Group, Prompt, Sample
-from rlopt.data.collate import pad
+from rlopt.core.table import Update, token_weights
+from rlopt.data.collate import tabulate
 from rlopt.objectives.core import LossTerms, no_loss_terms
-from rlopt.objectives.credit import compute_advantages
+from rlopt.objectives.credit import compute_advantages, sequence_weights
 from rlopt.objectives.rec import OneSide
 
 OBJECTIVE = OneSide(clip_low=0.2, clip_high=0.2, importance_sampling=False, std="none")
@@ -24,10 +26,19 @@ def terms(**changed: object) -> LossTerms:
     return replace(no_loss_terms(4), **{"off_policy": True, **changed})  # type: ignore[arg-type]
 
 
+def update_of(groups: list[Group], step: int = 1) -> Update:
+    table = tabulate(groups, step)
+    (update,) = compute_advantages(table, None, torch.zeros(table.shape), OBJECTIVE, terms())
+    return update
+
+
 def batch_of(groups: list[Group], step: int = 1) -> Batch:
-    sequences = pad(groups, step)
-    (batch,) = compute_advantages(sequences, sequences.rollout_logprobs, torch.zeros_like(sequences.mask), OBJECTIVE, terms())
-    return batch
+    return update_of(groups, step).batch()
+
+
+def loss_weights(mask: Tensor, average: Any, group: Tensor, limit: int) -> Tensor:
+    """The average as a matrix `[B, T]`, for the `mask` of a whole update."""
+    return token_weights(mask, sequence_weights(mask.sum(1), average, group, limit), average == "pair_mean")
 
 
 def data_config(**changed: Any) -> DataConfig:

@@ -3,5 +3,6 @@
 from jaxtyping import install_import_hook
 
 install_import_hook(
-    ["rlopt.core.batches", "rlopt.data.collate", "rlopt.data.microbatches", "rlopt.objectives.credit"], "beartype.beartype"
+    ["rlopt.core.batches", "rlopt.core.table", "rlopt.data.collate", "rlopt.data.microbatches", "rlopt.objectives.credit"],
+    "beartype.beartype",
 )

@@ -8,11 +8,11 @@ import torch
 from builders import group
 from torch import Tensor
 
-from rlopt.core.batches import Batch, Sequences
 from rlopt.core.errors import Interrupted, NoEngine
 from rlopt.core.protocols import Sent
 from rlopt.core.requests import EngineLogprobs, SampleRequest
 from rlopt.core.samples import Group, Key
+from rlopt.core.table import SequenceTable, Update
 
 
 def sent(faults: Mapping[int, str] | None = None, dead: set[int] | None = None) -> Sent:
@@ -133,22 +133,22 @@ class Trainer:
     scored: list[tuple[str, int]] = field(default_factory=list)
     released: int = 0
 
-    def update(self, batches: list[Batch], step: int) -> dict[str, float]:
+    def update(self, updates: list[Update], step: int) -> dict[str, float]:
         self.updates.append(step)
         return {}
 
-    def score_policy(self, sequences: Sequences, temperature: float | None = None) -> Tensor:
+    def score_policy(self, sequences: SequenceTable, temperature: float | None = None) -> Tensor:
         return self._scores("policy" if temperature is None else "canary", sequences)
 
-    def score_reference(self, sequences: Sequences) -> Tensor:
+    def score_reference(self, sequences: SequenceTable) -> Tensor:
         return self._scores("reference", sequences)
 
-    def _scores(self, what: str, sequences: Sequences) -> Tensor:
+    def _scores(self, what: str, sequences: SequenceTable) -> Tensor:
         self.scored.append((what, len(sequences)))
-        return torch.full(sequences.mask.shape, -0.5 + self.gap)
+        return torch.full(sequences.shape, -0.5 + self.gap)
 
-    def measure(self, batch: Batch) -> dict[str, float]:
-        return {"preference/margin": float(len(batch)), "actor/entropy": 0.1}
+    def measure(self, update: Update) -> dict[str, float]:
+        return {"preference/margin": float(len(update)), "actor/entropy": 0.1}
 
     def release(self) -> None:
         assert self.engines.asleep

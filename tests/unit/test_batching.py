@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import OBJECTIVE, batch_of, group, prompt, sample, terms
+from builders import OBJECTIVE, batch_of, group, loss_weights, prompt, sample, terms, update_of
 
-from rlopt.core.batches import Batch, Sequences, Unit
+from rlopt.core.batches import Batch, Unit
 from rlopt.core.errors import Fault, RloptError
 from rlopt.core.samples import Example, Group
-from rlopt.data.collate import pad, pad_examples, pad_samples
+from rlopt.core.table import SequenceTable
+from rlopt.data.collate import tabulate, tabulate_examples
 from rlopt.data.microbatches import microbatches, partition
-from rlopt.objectives.credit import advantage_inputs, compute_advantages, loss_weights
+from rlopt.objectives.credit import advantage_inputs, compute_advantages
 from rlopt.objectives.dpo import DPO
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "objectives.json").read_text())
@@ -67,8 +68,8 @@ def test_the_mean_over_pairs_weighs_the_first_token_of_each_pair() -> None:
     ]
 
 
-def ragged(count: int) -> Sequences:
-    return pad_samples([(prompt(length=1 + i % 3), sample(1 + (7 * i) % 11)) for i in range(count)])
+def ragged(count: int) -> SequenceTable:
+    return tabulate([Group(prompt(length=1 + i % 3), (sample(1 + (7 * i) % 11),)) for i in range(count)], 1)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
@@ -92,11 +93,22 @@ def test_a_micro_batch_is_cut_where_that_saves_padding_and_not_where_it_saves_li
 
 
 def test_a_batch_without_a_reference_stays_so_when_it_is_split_and_sent() -> None:
-    batch = replace(batch_of([group("p", (1.0, 0.0))]), reference=None)
-    ((piece,),) = microbatches(batch, "sequence", 1, 100)
-    arrived = pickle.loads(pickle.dumps(piece.to("cpu")))
-    assert (arrived.reference, piece.dummy().reference) == (None, None)
-    assert torch.equal(arrived.token_ids, batch.token_ids)
+    ((piece,),) = microbatches(replace(update_of([group("p", (1.0, 0.0))]), reference=None), "sequence", 1, 100)
+    arrived = pickle.loads(pickle.dumps(piece))
+    assert (arrived.reference, piece.batch().reference, piece.dummy().batch().reference) == (None, None, None)
+
+
+def test_an_update_that_was_split_and_sent_makes_the_same_batch() -> None:
+    one = sample(3, version=2)
+    one.action_mask[1] = False
+    groups = [Group(prompt(length=2), (one, sample(1, 0.0))), Group(prompt("q", 4), (sample(5, 1.0, prompt_id="q"),))]
+    update = update_of(groups, step=4)
+    wider, whole = replace(update, old_logprobs=torch.full((3, 9), -2.0)), update.batch()
+    for rows in ([0, 1, 2], [1], [2, 0]):
+        arrived = pickle.loads(pickle.dumps(wider.take(rows))).batch()
+        expected = replace(whole, old_logprobs=-2.0 * whole.mask).take(rows)
+        for name, tensor in vars(expected).items():
+            assert torch.equal(getattr(arrived, name), tensor), name
 
 
 def test_siblings_stay_in_one_micro_batch_where_the_objective_needs_them() -> None:
@@ -108,45 +120,38 @@ def test_siblings_stay_in_one_micro_batch_where_the_objective_needs_them() -> No
 
 
 def test_the_gradient_is_the_same_for_every_split() -> None:
-    batch = batch_of([Group(prompt(), (sample(2 + i, 1.0), sample(7 - i, 0.0))) for i in range(5)])
+    update = update_of([Group(prompt(), (sample(2 + i, 1.0), sample(7 - i, 0.0))) for i in range(5)])
 
     def gradient(pieces: list[Batch]) -> torch.Tensor:
         table = torch.linspace(-2, -1, 64, dtype=torch.float64).requires_grad_()  # one log-probability per token id
         loss = sum((-piece.advantages * table[piece.token_ids] * piece.weights).sum() for piece in pieces)
         return torch.autograd.grad(loss, table)[0]  # type: ignore[arg-type]
 
-    whole = gradient([batch])
+    whole = gradient([update.batch()])
     assert whole.abs().max() > 0
     units: tuple[Unit, ...] = ("sequence", "group")
     for unit in units:
         for ranks in (1, 2, 3, 4):
             for budget in (20, 25, 500):
-                shares = microbatches(batch, unit, ranks, budget)
-                assert sum(piece.mask.sum() for share in shares for piece in share) == batch.mask.sum()
-                torch.testing.assert_close(gradient([piece for share in shares for piece in share]), whole)
+                shares = microbatches(update, unit, ranks, budget)
+                assert sum(piece.tokens for share in shares for piece in share) == update.tokens == 45
+                torch.testing.assert_close(gradient([piece.batch() for share in shares for piece in share]), whole)
 
 
 def test_of_fewer_samples_than_ranks_each_goes_to_one_rank_and_the_others_get_none() -> None:
     assert partition(torch.tensor([4, 9]), torch.arange(2), 3, 100) == [[[1]], [[0]], [[]]]  # a piece that is halved goes last
     assert partition(torch.tensor([4, 9]), torch.tensor([7, 7]), 3, 100) == [[[0, 1]], [[]], [[]]]
-    (batch,) = compute_advantages(*scored([group("p", (1.0, 0.0))]), OBJECTIVE, terms())
-    shares = microbatches(batch, "sequence", 3, 100)
-    assert [[piece.mask.sum().item() for piece in share] for share in shares] == [[3], [2], [0]]
-    assert sum(piece.weights.sum() for share in shares for piece in share) == pytest.approx(1)
+    shares = microbatches(update_of([group("p", (1.0, 0.0))]), "sequence", 3, 100)
+    batches = [[piece.batch() for piece in share] for share in shares]
+    assert [[batch.mask.sum().item() for batch in share] for share in batches] == [[3], [2], [0]]
+    assert sum(batch.weights.sum() for share in batches for batch in share) == pytest.approx(1)
 
 
 def test_one_sample_that_a_reward_left_out_leaves_a_step_that_can_be_split() -> None:
     left = [Group(prompt(f"p{i}"), (sample(prompt_id=f"p{i}"),)) for i in range(31)]
-    (batch,) = compute_advantages(*scored([*left, Group(prompt("late"), ())]), OBJECTIVE, terms())
-    shares = microbatches(batch, "sequence", 32, 100)
+    shares = microbatches(update_of([*left, Group(prompt("late"), ())]), "sequence", 32, 100)
     assert [len(share) for share in shares] == [1] * 32
-    assert sum(piece.mask.any().item() for share in shares for piece in share) == 31
-
-
-def scored(groups: list[Group]) -> tuple[Sequences, torch.Tensor, torch.Tensor]:
-    """Padded, with an anchor and a reference."""
-    sequences = pad(groups, 1)
-    return sequences, sequences.rollout_logprobs, torch.zeros_like(sequences.mask)
+    assert sum(piece.tokens > 0 for share in shares for piece in share) == 31
 
 
 def test_a_sequence_over_the_token_budget_is_refused_with_the_budget_it_needs() -> None:
@@ -155,25 +160,23 @@ def test_a_sequence_over_the_token_budget_is_refused_with_the_budget_it_needs() 
 
 
 def test_a_group_that_the_reward_left_empty_is_passed_over_and_an_empty_batch_is_refused() -> None:
-    assert len(pad([Group(prompt(), ()), group()], 1)) == 2
+    assert len(tabulate([Group(prompt(), ()), group()], 1)) == 2
     with pytest.raises(RloptError, match="step 1: no sample is left to learn from; the reward returned None for all of them"):
-        pad([Group(prompt(), ())], 1)
+        tabulate([Group(prompt(), ())], 1)
     why = "reward.fn=mine.py:f raised ValueError: no idea on Question(...)"
     with pytest.raises(RloptError, match=r"step 1: no sample is left to learn from; reward.fn=mine.py:f raised ValueError"):
-        pad([Group(prompt(), ()), Group(prompt(), (), faults=(Fault("error", why), Fault("error", "later")))], 1)
+        tabulate([Group(prompt(), ()), Group(prompt(), (), faults=(Fault("error", why), Fault("error", "later")))], 1)
 
 
 def test_a_sample_from_the_future_is_refused() -> None:
     with pytest.raises(RloptError, match="newer than the learner"):
-        pad([group(version=5)], 5)
+        tabulate([group(version=5)], 5)
 
 
 def test_several_updates_share_out_whole_groups_and_each_has_weights_of_its_own() -> None:
     groups = [group(f"p{i}", (1.0, 0.0, 0.0)) for i in range(5)]
-    sequences = pad(groups, 1)
-    batches = compute_advantages(
-        sequences, sequences.rollout_logprobs, torch.zeros_like(sequences.mask), OBJECTIVE, terms(), updates=2
-    )
+    sequences = tabulate(groups, 1)
+    batches = [part.batch() for part in compute_advantages(sequences, None, None, OBJECTIVE, terms(), updates=2)]
     assert [sorted(set(batch.group.tolist())) for batch in batches] == [[0, 1, 2], [3, 4]]
     assert [batch.weights.sum().item() for batch in batches] == pytest.approx([1, 1])
     assert torch.cat([b.advantages.max(1).values for b in batches]).tolist().count(pytest.approx(2 / 3)) == 5
@@ -181,41 +184,42 @@ def test_several_updates_share_out_whole_groups_and_each_has_weights_of_its_own(
 
 def test_the_overlong_penalty_lowers_the_reward_and_the_filter_keeps_the_siblings_advantages() -> None:
     cut = Group(prompt(), (sample(4, 1.0, finish="length"), sample(2, 0.0)))
-    sequences = pad([cut], 1)
-    zero = torch.zeros_like(sequences.mask)
-    punished = advantage_inputs(sequences, zero, zero, terms(overlong_buffer=0.5))  # limit 4, so the last 2 tokens
+    sequences = tabulate([cut], 1)
+    punished = advantage_inputs(sequences, None, None, terms(overlong_buffer=0.5))  # limit 4, so the last 2 tokens
     assert punished.rewards.tolist() == [0.0, 0.0]
-    (batch,) = compute_advantages(sequences, zero, zero, OBJECTIVE, terms(overlong_filter=True))
+    (update,) = compute_advantages(sequences, None, None, OBJECTIVE, terms(overlong_filter=True))
+    batch = update.batch()
+    assert update.tokens == 2
     assert batch.mask.sum(1).tolist() == [0, 2]
     assert batch.advantages.min().item() == pytest.approx(-0.5)
 
 
 def test_kl_in_the_reward_is_that_of_the_anchor_and_takes_from_every_token() -> None:
-    sequences = pad([Group(prompt(length=1), (sample(2, 1.0), sample(1, 0.0)))], 1)
-    reference = sequences.rollout_logprobs - 0.25 * sequences.mask  # k1 = 0.25 a token
-    outcomes = advantage_inputs(
-        sequences, sequences.rollout_logprobs, reference, terms(kl_coef=2.0, kl_estimator="k1", kl_place="reward")
-    )
+    sequences = tabulate([Group(prompt(length=1), (sample(2, 1.0), sample(1, 0.0)))], 1)
+    rows = sequences.padded()
+    reference = rows.rollout_logprobs - 0.25 * rows.mask  # k1 = 0.25 a token
+    outcomes = advantage_inputs(sequences, None, reference, terms(kl_coef=2.0, kl_estimator="k1", kl_place="reward"))
     assert outcomes.penalties.tolist() == [[0, 0.5, 0.5], [0, 0.5, 0]]
     assert outcomes.returns.tolist() == [0.0, -0.5]
 
 
 def test_recorded_answers_become_pairs_with_the_better_one_first() -> None:
-    sequences = pad_examples([Example(prompt(length=2), ((7, 8, 9), (7,))), Example(prompt(length=1), ((3,), (4, 5)))])
+    sequences = tabulate_examples([Example(prompt(length=2), ((7, 8, 9), (7,))), Example(prompt(length=1), ((3,), (4, 5)))])
     assert sequences.rewards.tolist() == [1, 0, 1, 0]
     assert sequences.group.tolist() == [0, 0, 1, 1]
-    assert sequences.mask.sum(1).tolist() == [3, 1, 1, 2]
-    zero = torch.zeros_like(sequences.mask)
-    (batch,) = compute_advantages(sequences, zero, zero, DPO(beta=0.1, label_smoothing=0.0), terms(off_policy=False))
+    assert sequences.sampled.tolist() == [3, 1, 1, 2]
+    zero = torch.zeros(sequences.shape)
+    (update,) = compute_advantages(sequences, zero, zero, DPO(beta=0.1, label_smoothing=0.0), terms(off_policy=False))
+    batch = update.batch()
     assert batch.advantages.sum(1).tolist() == [3, -1, 1, -2]
     assert batch.weights.sum().item() == 1
 
 
 def test_random_keys_depend_on_the_tokens_and_not_on_order() -> None:
     one, two = group("a", (1.0, 0.0)), group("b", (0.0, 0.0, 0.0))
-    there, back = pad([one, two], 1).random_key, pad([two, one], 1).random_key
+    there, back = tabulate([one, two], 1).random_key, tabulate([two, one], 1).random_key
     assert there.tolist() == [*back[3:].tolist(), *back[:3].tolist()]
-    same = pad([Group(prompt(), (sample(2), sample(2)))], 1).random_key
+    same = tabulate([Group(prompt(), (sample(2), sample(2)))], 1).random_key
     assert same[0] != same[1]
     assert all(0 <= number < 1 for number in there)
 

@@ -8,11 +8,11 @@ from builders import OBJECTIVE, group, prompt, terms
 from fakes import Diary, Engines, Trainer
 from torch import Tensor, testing
 
-from rlopt.core.batches import Batch, Sequences
 from rlopt.core.errors import RloptError, StoppedEarly
 from rlopt.core.requests import SampleRequest
 from rlopt.core.samples import Example, PendingRollouts
-from rlopt.data.collate import pad_examples
+from rlopt.core.table import SequenceTable, Update
+from rlopt.data.collate import tabulate_examples
 from rlopt.data.prompt_sampler import PromptSampler
 from rlopt.objectives.dpo import DPO
 from rlopt.orchestrator.lockstep import LockstepSampler, sampled_groups
@@ -71,7 +71,7 @@ def test_engines_that_sleep_do_so_from_their_last_sample_to_the_next_sync(interv
     loop, engines, trainer, diary, _ = make(interval, offset, total=12, sleep=True)
     learn = trainer.update
 
-    def update(batches: list[Batch], step: int) -> dict[str, float]:
+    def update(batches: list[Update], step: int) -> dict[str, float]:
         assert engines.asleep
         return learn(batches, step)
 
@@ -143,11 +143,11 @@ def test_a_finished_run_is_extended_only_where_its_weights_are_still_there() -> 
 def test_the_policy_is_scored_once_a_step_where_the_anchor_is_proximal_and_every_update_gets_whole_groups() -> None:
     plan = Plan(3, 0, record=False, old_logprobs="proximal", minibatches=2, kl_every=1)
     loop, _, trainer, _, _ = make(1, 0, total=3, plan=plan)
-    given: list[list[Batch]] = []
+    given: list[list[Update]] = []
     trainer.update = lambda batches, step: given.append(batches) or {}  # type: ignore[method-assign,func-returns-value]
     loop.run(Position())
     assert [len(batches) for batches in given] == [2, 2, 2]
-    assert {len(batch) for batches in given for batch in batches} == {2}
+    assert {len(update) for updates in given for update in updates} == {2}
     steps = [entry for entry in trainer.scored if entry[0] != "canary"]
     assert steps == [("policy", 4), ("reference", 4)] * 3
 
@@ -164,7 +164,7 @@ def test_the_policy_is_scored_before_it_learns_where_a_record_is_kept() -> None:
 def test_the_reference_scores_only_the_steps_at_which_kl_is_measured(every: int, measured: list[int]) -> None:
     plan = Plan(5, 0, record=False, old_logprobs="behavior", minibatches=1, kl_every=every)
     loop, _, trainer, _, _ = make(1, 0, total=5, plan=plan)
-    given: dict[int, Batch] = {}
+    given: dict[int, Update] = {}
     trainer.update = lambda batches, step: given.update({step: batches[0]}) or {}  # type: ignore[method-assign,func-returns-value]
     loop.run(Position())
     assert [step for step, batch in given.items() if batch.reference is not None] == measured
@@ -174,7 +174,7 @@ def test_the_reference_scores_only_the_steps_at_which_kl_is_measured(every: int,
 def all_die_in_step_2(engines: Engines, trainer: Trainer) -> None:
     update = trainer.update
 
-    def dies(batches: list[Batch], step: int) -> dict[str, float]:
+    def dies(batches: list[Update], step: int) -> dict[str, float]:
         if step == 2:  # with batches 3 and 4 under way
             engines.numbers, engines.loading = [], [7]
             for key in engines.asked:
@@ -234,15 +234,16 @@ def test_recorded_rows_are_scored_by_the_reference_once_and_held_out_ones_measur
 
 
 def test_a_row_keeps_its_own_reference_whatever_the_batch_it_comes_in() -> None:
-    def own_ids(sequences: Sequences) -> Tensor:
-        return sequences.token_ids * sequences.mask
+    def own_ids(sequences: SequenceTable) -> Tensor:
+        rows = sequences.padded()
+        return rows.token_ids * rows.mask
 
     rows = [Example(prompt("a", 1), ((7, 8), (9,))), Example(prompt("b", 3), ((1,), (2, 3, 4)))]
     references = References(own_ids, lambda *_: None)
     references.score(rows)
     turned = [rows[1], rows[0]]
-    sequences = pad_examples(turned)
-    testing.assert_close(references.of(turned, sequences), sequences.token_ids * sequences.mask)
+    sequences = tabulate_examples(turned)
+    testing.assert_close(references.of(turned, sequences), own_ids(sequences))
 
 
 @pytest.mark.parametrize(("interval", "every", "steps"), [
@@ -286,7 +287,7 @@ def stopped_while_it_waits(step: int) -> tuple[list[dict[str, float]], Saved]:
     engines.slow = {1}
     learn = trainer.update
 
-    def update(batches: list[Batch], now: int) -> dict[str, float]:
+    def update(batches: list[Update], now: int) -> dict[str, float]:
         engines.stopping = now == step
         return learn(batches, now)
 

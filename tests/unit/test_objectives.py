@@ -1,15 +1,15 @@
 """The objectives against float64 reference values. What every objective must do besides is the conformance kit's to test."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import pytest
 import torch
-from builders import terms
+from builders import loss_weights, terms
 from torch import Tensor
 
-from rlopt.core.batches import AdvantageInputs, Batch, PolicyOutputs
+from rlopt.core.batches import AdvantageInputs, Batch, PolicyOutputs, TokenInputs
 from rlopt.core.errors import RloptError
 from rlopt.objectives.a3po import A3PO
 from rlopt.objectives.advantages import (
@@ -26,7 +26,6 @@ from rlopt.objectives.bapo import BAPO
 from rlopt.objectives.cispo import CISPO
 from rlopt.objectives.core import LossTerms, Objective, WithAdvantages, total_loss
 from rlopt.objectives.corrections import NO_CORRECTIONS, Correction, Corrections, importance_weight
-from rlopt.objectives.credit import loss_weights
 from rlopt.objectives.dapo import DAPO
 from rlopt.objectives.decoupled_ppo import DecoupledPPO
 from rlopt.objectives.divergence import kl
@@ -196,8 +195,18 @@ def inputs_of(rewards: list[float], mask: Tensor | None = None, **changed: Tenso
     mask = torch.ones(count, 3, dtype=torch.float64) if mask is None else mask
     zero = torch.zeros_like(mask)
     group = torch.zeros(count, dtype=torch.int64)
-    plain = AdvantageInputs(double(rewards), zero, group, mask, torch.linspace(0, 0.9, count).double(), zero, zero)
-    return replace(plain, **changed)
+    tensors = {"penalties": zero, "mask": mask, "rollout_logprobs": zero, "old_logprobs": zero, "group": group}
+    tensors |= {"random_key": torch.linspace(0, 0.9, count).double(), **changed}
+    tokens = TokenInputs(**{f.name: tensors[f.name] for f in fields(TokenInputs)})
+    return AdvantageInputs(
+        rewards=double(rewards),
+        returns=double(rewards) - tokens.penalties.sum(1),
+        group=tensors["group"],
+        lengths=mask.sum(1).double(),
+        shape=(count, mask.shape[1]),
+        draw=lambda: tensors["random_key"],
+        pad=lambda: tokens,
+    )
 
 
 def batch_of(case: Case, fixture: dict[str, object]) -> Batch:

@@ -12,7 +12,7 @@ import torch
 from builders import group
 
 from rlopt.core.errors import Fault, RloptError
-from rlopt.data.collate import pad
+from rlopt.data.collate import tabulate
 from rlopt.data.offline_rollouts import Experience, Needs, load_experience
 from rlopt.data.rollout_log import NAME, Damaged, Recorder, blocks, group_from_json, group_to_json, header, short
 from rlopt.data.wording import Wording
@@ -130,7 +130,7 @@ def test_recorded_groups_count_as_version_0_and_begin_again_at_the_end_of_the_fi
     found = load(write(tmp_path, range(1, 3)))
     groups = found.groups(3, 3)
     assert [one.prompt.id for one in groups] == ["2/1", "1/0", "1/1"]
-    assert pad(groups, step=9).lag.tolist() == [8] * 6
+    assert tabulate(groups, step=9).lag.tolist() == [8] * 6
     assert found.has_logprobs
     assert (found.longest, found.largest) == (6, 2)
 

@@ -13,14 +13,14 @@ from rlopt.core.batches import PolicyOutputs
 
 EVERY_ALGORITHM = """
 from jaxtyping import install_import_hook
-CHECKED = ["rlopt.core.batches", "rlopt.data.collate", "rlopt.data.microbatches", "rlopt.objectives"]
+CHECKED = ["rlopt.core.batches", "rlopt.core.table", "rlopt.data.collate", "rlopt.data.microbatches", "rlopt.objectives"]
 install_import_hook(CHECKED, "beartype.beartype")
 import torch
 from builders import group, terms
 from rlopt.config.compose import algorithms, read
 from rlopt.core.batches import PolicyOutputs
 from rlopt.core.samples import Example, Prompt
-from rlopt.data.collate import pad, pad_examples
+from rlopt.data.collate import tabulate, tabulate_examples
 from rlopt.data.microbatches import microbatches
 from rlopt.objectives.core import total_loss
 from rlopt.objectives.credit import compute_advantages
@@ -30,13 +30,13 @@ for name in algorithms():
     path, options = objective_of(name)
     objective = read(load_class(path), options, "")
     if objective.traits.rows == "groups":
-        sequences = pad([group("a", (1.0, 0.0, 1.0)), group("b", (0.0, 0.0, 1.0))], 1)
+        sequences = tabulate([group("a", (1.0, 0.0, 1.0)), group("b", (0.0, 0.0, 1.0))], 1)
     else:
         answers = ((7, 8), (9,)) if objective.traits.rows != "answers" else ((7, 8),)
-        sequences = pad_examples([Example(Prompt("p", (5, 6), "", "", ""), answers)] * 2)
-    (batch,) = compute_advantages(sequences, sequences.rollout_logprobs, torch.zeros_like(sequences.mask), objective, terms())
-    for share in microbatches(batch, objective.traits.unit, 1, 100):
-        for part in share:
+        sequences = tabulate_examples([Example(Prompt("p", (5, 6), "", "", ""), answers)] * 2)
+    (update,) = compute_advantages(sequences, None, torch.zeros(sequences.shape), objective, terms())
+    for share in microbatches(update, objective.traits.unit, 1, 100):
+        for part in (piece.batch() for piece in share):
             outputs = PolicyOutputs(part.old_logprobs.clone().requires_grad_(), torch.zeros_like(part.mask))
             total_loss(objective, terms(), part, outputs)
     print(name)

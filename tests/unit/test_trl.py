@@ -12,15 +12,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from builders import group, loss_weights, terms
 from torch import Tensor
 from torch.nn.functional import pad
 
-from rlopt.core.batches import AdvantageInputs, Batch, PolicyOutputs
+from rlopt.core.batches import Batch, PolicyOutputs
+from rlopt.data.collate import tabulate
 from rlopt.objectives.advantages import EPSILON, centered, standardized
 from rlopt.objectives.cispo import CISPO
 from rlopt.objectives.core import LossTerms, Objective, no_loss_terms, total_loss
 from rlopt.objectives.corrections import NO_CORRECTIONS
-from rlopt.objectives.credit import loss_weights
+from rlopt.objectives.credit import advantage_inputs
 from rlopt.objectives.dapo import DAPO
 from rlopt.objectives.dpo import DPO
 from rlopt.objectives.dr_grpo import DrGRPO
@@ -353,16 +355,8 @@ def test_advantages_are_those_of_trl_up_to_its_epsilon(trl: SimpleNamespace) -> 
     TRL computes G / (G - 1) in float32; groups of five, because 5 / 4 is exact there.
     """
     rewards = torch.tensor([[1, 0, 0, 0.5, 1], [0.3, 0.3, 0.3, 0.3, 0.3], [-2, 3, 0.1, 0.7, 0]], dtype=torch.float64)
-    tokens = torch.ones(15, 2, dtype=torch.float64)
-    outcomes = AdvantageInputs(
-        rewards=rewards.flatten(),
-        penalties=0 * tokens,
-        group=torch.arange(15) // 5,
-        mask=tokens,
-        random_key=torch.zeros(15, dtype=torch.float64),
-        rollout_logprobs=-tokens,
-        old_logprobs=-tokens,
-    )
+    groups = [group(f"p{number}", tuple(row)) for number, row in enumerate(rewards.tolist())]
+    outcomes = advantage_inputs(tabulate(groups, 1), None, None, terms())
     spread = rewards.std(1).repeat_interleave(5)
     scaled = standardized(outcomes, "sample") * (spread + EPSILON) / (spread + TRL_EPSILON)
     torch.testing.assert_close(scaled, trl_advantages(trl, rewards, "group"), atol=1e-9, rtol=0)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from ranks import Case, Learned, Shares, batch, learn, learner_config
+from ranks import Case, Learned, Shares, learn, learner_config, update
 
 VOCABULARY = 64
 LAYOUTS = {"one chunk each": 4096, "several chunks on one rank": 16, "none on one rank": 16}
@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def case(folder: Path, cut: Cut, world: int) -> Case:
-    whole = batch([24, 8], VOCABULARY)
+    whole = update([24, 8], VOCABULARY)
     both = [whole.take([0]), whole.take([1])]
     shares: Shares = [both] if world == 1 else [both[:1], both[1:]]
     if world == 2 and cut.layout == "none on one rank":
@@ -82,7 +82,7 @@ KEPT = [Cut(zero, "one chunk each", False, rank) for zero in range(4) for rank i
 
 
 def halved(folder: Path, stage: int, pieces: int) -> Case:
-    pair = batch([24, 8], VOCABULARY)
+    pair = update([24, 8], VOCABULARY)
     parts = [pair.take([rank]) for rank in range(2)]
     shares = [[replace(part, weights=part.weights / pieces)] * pieces for part in parts]
     return Case(folder, learner_config(workers=2, zero_stage=stage, weight_decay=0.0), torch.bfloat16, shares, updates=1)
