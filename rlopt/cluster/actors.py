@@ -7,8 +7,11 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterable
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import ray
@@ -43,6 +46,7 @@ class Pending:
     refs: list[Any]
     who: str
     deadline_s: float
+    answer: Future[Any] | None = None  # of the one call, once an `Inbox` watches it
 
     def result(self, what: str) -> list[Any]:
         """Wait for the results, in the order of the workers.
@@ -54,7 +58,7 @@ class Pending:
         """
         started = time.monotonic()
         try:
-            return list(ray.get(self.refs, timeout=self.deadline_s))
+            return [self.answer.result()] if self.answer else list(ray.get(self.refs, timeout=self.deadline_s))
         except ray.exceptions.GetTimeoutError:
             ready, _ = ray.wait(self.refs, num_returns=len(self.refs), timeout=0)
             names = [self.who] if len(self.refs) == 1 else [f"{self.who}[{i}]" for i in range(len(self.refs))]
@@ -87,9 +91,25 @@ def finished(pending: list[Pending]) -> list[Pending]:
     return [one for one in pending if one.refs[0] in known]
 
 
-def wait_any(pending: list[Pending], timeout_s: float) -> None:
-    """Return as soon as one of `pending`, of one call each, has answered, or `timeout_s` seconds have passed."""
-    ray.wait([one.refs[0] for one in pending], num_returns=1, timeout=timeout_s)
+class Inbox:
+    """Calls whose answers have come, with or without an error. Those still under way cost nothing."""
+
+    def __init__(self) -> None:
+        self._arrived: SimpleQueue[Pending] = SimpleQueue()
+
+    def watch(self, pending: Pending) -> None:
+        """Have `take` return `pending`, of one call, when it has answered."""
+        pending.answer = pending.refs[0].future()
+        pending.answer.add_done_callback(lambda _: self._arrived.put(pending))
+
+    def take(self, timeout_s: float = 0.0) -> list[Pending]:
+        """Those that have answered since the last call; waits up to `timeout_s` seconds for a first one."""
+        arrived = list[Pending]()
+        with suppress(Empty):
+            arrived.append(self._arrived.get(timeout=timeout_s) if timeout_s > 0 else self._arrived.get_nowait())
+            while True:
+                arrived.append(self._arrived.get_nowait())
+        return arrived
 
 
 class Workers:

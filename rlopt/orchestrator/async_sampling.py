@@ -70,15 +70,14 @@ class AsyncSampler:
 
     def take(self, step: int) -> tuple[list[Group], dict[str, float]]:
         """The oldest finished groups, once there are enough and the others can still be in time."""
+        self.engines.poll()
+        self._drop_late(step)
         while True:
-            self.engines.poll()
-            self._drop_late(step)
             self.ask(step)
             ready = sorted(self.engines.done)
             self._count(ready)
             chosen = ready[: self.plan.per_step]
-            rest = sorted({*self.engines.asked} - {*chosen})
-            if len(chosen) == self.plan.per_step and (self.plan.stale == "drop" or self._in_time(rest, step + 1)):
+            if len(chosen) == self.plan.per_step and (self.plan.stale == "drop" or self._others_in_time(chosen, step)):
                 break
             self._wait(step - 1)
         groups = [self.engines.take(key) for key in chosen]
@@ -106,8 +105,10 @@ class AsyncSampler:
         plan, version = self.plan, self.sync.version
         left = (plan.total_steps - step + 1) * plan.per_step
         while True:
-            asked, done = len(self.engines.asked), len(self.engines.done)
-            enough = asked - done >= plan.ahead or done >= plan.per_step  # more would only be older when its turn comes
+            done = len(self.engines.done)
+            asked = self.engines.in_flight + done
+            # More than a step's would only be older when its turn comes.
+            enough = self.engines.in_flight >= plan.ahead or done >= plan.per_step
             if asked >= left or enough or self._due(version) < step + asked // plan.per_step:
                 return
             number = self.again.pop(0) if self.again else self.next
@@ -118,9 +119,10 @@ class AsyncSampler:
         """The last learner step that may learn from a group that was requested with `version`."""
         return version + self.plan.max_lag + 1
 
-    def _in_time(self, keys: list[Key], step: int) -> bool:
-        """Whether all of `keys`, oldest first, can be learned from in time, from learner step `step` on."""
-        return all(self._due(version) >= step + i // self.plan.per_step for i, (version, _) in enumerate(keys))
+    def _others_in_time(self, chosen: list[Key], step: int) -> bool:
+        """Whether all but `chosen`, which are for learner step `step`, can be learned from in time after it, oldest first."""
+        rest = sorted({*self.engines.asked} - {*chosen})
+        return all(self._due(version) >= step + 1 + i // self.plan.per_step for i, (version, _) in enumerate(rest))
 
     def _drop_late(self, step: int) -> None:
         """Drop the groups that are too old to be learned from at `step`."""

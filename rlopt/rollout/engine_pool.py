@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from rlopt.cluster.actors import Lost, Pending, Stalled, Workers, close_all, finished, wait_any
+from rlopt.cluster.actors import Inbox, Lost, Pending, Stalled, Workers, close_all, finished
 from rlopt.core.errors import Interrupted, NoEngine, RloptError, first_line, last_line
 from rlopt.core.requests import EngineLogprobs, SampleRequest
 from rlopt.core.samples import Group, Key
@@ -32,11 +32,6 @@ class Engine:
     asked_at: float = 0.0
     asleep: bool = False
 
-    @property
-    def requests(self) -> dict[Key, SampleRequest]:
-        """Its open requests."""
-        return {key: request for key, (request, _) in self.calls.items()}
-
 
 class EnginePool:
     """The engines. Numbers are never reused, so a number in `events.jsonl` is one engine."""
@@ -51,6 +46,8 @@ class EnginePool:
         self._up: list[Engine] = []
         self._orphaned: dict[Key, SampleRequest] = {}
         self._done: dict[Key, Group] = {}
+        self._inbox = Inbox()
+        self._open: dict[Pending, tuple[Engine, Key]] = {}
         self._losses = 0
         for _ in range(count):
             self._make()
@@ -61,7 +58,9 @@ class EnginePool:
             self._orphaned[key] = request
             return
         engine = min(self._up, key=lambda engine: len(engine.calls))
-        engine.calls[key] = (request, engine.workers.start("sample", (request,)))
+        call = engine.workers.start("sample", (request,))
+        engine.calls[key], self._open[call] = (request, call), (engine, key)
+        self._inbox.watch(call)
 
     @property
     def asked(self) -> list[Key]:
@@ -69,17 +68,22 @@ class EnginePool:
         return sorted([*self._done, *self._orphaned, *(key for engine in self._up for key in engine.calls)])
 
     @property
+    def in_flight(self) -> int:
+        """How many requests have not come back."""
+        return len(self._open) + len(self._orphaned)
+
+    @property
     def done(self) -> Mapping[Key, Group]:
         """Finished groups, as of the last `poll` or `wait`, that were not taken."""
         return self._done
 
-    def poll(self) -> None:
-        """Collect finished groups."""
-        calls = [(engine, key, call) for engine in self._up for key, (_, call) in engine.calls.items()]
-        answered, lost = finished([call for _, _, call in calls]), dict[int, str]()
-        for engine, key, call in calls:
-            if call not in answered:
+    def poll(self, timeout_s: float = 0.0) -> None:
+        """Collect finished groups; waits up to `timeout_s` seconds for a first one."""
+        lost = dict[int, str]()
+        for call in self._inbox.take(timeout_s):
+            if call not in self._open:  # cancelled
                 continue
+            engine, key = self._open.pop(call)
             try:
                 (group,) = call.result(f"sampling group {key}")
             except Lost as error:
@@ -102,8 +106,7 @@ class EnginePool:
         before, ends = len(self._done), time.monotonic() + deadline_s
         self.poll()
         while len(self._done) == before:
-            calls = [pending for engine in self._up for _, pending in engine.calls.values()]
-            if not calls:
+            if not self._open:
                 raise NoEngine
             left = ends - time.monotonic()
             if left <= 0:
@@ -111,15 +114,13 @@ class EnginePool:
                 raise Stalled(f"the driver waited {deadline_s:.0f} s for groups of {waiting} (cluster.step_deadline_s)")
             if self.asked_to_stop():
                 raise Interrupted
-            wait_any(calls, min(left, 1.0))
-            self.poll()
+            self.poll(min(left, 1.0))
 
     def wait_idle(self, seconds: float) -> None:
         """Wait until all requests have come back, or `seconds` have passed; also where the run is to end."""
         ends = time.monotonic() + seconds
-        while (calls := [call for engine in self._up for _, call in engine.calls.values()]) and time.monotonic() < ends:
-            wait_any(calls, ends - time.monotonic())
-            self.poll()
+        while self._open and (left := ends - time.monotonic()) > 0:
+            self.poll(left)
 
     def take(self, key: Key) -> Group:
         """Remove and return a group that came back."""
@@ -131,7 +132,9 @@ class EnginePool:
         self._orphaned.pop(key, None)
         for engine in self._up:
             if key in engine.calls:
-                engine.calls.pop(key)[1].cancel()
+                _, call = engine.calls.pop(key)
+                del self._open[call]
+                call.cancel()
 
     def put_back(self, groups: Mapping[Key, Group]) -> None:
         """Add groups that were sampled before a resume and not learned from."""
@@ -178,12 +181,13 @@ class EnginePool:
             engine = self._starting.pop()[0] if self._starting else self._up.pop()
             engine.workers.close()
             self.report("engine_removed", engine=engine.number, asked_again=len(engine.calls))
-            self._reassign(engine.requests)
+            self._reassign(engine)
 
     def assign_orphaned(self) -> None:
         """Assign requests that no engine samples to the engines that are up; called when these have weights."""
         orphaned, self._orphaned = self._orphaned, {}
-        self._reassign(orphaned)
+        for key, request in orphaned.items():
+            self.ask(key, request)
 
     @property
     def handles(self) -> dict[int, Any]:
@@ -263,7 +267,7 @@ class EnginePool:
         if self._losses > MOST_LOSSES + self._count:
             raise Stalled(f"{self._losses} engines were lost since a group came back, the last one, engine {number}: {why}")
         self._make()
-        self._reassign(engine.requests)
+        self._reassign(engine)
 
     @property
     def workers(self) -> list[Workers]:
@@ -273,8 +277,10 @@ class EnginePool:
     def close(self) -> None:
         close_all(self.workers)
 
-    def _reassign(self, requests: Mapping[Key, SampleRequest]) -> None:
-        for key, request in requests.items():
+    def _reassign(self, engine: Engine) -> None:
+        """Have others sample what an engine that is gone was to sample."""
+        for key, (request, call) in engine.calls.items():
+            self._open.pop(call, None)
             self.ask(key, request)
 
     def _make(self) -> None:

@@ -44,6 +44,10 @@ class Engines:
         return sorted([*self.done, *self.under_way])
 
     @property
+    def in_flight(self) -> int:
+        return len(self.under_way)
+
+    @property
     def handles(self) -> dict[int, object]:
         return {number: object() for number in self.numbers}
 

@@ -44,6 +44,21 @@ class Workers:
     def close(self) -> None: ...
 
 
+@dataclass
+class Inbox:
+    """Gives every call back once, when it has answered."""
+
+    calls: list[Call] = field(default_factory=list)
+
+    def watch(self, call: Call) -> None:
+        self.calls.append(call)
+
+    def take(self, timeout_s: float) -> list[Call]:
+        answered = [call for call in self.calls if call.answer is not None]
+        self.calls = [call for call in self.calls if call.answer is None]
+        return answered
+
+
 Made = tuple[EnginePool, list[Workers], list[str]]
 
 
@@ -51,6 +66,7 @@ Made = tuple[EnginePool, list[Workers], list[str]]
 def made(monkeypatch: pytest.MonkeyPatch) -> Made:
     """Two engines that have loaded; all engines there ever were, and what was reported."""
     monkeypatch.setattr(module, "finished", lambda calls: [call for call in calls if call.answer is not None])
+    monkeypatch.setattr(module, "Inbox", Inbox)
     engines, events = list[Workers](), list[str]()
 
     def spawn(name: str, _: int) -> Any:
