@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -67,10 +68,15 @@ class Sample:
         if not np.isfinite(self.reward):
             raise RloptError(f"Sample.reward is {self.reward}: a reward function must return a finite number")
 
-    @property
+    @cached_property
     def version(self) -> int:
         """The oldest version that sampled a token of this sample."""
         return int(self.versions.min())
+
+    @cached_property
+    def newest_version(self) -> int:
+        """The newest version that sampled a token of this sample."""
+        return int(self.versions.max())
 
 
 @dataclass(frozen=True, eq=False)

@@ -131,7 +131,8 @@ class LockstepSampler:
         expected = {self.schedule.version(step), *self.restored}
         for group in groups:
             for sample in group.samples:
-                if not expected.issuperset(sample.versions.tolist()):
+                one = sample.version == sample.newest_version
+                if not expected.issuperset([sample.version] if one else sample.versions.tolist()):
                     raise RloptError(
                         f"step {step}: a sample of prompt {group.prompt.id} was sampled by versions "
                         f"{sorted(set(sample.versions.tolist()))}, the schedule says {self.schedule.version(step)}"

@@ -217,9 +217,9 @@ class EnginePool:
     def idle_frac(self) -> float:
         """Share of the time since the last call in which engines had no request; mean over engines."""
         shares = []
-        for engine in list(self._up):
+        for engine, pending in [(engine, engine.workers.start("busy_s")) for engine in self._up]:
             try:
-                busy_s, now = engine.workers.call("busy_s")[0], time.monotonic()
+                busy_s, now = pending.result("telling how long it was busy")[0], time.monotonic()
             except Lost as lost:
                 self.lose(engine.number, str(lost))
                 continue

@@ -14,7 +14,7 @@ import ray
 import torch
 from ray.cluster_utils import Cluster as Nodes
 
-from rlopt.cluster.actors import Cluster, Stalled
+from rlopt.cluster.actors import Cluster, Inbox, Lost, Pending, Stalled
 from rlopt.config.sections import ClusterConfig
 from rlopt.core.errors import RloptError
 from rlopt.weight_sync.engine_client import EngineClient
@@ -120,6 +120,30 @@ def test_a_worker_that_dies_and_one_that_refuses_are_distinguished(cluster: Clus
         workers.call("refuse")
     with pytest.raises(Stalled, match="engine died during: die"):
         workers.call("die")
+
+
+def test_an_inbox_hands_over_each_answer_once_when_it_has_come_whether_good_or_bad(cluster: Cluster) -> None:
+    workers = [cluster.workers("engine", Patience, 0, PATHS, ()) for _ in range(3)]
+    inbox = Inbox()
+    calls = [
+        workers[0].start("work", (0.01,)),
+        workers[1].start("refuse"),
+        workers[2].start("die"),
+    ]
+    for call in calls:
+        inbox.watch(call)
+    arrived: list[Pending] = []
+    while len(arrived) < 3:
+        came = inbox.take(60.0)
+        assert came
+        arrived += came
+    assert set(arrived) == set(calls)
+    assert inbox.take() == []
+    assert calls[0].result("working") == [0.01]
+    with pytest.raises(RloptError, match="^key=value: way out$"):
+        calls[1].result("refusing")
+    with pytest.raises(Lost, match="engine died during: dying"):
+        calls[2].result("dying")
 
 
 def test_weights_reach_engines_on_both_nodes(cluster: Cluster) -> None:
