@@ -11,7 +11,7 @@ log-probability the policy gives after reading tokens `0..t-1`.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -162,18 +162,9 @@ class Batch(_EarlierNames):
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def take(self, rows: list[int]) -> "Batch":
-        """The sequences `rows`, without the padding that they do not need."""
-        width = int(self.lengths[rows].max())
-        return Batch(**self._each(lambda values: values[rows, :width] if values.dim() == 2 else values[rows]))
-
     def to(self, device: str) -> "Batch":
-        return Batch(**self._each(lambda values: values.to(device)))
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
-        """Every field by name, changed; one that is None stays."""
-        named = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {name: None if values is None else change(values) for name, values in named.items()}
+        named: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: values.to(device) for name, values in named.items() if values is not None})
 
 
 @dataclass(frozen=True, eq=False)

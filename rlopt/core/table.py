@@ -192,7 +192,7 @@ class Update:
     def take(self, rows: list[int]) -> "Update":
         """The sequences `rows`."""
         width = int(self.lengths[rows].max())
-        changed = self._each(lambda values: values[rows, :width] if values.dim() == 2 else values[rows])
+        changed = self._each(lambda values: cut(values, rows, width))
         return replace(self, sequences=self.sequences.take(rows), **changed)
 
     def dummy(self) -> "Update":
@@ -231,6 +231,11 @@ class Update:
 def _update(sequences: Table, opening: bool, arrays: Mapping[str, NDArray[Any]]) -> Update:
     tensors = {"old_logprobs": None, "reference": None} | {name: torch.tensor(values) for name, values in arrays.items()}
     return Update(sequences, opening=opening, **tensors)  # type: ignore[arg-type]
+
+
+def cut(values: Tensor, rows: list[int], width: int) -> Tensor:
+    """`rows` of `[B]` or `[B, T]`, without the padding beyond `width`."""
+    return values[rows, :width] if values.dim() == 2 else values[rows]
 
 
 def token_weights(mask: Tokens, weights: Sequence, opening: bool) -> Tokens:

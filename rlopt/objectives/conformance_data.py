@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from rlopt.core.batches import Batch, PolicyOutputs, Sequences
-from rlopt.core.shapes import Counts, Flags, Sequence, TokenIds, Tokens
-from rlopt.core.table import Update
+from rlopt.core.shapes import Counts, Flags, Sequence
+from rlopt.core.table import Update, cut
 from rlopt.objectives.core import Objective, no_loss_terms
 from rlopt.objectives.credit import compute_advantages
 
@@ -24,21 +24,14 @@ WIDTH = 9
 
 
 @dataclass(frozen=True, eq=False)
-class PaddedTable:
+class PaddedTable(Sequences):
     """A `core.table.SequenceTable` that is padded from the start, in float64."""
 
-    token_ids: TokenIds
-    lengths: Counts
-    mask: Tokens
-    rollout_logprobs: Tokens
     rewards: Sequence
     group: Counts
     truncated: Flags
     random_key: Sequence
     lag: Counts
-
-    def __len__(self) -> int:
-        return len(self.lengths)
 
     @property
     def sampled(self) -> Sequence:
@@ -54,13 +47,13 @@ class PaddedTable:
 
     def take(self, rows: list[int]) -> "PaddedTable":
         width = int(self.lengths[rows].max())
-        return self.each(lambda values: values[rows, :width] if values.dim() == 2 else values[rows])
+        return self.each(lambda values: cut(values, rows, width))
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "PaddedTable":
         return PaddedTable(**{f.name: change(getattr(self, f.name)) for f in fields(self)})
 
     def padded(self) -> Sequences:
-        return Sequences(self.token_ids, self.lengths, self.mask, self.rollout_logprobs)
+        return self
 
 
 @dataclass(frozen=True, eq=False)

@@ -166,9 +166,8 @@ def total_loss(objective: Objective, terms: LossTerms, batch: Batch, scores: Pol
     Raises:
         RloptError: an input is not finite, or the loss is not; it names the tensor and the first such place.
     """
-    inputs = {f"Batch.{name}": getattr(batch, name) for name in ("rollout_logprobs", "old_logprobs", "advantages")}
-    if batch.reference is not None:
-        inputs["Batch.reference"] = batch.reference
+    names = ("rollout_logprobs", "old_logprobs", "reference", "advantages")
+    inputs = {f"Batch.{name}": values for name in names if (values := getattr(batch, name)) is not None}
     outputs = {"Scores.logprobs": scores.logprobs.detach(), "Scores.entropy": scores.entropy.detach()}
     _refuse_infinite(inputs | outputs, batch.mask)
     policy = objective.loss(batch, scores)

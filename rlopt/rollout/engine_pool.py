@@ -5,7 +5,7 @@ depend on who draws it); its replacement joins when the weights are next synchro
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -27,7 +27,7 @@ class Engine:
 
     number: int
     workers: Workers
-    calls: dict[Key, tuple[SampleRequest, Pending]] = field(default_factory=dict)
+    calls: dict[Pending, tuple[Key, SampleRequest]] = field(default_factory=dict)
     busy_s: float = 0.0
     asked_at: float = 0.0
     asleep: bool = False
@@ -47,7 +47,6 @@ class EnginePool:
         self._orphaned: dict[Key, SampleRequest] = {}
         self._done: dict[Key, Group] = {}
         self._inbox = Inbox()
-        self._open: dict[Pending, tuple[Engine, Key]] = {}
         self._losses = 0
         for _ in range(count):
             self._make()
@@ -59,18 +58,18 @@ class EnginePool:
             return
         engine = min(self._up, key=lambda engine: len(engine.calls))
         call = engine.workers.start("sample", (request,))
-        engine.calls[key], self._open[call] = (request, call), (engine, key)
+        engine.calls[call] = (key, request)
         self._inbox.watch(call)
 
     @property
     def asked(self) -> list[Key]:
         """The keys of all requests that were not taken or cancelled, in order."""
-        return sorted([*self._done, *self._orphaned, *(key for engine in self._up for key in engine.calls)])
+        return sorted([*self._done, *self._orphaned, *(key for engine in self._up for key, _ in engine.calls.values())])
 
     @property
     def in_flight(self) -> int:
         """How many requests have not come back."""
-        return len(self._open) + len(self._orphaned)
+        return sum(len(engine.calls) for engine in self._up) + len(self._orphaned)
 
     @property
     def done(self) -> Mapping[Key, Group]:
@@ -81,15 +80,16 @@ class EnginePool:
         """Collect finished groups; waits up to `timeout_s` seconds for a first one."""
         lost = dict[int, str]()
         for call in self._inbox.take(timeout_s):
-            if call not in self._open:  # cancelled
+            engine = next((engine for engine in self._up if call in engine.calls), None)
+            if not engine:  # cancelled, or asked of another
                 continue
-            engine, key = self._open.pop(call)
+            key, _ = engine.calls[call]
             try:
                 (group,) = call.result(f"sampling group {key}")
             except Lost as error:
                 lost.setdefault(engine.number, str(error))
                 continue
-            del engine.calls[key]
+            del engine.calls[call]
             self._done[key] = group
             self._losses = 0
         for number, why in lost.items():  # only now: groups that an engine finished before it died are not requested again
@@ -106,11 +106,11 @@ class EnginePool:
         before, ends = len(self._done), time.monotonic() + deadline_s
         self.poll()
         while len(self._done) == before:
-            if not self._open:
+            if not any(engine.calls for engine in self._up):
                 raise NoEngine
             left = ends - time.monotonic()
             if left <= 0:
-                waiting = {f"engine {e.number}": sorted(e.calls)[0] for e in self._up if e.calls}
+                waiting = {f"engine {e.number}": min(key for key, _ in e.calls.values()) for e in self._up if e.calls}
                 raise Stalled(f"the driver waited {deadline_s:.0f} s for groups of {waiting} (cluster.step_deadline_s)")
             if self.asked_to_stop():
                 raise Interrupted
@@ -119,7 +119,7 @@ class EnginePool:
     def wait_idle(self, seconds: float) -> None:
         """Wait until all requests have come back, or `seconds` have passed; also where the run is to end."""
         ends = time.monotonic() + seconds
-        while self._open and (left := ends - time.monotonic()) > 0:
+        while any(engine.calls for engine in self._up) and (left := ends - time.monotonic()) > 0:
             self.poll(left)
 
     def take(self, key: Key) -> Group:
@@ -131,9 +131,8 @@ class EnginePool:
         self._done.pop(key, None)
         self._orphaned.pop(key, None)
         for engine in self._up:
-            if key in engine.calls:
-                _, call = engine.calls.pop(key)
-                del self._open[call]
+            for call in [call for call, (asked, _) in engine.calls.items() if asked == key]:
+                del engine.calls[call]
                 call.cancel()
 
     def put_back(self, groups: Mapping[Key, Group]) -> None:
@@ -181,13 +180,12 @@ class EnginePool:
             engine = self._starting.pop()[0] if self._starting else self._up.pop()
             engine.workers.close()
             self.report("engine_removed", engine=engine.number, asked_again=len(engine.calls))
-            self._reassign(engine)
+            self._reassign(engine.calls.values())
 
     def assign_orphaned(self) -> None:
         """Assign requests that no engine samples to the engines that are up; called when these have weights."""
         orphaned, self._orphaned = self._orphaned, {}
-        for key, request in orphaned.items():
-            self.ask(key, request)
+        self._reassign(orphaned.items())
 
     @property
     def handles(self) -> dict[int, Any]:
@@ -267,7 +265,7 @@ class EnginePool:
         if self._losses > MOST_LOSSES + self._count:
             raise Stalled(f"{self._losses} engines were lost since a group came back, the last one, engine {number}: {why}")
         self._make()
-        self._reassign(engine)
+        self._reassign(engine.calls.values())
 
     @property
     def workers(self) -> list[Workers]:
@@ -277,10 +275,8 @@ class EnginePool:
     def close(self) -> None:
         close_all(self.workers)
 
-    def _reassign(self, engine: Engine) -> None:
-        """Have others sample what an engine that is gone was to sample."""
-        for key, (request, call) in engine.calls.items():
-            self._open.pop(call, None)
+    def _reassign(self, requests: Iterable[tuple[Key, SampleRequest]]) -> None:
+        for key, request in requests:
             self.ask(key, request)
 
     def _make(self) -> None:
