@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from rlopt.cluster import fork_server
 from rlopt.config import cli
 from rlopt.config.compose import typed
 from rlopt.config.schema import Config
@@ -18,10 +19,12 @@ if TYPE_CHECKING:
 def bench(config: Config) -> None:
     """Measure one config; print a table, and write `bench.json` to `run.dir`."""
     from rlopt.core.atomic_write import write_whole
-    from rlopt.run.benchmark import benchmark  # heavy: only once the config is known to be good
 
     console = Console()
-    speeds = benchmark(config, console)
+    with fork_server.imported(config.cluster, "rlopt.learner.preload", "rlopt.rollout.preload"):
+        from rlopt.run.benchmark import benchmark  # heavy: only once the config is known to be good
+
+        speeds = benchmark(config, console)
     file = Path(config.run.dir).resolve() / "bench.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     write_whole(file, json.dumps(speeds.as_json(), indent=1))

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from rlopt.cluster import fork_server
 from rlopt.config import cli
 from rlopt.config.commands import EvaluateJob
 from rlopt.config.compose import typed_job
@@ -46,10 +47,11 @@ def of_run(run: str, which: str) -> dict[str, Any]:
 
 def evaluate(job: EvaluateJob) -> None:
     """Evaluate as one config says, and show the numbers."""
-    from rlopt.evaluation import runner  # heavy: only once the config is known to be good
-
     console = Console()
-    verdict = runner.evaluate(job, console)
+    with fork_server.imported(job.cluster, "rlopt.rollout.preload"):
+        from rlopt.evaluation import runner  # heavy: only once the config is known to be good
+
+        verdict = runner.evaluate(job, console)
     table = Table(box=None, padding=(0, 1))
     for name in ("data", "metric", "value", "95% of resamplings", "prompts"):
         table.add_column(name, justify="left" if name in ("data", "metric") else "right")

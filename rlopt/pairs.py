@@ -4,10 +4,12 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from rlopt.cluster import fork_server
 from rlopt.config import cli
 from rlopt.config.commands import PairsJob
 from rlopt.config.compose import typed_job
 from rlopt.core.sandbox import load
+from rlopt.rewards import pool
 
 
 def typed(composed: DictConfig) -> PairsJob:
@@ -17,15 +19,14 @@ def typed(composed: DictConfig) -> PairsJob:
 
 def make(job: PairsJob) -> None:
     """Make the rows that one config asks for, and say what was dropped."""
-    from rlopt.rewards import pool  # with math-verify; only once the config is known to be good
-
     pool.load(job.reward.fn, job.reward.weights)
     for key, name in (("pairs.split", job.pairs.split), ("pairs.locate", job.pairs.locate)):
         load(key, name)
-    from rlopt.step_pairs import runner  # heavy: only once the config and its functions are known to be good
-
     console = Console()
-    outcome = runner.make_pairs(job, console)
+    with fork_server.imported(job.cluster, "rlopt.rollout.preload"):
+        from rlopt.step_pairs import runner  # heavy: only once the config and its functions are known to be good
+
+        outcome = runner.make_pairs(job, console)
     table = Table(box=None, show_header=False, padding=(0, 1))
     table.add_column(justify="right")
     table.add_column()

@@ -2,6 +2,7 @@
 
 from rich.console import Console
 
+from rlopt.cluster import fork_server
 from rlopt.config import cli
 from rlopt.config.compose import typed
 from rlopt.config.schema import Config
@@ -16,9 +17,10 @@ def train(config: Config) -> None:
         for subject, text in validate.dry_run(config, console):
             console.print(f"{subject:<10}{text}", highlight=False, soft_wrap=True)
         return
-    from rlopt.run import launch  # heavy: only once the config is known to be good
+    with fork_server.imported(config.cluster, "rlopt.learner.preload", "rlopt.rollout.preload"):
+        from rlopt.run import launch  # heavy: only once the config is known to be good
 
-    outcome = launch.train(config, console)
+        outcome = launch.train(config, console)
     lines = [
         f"{outcome.headline:<19}{outcome.before:.3f} before, {outcome.after:.3f} after "
         f"(means of the first and last {outcome.span} steps)",

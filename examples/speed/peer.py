@@ -1,8 +1,9 @@
 """rlopt beside TRL, on the same work, in turn: `python examples/speed/peer.py [FOLDER] [SIZE ...]`.
 
-The same model, task, samples a step (16 prompts, 8 answers each), precision and cores, with a reference in both. The learning
-rate is too small to change the policy, so answers keep their lengths. rlopt's weights go to its engine after each window;
-whole windows are counted, after a first one. TRL 1.16 must be importable; it needs no other package than `accelerate`:
+The same model, task, samples a step (16 prompts, 8 answers each), precision and cores; with a reference in both, then without
+one in both. The learning rate is too small to change the policy, so answers keep their lengths. rlopt's weights go to its
+engines after each window; whole windows are counted, after a first one. TRL 1.16 must be importable; it needs no other package
+than `accelerate`:
 
     pip install --no-deps trl==1.16.0 accelerate
 
@@ -27,8 +28,15 @@ from rich.table import Table
 from rlopt.models.loading import find_model
 from rlopt.models.tiny import tokenizer
 
-ROUNDS = int(os.environ.get("ROUNDS", "3"))
+ROUNDS, ENGINES = int(os.environ.get("ROUNDS", "3")), int(os.environ.get("ENGINES", "1"))
 SAMPLES = 128
+WAYS = {
+    "rlopt": ("rlopt", True),
+    "TRL": ("TRL", True),
+    "rlopt, no reference": ("rlopt", False),
+    "TRL, no reference": ("TRL", False),
+}
+"""Who learns, and whether there is a reference."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +85,10 @@ def model(name: str, folder: Path) -> Path:
     return place
 
 
-def rlopt(path: Path, size: Size, dtype: str, run: Path) -> dict[str, float]:
+def rlopt(path: Path, size: Size, dtype: str, reference: bool, run: Path) -> dict[str, float]:
     line = [sys.executable, "-m", "rlopt.train", "+algo=grpo", f"model.path={path}", f"model.dtype={dtype}", "learner.lr=1e-9"]
     line += [f"trainer.total_steps={size.warm + size.counted}", f"sync.interval={size.window}", "trainer.save_every=0"]
-    line += ["tracking.wandb=disabled", f"run.dir={run}"]
+    line += ["tracking.wandb=disabled", f"run.dir={run}", f"algo.kl.every={int(reference)}", f"rollout.engines={ENGINES}"]
     subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
     rows = [json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()][-size.counted :]
     seconds, samples = sum(row["timing_s/step"] for row in rows), size.counted * SAMPLES
@@ -88,11 +96,11 @@ def rlopt(path: Path, size: Size, dtype: str, run: Path) -> dict[str, float]:
     return {"samples/s": samples / seconds, "tokens/s": tokens / seconds, "tokens a sample": tokens / samples}
 
 
-def trl(path: Path, size: Size, dtype: str, beta: float) -> dict[str, float]:
+def trl(path: Path, size: Size, dtype: str, reference: bool) -> dict[str, float]:
     warm, counted = 2, min(size.counted, 20)  # each step is like the other: it has no window
     counted = min(counted, 4) if size.hidden else counted
     script = Path(__file__).with_name("trl_grpo.py")
-    line = [sys.executable, str(script), str(path), str(warm + counted), str(warm), dtype, str(beta)]
+    line = [sys.executable, str(script), str(path), str(warm + counted), str(warm), dtype, "0.01" if reference else "0.0"]
     done = subprocess.run(line, check=True, capture_output=True, text=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -115,7 +123,6 @@ def main() -> None:
     names = sys.argv[2:] or list(SIZES)
     folder.mkdir(parents=True, exist_ok=True)
     dtype = os.environ.get("DTYPE", "float32")
-    ways = ("rlopt", "TRL", "TRL without a reference")
     table = Table(title=f"{dtype}, {ROUNDS} rounds in turn; median (least to most)", title_justify="left")
     for column in ("model", "", "samples/s", "tokens/s", "tokens a sample", "tokens/s of TRL's", "of the limit"):
         table.add_column(column, justify="left" if column in ("model", "") else "right")
@@ -123,23 +130,25 @@ def main() -> None:
     for name in names:
         size, path = SIZES[name], model(name, folder)
         parameters = sum(p.numel() for p in transformers.AutoModelForCausalLM.from_pretrained(path).parameters())
-        found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+        found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
         rates: list[float] = []
         for turn in range(ROUNDS):
             rates.append(rate(getattr(torch, dtype)))
-            found["rlopt"].append(rlopt(path, size, dtype, folder / f"{name}-{dtype}-{turn}-{os.getpid()}"))
-            found["TRL"].append(trl(path, size, dtype, 0.01))
-            found["TRL without a reference"].append(trl(path, size, dtype, 0.0))
+            for way, (who, reference) in WAYS.items():
+                run = folder / f"{name}-{dtype}-{turn}-{int(reference)}-{os.getpid()}"
+                speed = rlopt(path, size, dtype, reference, run) if who == "rlopt" else trl(path, size, dtype, reference)
+                found[way].append(speed)
         numbers[name] = found
-        beside = median(run["tokens/s"] for run in found["TRL"])
         for way, runs in found.items():
+            who, reference = WAYS[way]
+            beside = median(run["tokens/s"] for run in found[way.replace(who, "TRL")])
             cells = [[run[key] for run in runs] for key in ("samples/s", "tokens/s", "tokens a sample")]
             shown = [
                 f"{median(c):,.3g} ({min(c):,.3g} to {max(c):,.3g})" if c[0] < 1000 else f"{median(c):,.0f}" for c in cells
             ]
-            speed = median(run["tokens/s"] for run in runs)
-            limit = median(rates) / ((8 if way.endswith("reference") else 10) * parameters)
-            table.add_row(name, way, *shown, f"{speed / beside:.2f}", f"{speed / limit:.0%}")
+            mid = median(run["tokens/s"] for run in runs)
+            limit = median(rates) / ((10 if reference else 8) * parameters)
+            table.add_row(name, way, *shown, f"{mid / beside:.2f}", f"{mid / limit:.0%}")
             name = ""
     (folder / f"peer-{dtype}.json").write_text(json.dumps(numbers, indent=1))
     Console(width=150).print(table)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -18,6 +18,7 @@ import ray
 from ray.util import get_node_ip_address
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from rlopt.cluster import fork_server
 from rlopt.config.sections import ClusterConfig
 from rlopt.core.errors import RloptError, first_line
 
@@ -149,6 +150,20 @@ def close_all(several: Iterable[Workers]) -> None:
         ray.kill(handle)
 
 
+_LEAN = {"enable_worker_prestart": False, "prestart_worker_first_driver": False}
+"""No idle workers: each would import Ray twice, and all of ours are actors with an environment of their own."""
+
+
+@cache
+def _start_few_processes() -> None:
+    """Leave out what Ray starts beside a cluster: autoscaler, log monitor and dashboard. Nothing here asks one of them; each
+    imports for a second of CPU time.
+    """
+    params = partial(ray._private.parameter.RayParams, no_monitor=True, include_log_monitor=False)
+    ray._private.parameter.RayParams = params
+    ray._private.services.start_api_server = lambda *_, **__: ("", None)
+
+
 class Cluster:
     """A Ray cluster: one of our own on this machine, or one that runs already."""
 
@@ -158,13 +173,16 @@ class Cluster:
         on_sigterm = signal.getsignal(signal.SIGTERM)
         common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "namespace": "rlopt"}
         if config.address == "local":
+            _start_few_processes()
             # Ray replaces a loopback address by the machine's own and then listens on every interface; here it may not.
             ray._private.services.resolve_ip_for_localhost = lambda address: address
             # Signals that end a job reach our whole process group. In their own session Ray's processes, and the workers
             # that they start, go on until the driver has saved and ends them.
             ray._private.services.ConsolePopen = partial(subprocess.Popen, start_new_session=True)
+            if fork_server.ADDRESS in os.environ:
+                ray._private.ray_constants.SETUP_WORKER_FILENAME = fork_server.CLIENT
             try:
-                ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **common)
+                ray.init(address="local", _node_ip_address="127.0.0.1", _system_config=_LEAN, **common)
             except Exception as error:  # Ray raises a bare Exception when its processes do not come up in 30 s
                 reason = first_line(error)
                 raise Stalled(f"cluster.address=local: Ray did not start ({reason}); is the machine overloaded?") from error
@@ -204,19 +222,6 @@ class Cluster:
 
     def close(self) -> None:
         ray.shutdown()
-
-
-def environment(config: ClusterConfig) -> dict[str, str]:
-    """The environment of every worker: no telemetry, thread counts, and on a local cluster only loopback addresses."""
-    env = {
-        "VLLM_NO_USAGE_STATS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "OMP_NUM_THREADS": "1" if config.cpu_threads == "auto" else str(config.cpu_threads),  # workers on CPU set their own
-    }
-    if config.address == "local":
-        env |= {"GLOO_SOCKET_IFNAME": "lo", "VLLM_HOST_IP": "127.0.0.1"}
-    return env
 
 
 def node_id(_: object) -> str:

@@ -28,6 +28,9 @@ from rlopt.core.errors import RloptError
 
 Function = Callable[..., object]
 
+StartMethod = Literal["spawn", "forkserver"]
+"""How multiprocessing starts a process: anew, or as a fork of a server that has imported most of what it needs."""
+
 START_DEADLINE_S = 120.0
 """Seconds that a process may take to import its function."""
 
@@ -113,13 +116,21 @@ class Pool:
     functions (reward, split, locate) keep to `reward.timeout_s`. What they print goes into errors alone.
     """
 
-    def __init__(self, key: str, name: str, workers: int, timeout_s: float, make: Callable[[], Function] | None = None) -> None:
+    def __init__(
+        self,
+        key: str,
+        name: str,
+        workers: int,
+        timeout_s: float,
+        make: Callable[[], Function] | None = None,
+        start_method: StartMethod = "spawn",
+    ) -> None:
         """`make` returns the function, in a child process, where that takes more than an import."""
         make = make or partial(load, key, name)
         make()  # a wrong name is refused here rather than in a child
         self._where, self._timeout_s = f"{key}={name}", timeout_s
         self._closed, self._changing = False, threading.Lock()  # a worker is not started again once all are ended
-        self._workers = [_Worker(make) for _ in range(workers)]
+        self._workers = [_Worker(make, start_method) for _ in range(workers)]
         self._idle: SimpleQueue[_Worker] = SimpleQueue()
         for worker in self._workers:
             self._idle.put(worker)
@@ -185,12 +196,12 @@ class Pool:
 
 
 class _Worker:
-    def __init__(self, make: Callable[[], Function]) -> None:
-        self._make = make
+    def __init__(self, make: Callable[[], Function], start_method: StartMethod) -> None:
+        self._make, self._start_method = make, start_method
         self.start()
 
     def start(self) -> None:
-        context = multiprocessing.get_context("spawn")
+        context: Any = multiprocessing.get_context(self._start_method)
         self._pipe, child = context.Pipe()
         self._process = context.Process(target=_serve, args=(self._make, child), daemon=True)
         self._process.start()

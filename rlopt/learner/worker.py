@@ -28,7 +28,8 @@ from rlopt.learner.deepspeed_engine import frozen_engine, meet, trained_engine
 from rlopt.learner.lr_schedule import lr_factor
 from rlopt.learner.weight_source import WeightSource
 from rlopt.models import lora
-from rlopt.models.policy import Policy, refuse_other_logits
+from rlopt.models.loading import load_tokenizer
+from rlopt.models.policy import Policy, refuse_other_logits, try_to_save
 from rlopt.objectives.core import LossTerms, Objective, merge, total_loss
 from rlopt.weight_sync.engine_client import EngineClient
 from rlopt.weight_sync.sender import Sender, ShmSender, make_sender
@@ -86,9 +87,11 @@ class LearnerWorker:
         """Join the group and load policy and reference.
 
         Raises:
-            RloptError: the model's log-probabilities are others here than in its own forward pass.
+            RloptError: the model's log-probabilities are others here than in its own forward pass, or it cannot be saved.
         """
         self.join(meeting)
+        if self._rank == 0:
+            try_to_save(self._setup.folder, self._setup.dtype, load_tokenizer(self._setup.folder))
         self.load_models()
 
     def join(self, meeting: tuple[str, int]) -> None:

@@ -11,7 +11,6 @@ import transformers
 from torch import Tensor
 
 from rlopt.core.errors import RloptError, first_line
-from rlopt.models.attention import IN_FLOAT32
 from rlopt.models.head import Head, after_body
 
 
@@ -110,6 +109,8 @@ def _attention(config: Any, dtype: torch.dtype, device: str) -> dict[str, str]:
     if any(getattr(part, "attn_logit_softcapping", None) for part in _parts(config)):
         return {"attn_implementation": "eager"}  # scaled dot-product attention has no soft cap and would leave it out silently
     if device == "cpu" and dtype == torch.bfloat16:
+        from rlopt.models.attention import IN_FLOAT32  # imports all of transformers' attention, which the driver never needs
+
         return {"attn_implementation": IN_FLOAT32}
     return {}
 

@@ -1,8 +1,20 @@
 """Reward functions, and the pool of processes that calls them. It does not know what rewards are used for.
 
-The functions below are public: `reward.fn=rlopt.rewards:mathematics`.
+The functions of `__all__` are public: `reward.fn=rlopt.rewards:mathematics`.
 """
 
-from rlopt.rewards.math import boxed, brevity, exact, mathematics, mathematics_boxed, mathematics_marked
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rlopt.rewards.math import boxed, brevity, exact, mathematics, mathematics_boxed, mathematics_marked
 
 __all__ = ["boxed", "brevity", "exact", "mathematics", "mathematics_boxed", "mathematics_marked"]
+
+
+def __getattr__(name: str) -> Any:
+    """A public function, imported when it is asked for: sympy, which reads answers, takes a second to import."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from rlopt.rewards import math
+
+    return getattr(math, name)

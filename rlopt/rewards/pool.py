@@ -70,10 +70,11 @@ class RewardPool:
         workers: int,
         timeout_s: float,
         on_error: Literal["stop", "skip"],
+        start_method: sandbox.StartMethod = "spawn",
     ) -> None:
         shown = names if isinstance(names, str) else ",".join(names)
         self._where, self._on_error = f"reward.fn={shown}", on_error
-        self._pool = sandbox.Pool("reward.fn", shown, workers, timeout_s, partial(load, names, weights))
+        self._pool = sandbox.Pool("reward.fn", shown, workers, timeout_s, partial(load, names, weights), start_method)
 
     def score(self, questions: list[Question]) -> list[Scored | Fault | None]:
         """One result per question, in order: None where it leaves the sample out, a fault where there is none.

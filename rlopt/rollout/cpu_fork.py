@@ -1,19 +1,26 @@
 """The processes of an engine on CPU, forked from one that has imported vLLM.
 
 An engine is two processes: the Ray worker, and vLLM's scheduler with the model. (Tensor parallelism adds one a part
-of the model.) On CPU vLLM spawns one from the other and each imports vLLM anew, seven seconds every time. Here a server imports
-it (`preload`) while the worker does: `multiprocessing.forkserver`, with one thread, and nothing computed yet. The scheduler is
-forked from that server and the parts of a model from the scheduler, as vLLM itself does where models run on GPUs.
+of the model.) On CPU vLLM spawns one from the other and each imports vLLM anew, seven seconds every time. Here the scheduler is
+forked from `multiprocessing.forkserver`, which has one thread and has computed nothing yet, and the parts of a model from the
+scheduler, as vLLM itself does where models run on GPUs. Reward processes are forked from that server too.
+
+The server is a fork of the Ray worker, before Ray's threads, where that has imported everything (`cluster.fork_server`).
+Elsewhere it imports everything itself, while the worker does (`preload`).
 """
 
 import multiprocessing
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Mapping
-from multiprocessing import forkserver
+from contextlib import suppress
+from multiprocessing import connection, forkserver
 from multiprocessing.context import ForkServerContext
 from typing import Any
+
+import torch
 
 
 class _Context(ForkServerContext):
@@ -32,6 +39,7 @@ def _begin(environment: dict[str, str], target: Callable[..., None], kwargs: Map
 
     # Only changed variables: a process whose environment was replaced cannot set its title.
     os.environ.update({name: value for name, value in environment.items() if os.environ.get(name) != value})
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # torch itself reads it when it is imported
     multiproc_executor.get_mp_context = lambda: multiprocessing.get_context("fork")
     threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
     target(**kwargs)
@@ -42,8 +50,27 @@ def _end_with(parent: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)  # the model ends with its scheduler
 
 
+def fork_here() -> None:
+    """Make the server a fork of this process, which has imported vLLM. Only while it has one thread."""
+    server: Any = forkserver._forkserver  # type: ignore[attr-defined]
+    address: str = connection.arbitrary_address("AF_UNIX")  # type: ignore[attr-defined]
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        os.chmod(address, 0o600)
+        listener.listen()
+        ended, alive = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(alive)
+            with suppress(SystemExit):  # of its end
+                forkserver.main(listener.detach(), ended, [])
+            os._exit(0)
+        os.close(ended)
+    server._forkserver_address, server._forkserver_alive_fd, server._forkserver_pid = address, alive, pid
+
+
 def prepare() -> None:
-    """Start the server, which imports while the caller continues. `OMP_NUM_THREADS` must be set: it is read on import."""
+    """Start the server if there is none, which imports while the caller continues."""
     multiprocessing.set_forkserver_preload(["rlopt.rollout.preload"])
     forkserver.ensure_running()
 

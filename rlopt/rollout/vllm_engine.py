@@ -78,7 +78,6 @@ def set_environment(engine: EngineConfig, config: RolloutConfig) -> None:
             # vLLM then keeps the model in its scheduler's process. Two would wait for each other at every token, and
             # each would keep a core busy while it waits.
             os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        os.environ["TORCHDYNAMO_DISABLE"] = "1"  # vLLM compiles its sampler, with a C++ compiler, and is slower for it here
         cpu_fork.prepare()
     elif engine.dtype == "float32":
         os.environ["TRITON_F32_DEFAULT"] = "ieee"  # else attention rounds its inputs to TF32, and the learner's does not

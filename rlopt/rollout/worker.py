@@ -13,12 +13,15 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from rlopt.cluster.actors import Cluster, Workers, environment
+from rlopt.cluster import fork_server
+from rlopt.cluster.actors import Cluster, Workers
+from rlopt.cluster.environment import environment
 from rlopt.config.sections import ClusterConfig, RewardConfig, RolloutConfig
 from rlopt.core.errors import Fault
 from rlopt.core.garbage import collect_seldom
 from rlopt.core.requests import Answer, Continuation, EngineLogprobs, SampleRequest, SamplingSpec, sample_seed
 from rlopt.core.samples import Group, Prompt, Sample
+from rlopt.core.sandbox import StartMethod
 from rlopt.rewards.pool import Question, RewardPool, Scored
 from rlopt.rollout.vllm_engine import EngineConfig, set_environment, start_engine
 from rlopt.rollout.weight_receiver import WeightReceiver
@@ -30,9 +33,8 @@ class RolloutWorker(WeightReceiver):
     """One vLLM engine and the reward processes beside it. A plain class; `cluster` makes it a Ray actor."""
 
     def __init__(self, engine: EngineConfig, config: RolloutConfig, reward: RewardConfig, group_size: int) -> None:
-        self._engine_config, self._config, self._group_size = engine, config, group_size
+        self._engine_config, self._config, self._reward, self._group_size = engine, config, reward, group_size
         super().__init__(engine.in_flight)
-        self._rewards = RewardPool(reward.fn, reward.weights, reward.workers, reward.timeout_s, reward.on_error)
         # A window's requests come all at once; handing them over as places come free keeps the first batch first.
         self._places = asyncio.Semaphore(config.max_num_seqs)
         self._requests = 0
@@ -44,8 +46,14 @@ class RolloutWorker(WeightReceiver):
         """Load the model. Returns when the engine answers."""
         collect_seldom()
         set_environment(self._engine_config, self._config)
+        self._rewards = self._graders(self._reward)
         self._llm, self._tokenizer = await start_engine(self._engine_config, self._config)
         self._watch = asyncio.create_task(self._die_with_engine())
+
+    def _graders(self, reward: RewardConfig) -> RewardPool:
+        """The processes that score, forked where there is a server to fork them."""
+        method: StartMethod = "forkserver" if self._engine_config.device == "cpu" else "spawn"
+        return RewardPool(reward.fn, reward.weights, reward.workers, reward.timeout_s, reward.on_error, method)
 
     async def _die_with_engine(self) -> None:
         """Exit when the engine's processes die: vLLM would raise for some calls, and leave others waiting."""
@@ -204,6 +212,8 @@ def spawner(
 ) -> Callable[[str, int], Workers]:
     """A function that makes the actors of engines, which are not started yet."""
     gpus, env = config.gpus_per_engine * rollout.tensor_parallel, environment(config)
+    if not gpus:
+        env[fork_server.FIRST] = "rlopt.rollout.cpu_fork:fork_here"
 
     def spawn(name: str, count: int) -> Workers:
         return cluster.workers(name, RolloutWorker, gpus, env, *[[engine, rollout, reward, group_size]] * count)

@@ -18,7 +18,6 @@ from rlopt.data.rollout_log import header
 from rlopt.data.tokenization import fingerprint
 from rlopt.data.wording import wording
 from rlopt.models.loading import Shape, context_length, find_model, load_tokenizer, shape_of
-from rlopt.models.policy import try_to_save
 from rlopt.models.tiny import RECIPES
 from rlopt.objectives.core import LossTerms, Objective
 from rlopt.orchestrator.schedule import Schedule
@@ -112,7 +111,6 @@ def validate(config: Config, console: Console) -> Prepared:
 def _resolve_model(config: Config, console: Console) -> ModelFiles:
     folder = find_model(config.model.path, TrainingBar(console, f"training {config.model.path} (once on this machine)"))
     tokenizer = load_tokenizer(folder)
-    try_to_save(folder, dtype(config), tokenizer)
     return ModelFiles(folder, shape_of(folder, config.learner.lora), tokenizer, dtype(config))
 
 

@@ -4,7 +4,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from rlopt.cluster.actors import Cluster, Pending, Workers, close_all, environment
+from rlopt.cluster.actors import Cluster, Pending, Workers, close_all
+from rlopt.cluster.environment import environment
 from rlopt.core.samples import PendingRollouts
 from rlopt.learner.group import Learners
 from rlopt.learner.worker import LearnerSetup, LearnerWorker

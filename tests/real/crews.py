@@ -28,7 +28,6 @@ from rlopt.learner.group import Learners
 from rlopt.learner.worker import LearnerSetup, LearnerWorker
 from rlopt.objectives.core import LossTerms, Objective
 from rlopt.orchestrator.progress import Position
-from rlopt.rewards.pool import RewardPool
 from rlopt.rollout import worker
 from rlopt.rollout.vllm_engine import EngineConfig, PauseMode
 from rlopt.rollout.worker import RolloutWorker
@@ -68,7 +67,7 @@ class Engine(RolloutWorker):
         self._pause_mode, self._config = in_flight, config
         if reward != self.paid_by:
             self._rewards.close()
-            self._rewards = RewardPool(reward.fn, reward.weights, reward.workers, reward.timeout_s, reward.on_error)
+            self._rewards = self._graders(reward)
             self.paid_by = reward
 
     def meddle(self, wrong: str) -> None:

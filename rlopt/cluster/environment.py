@@ -1,0 +1,16 @@
+"""The environment of workers."""
+
+from rlopt.config.sections import ClusterConfig
+
+
+def environment(config: ClusterConfig) -> dict[str, str]:
+    """The environment of every worker: no telemetry, thread counts, and on a local cluster only loopback addresses."""
+    env = {
+        "VLLM_NO_USAGE_STATS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "OMP_NUM_THREADS": "1" if config.cpu_threads == "auto" else str(config.cpu_threads),  # workers on CPU set their own
+    }
+    if config.address == "local":
+        env |= {"GLOO_SOCKET_IFNAME": "lo", "VLLM_HOST_IP": "127.0.0.1"}
+    return env
