@@ -1,4 +1,4 @@
-"""Imported by `cluster.fork_server`, before learner ranks are forked from it; for nothing else."""
+"""Imported by the fork server, before learner ranks are forked from it; for nothing else."""
 
 from importlib import import_module
 

@@ -1,4 +1,4 @@
-"""Imported before processes of an engine on CPU are forked: by `cluster.fork_server`, or by the server of `cpu_fork`."""
+"""Imported by the fork server, or by the server of `cpu_fork`, before processes of an engine on CPU are forked from it."""
 
 import gc
 import os
