@@ -30,7 +30,6 @@ ADDRESS = "RLOPT_FORK_SERVER"
 """Environment variable with the path of the server's socket."""
 
 FIRST = "RLOPT_FORK_FIRST"
-"""Environment variable with a `module:function` that a forked worker calls before Ray, while it has one thread."""
 
 CLIENT = str(Path(__file__).with_name("fork_client.py"))
 
@@ -56,6 +55,14 @@ def imported(config: ClusterConfig, *modules: str) -> Iterator[None]:
             del os.environ[ADDRESS]
             server.kill()
             server.communicate()
+
+
+def variables(first: str) -> dict[str, str]:
+    """Environment variables of a worker that calls `first`, a `module:function`, before Ray, while it has one thread.
+
+    Its temporary files, of which vLLM leaves some behind, are in the folder of the server, which goes with it.
+    """
+    return {FIRST: first} | ({"TMPDIR": str(Path(os.environ[ADDRESS]).parent)} if ADDRESS in os.environ else {})
 
 
 def _start(path: str, variables: dict[str, str], modules: tuple[str, ...]) -> "subprocess.Popen[bytes]":
@@ -111,6 +118,7 @@ def _become(command: list[str], environment: dict[str, str], folder: str) -> Non
         del os.environ[name]
     # Only what changed: a process whose environment was replaced cannot set its title.
     os.environ.update({name: value for name, value in environment.items() if os.environ.get(name) != value})
+    tempfile.tempdir = None  # as the server's environment had it
     if first := os.environ.get(FIRST):
         module, _, function = first.partition(":")
         getattr(import_module(module), function)()

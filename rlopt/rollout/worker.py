@@ -204,7 +204,9 @@ class RolloutWorker(WeightReceiver):
     async def close(self) -> None:
         self._watch.cancel()
         self._rewards.close()
-        self._llm.shutdown()
+        # A CPU engine in one process has nothing to give back, and would look for garbage among a million objects first.
+        alone = self._engine_config.device == "cpu" and self._config.tensor_parallel == 1
+        self._llm.shutdown(timeout=0 if alone else None)
 
 
 def spawner(
@@ -213,7 +215,7 @@ def spawner(
     """A function that makes the actors of engines, which are not started yet."""
     gpus, env = config.gpus_per_engine * rollout.tensor_parallel, environment(config)
     if not gpus:
-        env[fork_server.FIRST] = "rlopt.rollout.cpu_fork:fork_here"
+        env |= fork_server.variables(first="rlopt.rollout.cpu_fork:fork_here")
 
     def spawn(name: str, count: int) -> Workers:
         return cluster.workers(name, RolloutWorker, gpus, env, *[[engine, rollout, reward, group_size]] * count)

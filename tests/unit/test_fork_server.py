@@ -20,9 +20,10 @@ from rlopt.config.sections import ClusterConfig
 OWN = ClusterConfig("local", 1, 0.0, 0.0, start_deadline_s=60.0, step_deadline_s=60.0)
 
 WORKER = """
-import json, os, sys, threading
+import json, os, sys, tempfile, threading
 seen = {"argv": sys.argv[1:], "cwd": os.getcwd(), "name": __name__, "path": sys.path[0], "threads": threading.active_count()}
 seen |= {"imported": "colorsys" in sys.modules, "set": os.environ.get("SET"), "job": os.environ.get("RAY_JOB_ID")}
+seen |= {"temporary": tempfile.gettempdir()}
 print(json.dumps(seen), flush=True)
 sys.stdin.readline()
 """
@@ -39,7 +40,7 @@ def start(folder: Path, job: str = JOB, **environment: str) -> "subprocess.Popen
     """Start a worker as Ray does."""
     script = folder / "worker.py"
     script.write_text(WORKER)
-    context = json.dumps({"env_vars": {"SET": "here"}, "py_executable": sys.executable})
+    context = json.dumps({"env_vars": {"SET": "here", "TMPDIR": str(folder)}, "py_executable": sys.executable})
     command = [sys.executable, fork_server.CLIENT, "--language=PYTHON", CONTEXT + context, str(script), "--id=7"]
     env = os.environ | {"RAY_JOB_ID": job} | environment
     return subprocess.Popen(command, cwd=folder, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -55,7 +56,7 @@ def seen(worker: "subprocess.Popen[str]") -> dict[str, object]:
 def test_a_forked_worker_has_the_arguments_folder_environment_and_output_of_its_command(tmp_path: Path) -> None:
     found = seen(start(tmp_path))
     wanted = {"argv": ["--id=7"], "cwd": str(tmp_path), "name": "__main__", "path": str(tmp_path), "threads": 1}
-    assert found == wanted | {"imported": True, "set": "here", "job": JOB}
+    assert found == wanted | {"imported": True, "set": "here", "job": JOB, "temporary": str(tmp_path)}
 
 
 @pytest.mark.parametrize("why", ["another job", "no server", "a server that is gone"])
