@@ -1,12 +1,12 @@
 """What all commands share: Hydra's command line before the work, and one line on standard error if it fails."""
 
-import gc
+import atexit
 import os
 import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 import hydra
@@ -69,8 +69,31 @@ def run(
     except (KeyboardInterrupt, StoppedEarly):
         print(f"interrupted: {interrupted}", file=sys.stderr)
         sys.exit(130)
-    finally:
-        gc.freeze()  # else Python, when it ends, looks for garbage among a million objects for two seconds
+
+
+def whole_process(main: Callable[[], None]) -> None:
+    """Be the command `main`: run it, and what libraries do at exit, and end.
+
+    Python would then look for garbage among a million objects of vLLM's and torch's, for two seconds.
+    """
+    ended: list[int] = []
+    atexit.register(lambda: _end(ended))  # called last, because libraries that are imported from here on register after it
+    try:
+        main()
+    except SystemExit as error:
+        if isinstance(error.code, str):
+            print(error.code, file=sys.stderr)
+        ended.append(error.code if isinstance(error.code, int) else int(error.code is not None))
+    else:
+        ended.append(0)
+
+
+def _end(ended: list[int]) -> None:
+    if ended:  # else Python shows an error
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # closed: nobody reads it
+                stream.flush()
+        os._exit(ended[0])
 
 
 def at_home(argument: str) -> str:
