@@ -1,6 +1,8 @@
-"""`python -m rlopt.bench +algo=NAME [key=value ...]`: how fast this machine samples and learns, and how fast it could"""
+"""`python -m rlopt.bench +algo=NAME [--peer trl] [key=value ...]`: how fast this machine samples and learns, and could"""
 
 import json
+import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,15 +18,15 @@ if TYPE_CHECKING:
     from rlopt.run.benchmark import Speeds
 
 
-def bench(config: Config) -> None:
-    """Measure one config; print a table, and write `bench.json` to `run.dir`."""
+def bench(config: Config, peer: bool) -> None:
+    """Measure one config, and TRL on the same work if `peer`; print a table, and write `bench.json` to `run.dir`."""
     from rlopt.core.atomic_write import write_whole
 
     console = Console()
     with fork_server.imported(config.cluster, "rlopt.learner.preload", "rlopt.rollout.preload"):
         from rlopt.run.benchmark import benchmark  # heavy: only once the config is known to be good
 
-        speeds = benchmark(config, console)
+        speeds = benchmark(config, console, peer)
     file = Path(config.run.dir).resolve() / "bench.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     write_whole(file, json.dumps(speeds.as_json(), indent=1))
@@ -54,16 +56,28 @@ def table(speeds: "Speeds", config: Config) -> Table:
         shown.add_row(part, f"{seconds:.2f}", *rates, f"{floor / seconds:.0%}")
     samples = speeds.together_samples / speeds.together_s
     limit = speeds.samples / (limit_s + speeds.update_floor_s * 4 / 3)
-    shown.add_row("together", f"{speeds.together_s:.2f}", f"{samples:,.0f}", "", f"{samples / limit:.0%}")
+    tokens = samples * speeds.together_tokens / speeds.together_samples
+    shown.add_row("together", f"{speeds.together_s:.2f}", f"{samples:,.0f}", f"{tokens:,.0f}", f"{samples / limit:.0%}")
     copied = speeds.sync_bytes * speeds.engines / top.copy
     shown.add_row("synchronization", f"{speeds.sync_s:.3f}", "", "", f"{copied / speeds.sync_s:.0%}")
     shown.caption = f"Together they reach {speeds.efficiency:.0%} of the slower of engine and learner alone."
+    if speeds.peer:
+        rates = (f"{count / speeds.peer.seconds:,.0f}" for count in (speeds.peer.samples, speeds.peer.tokens))
+        shown.add_row("TRL", f"{speeds.peer.seconds * speeds.samples / speeds.peer.samples:.2f}", *rates, "")
+        times = tokens / (speeds.peer.tokens / speeds.peer.seconds)
+        shown.caption += f" They learn from {times:.2f} times as many tokens a second as TRL."
     shown.caption_justify = "left"
     return shown
 
 
 def main() -> None:
-    cli.run("config", typed, bench, "nothing was written")
+    arguments, peer = sys.argv[1:], False
+    if "--peer" in arguments:
+        at = arguments.index("--peer")
+        if arguments[at + 1 : at + 2] != ["trl"]:
+            sys.exit("error: --peer: knows one other framework; want --peer trl")
+        arguments, peer = arguments[:at] + arguments[at + 2 :], True
+    cli.run("config", typed, partial(bench, peer=peer), "nothing was written", arguments)
 
 
 if __name__ == "__main__":

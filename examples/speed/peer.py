@@ -28,7 +28,7 @@ from rich.table import Table
 from rlopt.models.loading import find_model
 from rlopt.models.tiny import tokenizer
 
-ROUNDS, ENGINES = int(os.environ.get("ROUNDS", "3")), int(os.environ.get("ENGINES", "1"))
+ROUNDS = int(os.environ.get("ROUNDS", "3"))
 SAMPLES = 128
 WAYS = {
     "rlopt": ("rlopt", True),
@@ -88,7 +88,7 @@ def model(name: str, folder: Path) -> Path:
 def rlopt(path: Path, size: Size, dtype: str, reference: bool, run: Path) -> dict[str, float]:
     line = [sys.executable, "-m", "rlopt.train", "+algo=grpo", f"model.path={path}", f"model.dtype={dtype}", "learner.lr=1e-9"]
     line += [f"trainer.total_steps={size.warm + size.counted}", f"sync.interval={size.window}", "trainer.save_every=0"]
-    line += ["tracking.wandb=disabled", f"run.dir={run}", f"algo.kl.every={int(reference)}", f"rollout.engines={ENGINES}"]
+    line += ["tracking.wandb=disabled", f"run.dir={run}", f"algo.kl.every={int(reference)}"]
     subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
     rows = [json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()][-size.counted :]
     seconds, samples = sum(row["timing_s/step"] for row in rows), size.counted * SAMPLES

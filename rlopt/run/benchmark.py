@@ -17,6 +17,7 @@ from rich.console import Console
 from rlopt.cluster.threads import cores
 from rlopt.config.schema import Config
 from rlopt.core.errors import need
+from rlopt.run.peer import PeerSpeed, check_peer, measure_trl
 from rlopt.run.validate import Prepared, validate
 from rlopt.run.wiring import make_loop
 from rlopt.run.workers import RunWorkers
@@ -44,8 +45,9 @@ class Speeds:
         start_s: from nothing to engines and learner that answer.
         engine_s, reference_s, update_s: of the window, each part alone. `reference_s` is all scoring before the updates: also
             the policy's, where `algo.old_logprobs` asks for it, without the reference's where `algo.kl.every` leaves it out.
-        together_s: of the next window, all parts at once, with its synchronization. together_samples: in it.
+        together_s: of the next window, all parts at once, with its synchronization. together_samples, together_tokens: in it.
         sync_s, sync_bytes: of that synchronization.
+        peer: TRL on the same work, where it was asked for.
     """
 
     machine: Machine
@@ -61,8 +63,10 @@ class Speeds:
     update_s: float
     together_s: float
     together_samples: int
+    together_tokens: int
     sync_s: float
     sync_bytes: float
+    peer: PeerSpeed | None = None
 
     @property
     def sampling_floor_s(self) -> float:
@@ -76,9 +80,12 @@ class Speeds:
 
     @property
     def efficiency(self) -> float:
-        """Samples a second together, over those of the slower of engine and learner alone."""
-        slower = max(self.engine_s, self.reference_s + self.update_s) / self.samples
-        return slower / (self.together_s / self.together_samples)
+        """Tokens a second together, over those of the slower of engine and learner alone.
+
+        Not samples: answers change their lengths as the policy learns.
+        """
+        slower = max(self.engine_s, self.reference_s + self.update_s) / self.tokens
+        return slower / (self.together_s / self.together_tokens)
 
     def as_json(self) -> dict[str, object]:
         derived = {
@@ -89,12 +96,14 @@ class Speeds:
         return asdict(self) | derived
 
 
-def benchmark(config: Config, console: Console) -> Speeds:
-    """Start what a run of `config` starts, measure it, and end it. Nothing is left behind.
+def benchmark(config: Config, console: Console, peer: bool = False) -> Speeds:
+    """Start what a run of `config` starts, measure it, and end it; then TRL, if `peer`. Nothing is left behind.
 
     Raises:
-        RloptError: the config cannot be run, or samples nothing, or not in lockstep.
+        RloptError: the config cannot be run, or samples nothing, or not in lockstep; or TRL cannot.
     """
+    if peer:
+        check_peer(config.cluster.gpus_per_engine + config.cluster.gpus_per_learner)
     need(config.samples, "algo.name", config.algo.name, "samples nothing, so there is no engine to measure")
     need(config.sync.mode == "lockstep", "sync.mode", config.sync.mode, "has no windows to measure; leave it out")
     window = config.sync.interval
@@ -110,9 +119,13 @@ def benchmark(config: Config, console: Console) -> Speeds:
                 workers.join()
             started = time.monotonic() - began
             with console.status("measuring"):
-                return measure(prepared, workers, top, started)
+                speeds = measure(prepared, workers, top, started)
         finally:
             workers.close()
+        if not peer:
+            return speeds
+        with console.status("measuring TRL"):
+            return replace(speeds, peer=measure_trl(prepared))
 
 
 def measure(prepared: Prepared, workers: RunWorkers, top: Machine, start_s: float) -> Speeds:
@@ -151,6 +164,7 @@ def measure(prepared: Prepared, workers: RunWorkers, top: Machine, start_s: floa
         update_s=update_s,
         together_s=together_s,
         together_samples=sum(map(len, second)),
+        together_tokens=int(sum(sequences.sampled.sum() for sequences in second)),
         sync_s=sync_s,
         sync_bytes=sync["sync/bytes"],
     )

@@ -154,6 +154,8 @@ def end(folder: Path, when: Callable[[], bool], how: Callable[[int], None], *ove
     family = psutil.Process(process.pid).children(recursive=True)
     names = {member: member.name() for member in family}
     assert "VLLM::EngineCore" in names.values()
+    (server,) = (child for child in psutil.Process(process.pid).children() if "rlopt.cluster.fork_server" in child.cmdline())
+    assert {child.name().partition(".")[0] for child in server.children()} == {"ray::RolloutWorker", "ray::LearnerWorker"}
     listening = {c.laddr.ip for member in family for c in _connections(member) if c.status == psutil.CONN_LISTEN}
     how(process.pid)
     process.send_signal(signal.SIGCONT)

@@ -1,13 +1,16 @@
 """What the speeds of a config's parts say, and what cannot be measured."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 from test_settings import compose
 
+from rlopt.bench import main, table
 from rlopt.core.errors import RloptError
 from rlopt.run.benchmark import Machine, Speeds, benchmark
+from rlopt.run.peer import PeerSpeed, at_once, check_peer
 
 SPEEDS = Speeds(
     machine=Machine(matrix=1e9, copy=1e9),
@@ -23,6 +26,7 @@ SPEEDS = Speeds(
     update_s=3.0,
     together_s=5.0,
     together_samples=100,
+    together_tokens=4000,
     sync_s=0.1,
     sync_bytes=4000,
 )
@@ -48,3 +52,26 @@ def test_together_is_compared_with_the_slower_of_engine_and_learner() -> None:
 def test_what_cannot_be_measured_is_refused_before_anything_starts(keys: list[str], message: str, tmp_path: Path) -> None:
     with pytest.raises(RloptError, match=message):
         benchmark(compose(*keys, f"run.dir={tmp_path}"), Console(quiet=True))
+
+
+def test_a_peer_is_a_row_of_the_table_and_is_compared_by_tokens(tmp_path: Path) -> None:
+    peer = PeerSpeed(samples=50, tokens=1000, seconds=2.5)  # 400 tokens/s; together: 4,000 in 5 s, 800
+    shown = table(replace(SPEEDS, peer=peer), compose("+algo=grpo", f"run.dir={tmp_path}"))
+    assert [list(column.cells)[-1] for column in shown.columns] == ["TRL", "5.00", "20", "400", ""]
+    assert str(shown.caption).endswith("They learn from 2.00 times as many tokens a second as TRL.")
+
+
+@pytest.mark.parametrize(("samples", "most", "size"), [(128, 97, 64), (128, 200, 128), (12, 5, 4), (7, 3, 1), (8, 0, 1)])
+def test_a_peers_micro_batches_divide_the_step_and_keep_to_the_budget(samples: int, most: int, size: int) -> None:
+    assert at_once(samples, most) == size
+
+
+def test_a_peer_is_refused_where_it_was_never_measured() -> None:
+    with pytest.raises(RloptError, match="--peer=trl: is measured on CPUs alone so far; leave it out with GPUs"):
+        check_peer(1.0)
+
+
+def test_another_peer_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["bench", "+algo=grpo", "--peer", "verl"])
+    with pytest.raises(SystemExit, match="error: --peer: knows one other framework; want --peer trl"):
+        main()
