@@ -10,6 +10,7 @@ import json
 import os
 import runpy
 import selectors
+import shutil
 import signal
 import socket
 import subprocess
@@ -101,7 +102,8 @@ def _serve(listener: socket.socket) -> tuple[dict[str, Any], socket.socket]:
                     return request, client.dup()
                 for stream in streams:
                     os.close(stream)
-    os._exit(0)  # the driver is gone
+    shutil.rmtree(Path(listener.getsockname()).parent, ignore_errors=True)  # the driver is gone
+    os._exit(0)
 
 
 def _receive(client: socket.socket) -> tuple[dict[str, Any], list[int]]:

@@ -101,19 +101,21 @@ def _cwd(process: psutil.Process) -> str:
         return ""
 
 
-def test_the_server_ends_with_a_driver_that_was_killed() -> None:
+def test_the_server_and_its_files_end_with_a_driver_that_was_killed() -> None:
     code = (
-        "import time; from rlopt.cluster import fork_server; from rlopt.config.sections import ClusterConfig\n"
+        "import os, time; from rlopt.cluster import fork_server; from rlopt.config.sections import ClusterConfig\n"
         "own = ClusterConfig('local', 1, 0.0, 0.0, start_deadline_s=60.0, step_deadline_s=60.0)\n"
-        "with fork_server.imported(own):\n print('in', flush=True); time.sleep(60)"
+        "with fork_server.imported(own):\n print(os.environ[fork_server.ADDRESS], flush=True); time.sleep(60)"
     )
     driver = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert driver.stdout
-    driver.stdout.readline()
+    address = Path(driver.stdout.readline().strip())
+    assert address.is_socket()
     (server,) = psutil.Process(driver.pid).children()
     driver.send_signal(signal.SIGKILL)
     driver.communicate()
     server.wait(60)
+    assert not address.parent.exists()
 
 
 @pytest.mark.parametrize("keys", [{"address": "auto"}, {"gpus_per_engine": 1.0}, {"gpus_per_learner": 0.5}])
