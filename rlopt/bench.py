@@ -56,7 +56,7 @@ def table(speeds: "Speeds", config: Config) -> Table:
         shown.add_row(part, f"{seconds:.2f}", *rates, f"{floor / seconds:.0%}")
     samples = speeds.together_samples / speeds.together_s
     limit = speeds.samples / (limit_s + speeds.update_floor_s * 4 / 3)
-    tokens = samples * speeds.together_tokens / speeds.together_samples
+    tokens = speeds.together_tokens / speeds.together_s
     shown.add_row("together", f"{speeds.together_s:.2f}", f"{samples:,.0f}", f"{tokens:,.0f}", f"{samples / limit:.0%}")
     copied = speeds.sync_bytes * speeds.engines / top.copy
     shown.add_row("synchronization", f"{speeds.sync_s:.3f}", "", "", f"{copied / speeds.sync_s:.0%}")

@@ -25,8 +25,10 @@ import transformers
 from rich.console import Console
 from rich.table import Table
 
+from rlopt.data.arithmetic import problems
 from rlopt.models.loading import find_model
 from rlopt.models.tiny import tokenizer
+from rlopt.run.peer import MOST, row, train_apart
 
 ROUNDS = int(os.environ.get("ROUNDS", "3"))
 SAMPLES = 128
@@ -41,7 +43,7 @@ WAYS = {
 
 @dataclass(frozen=True)
 class Size:
-    """A model, and how many steps make a window: some are counted after some that warm up, for each of the two."""
+    """A model, and how many steps make a window of rlopt's: some are counted after some that warm up."""
 
     window: int
     warm: int
@@ -96,14 +98,24 @@ def rlopt(path: Path, size: Size, dtype: str, reference: bool, run: Path) -> dic
     return {"samples/s": samples / seconds, "tokens/s": tokens / seconds, "tokens a sample": tokens / samples}
 
 
-def trl(path: Path, size: Size, dtype: str, reference: bool) -> dict[str, float]:
-    warm, counted = 2, min(size.counted, 20)  # each step is like the other: it has no window
-    counted = min(counted, 4) if size.hidden else counted
-    script = Path(__file__).with_name("trl_grpo.py")
-    line = [sys.executable, str(script), str(path), str(warm + counted), str(warm), dtype, "0.01" if reference else "0.0"]
-    done = subprocess.run(line, check=True, capture_output=True, text=True)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+def trl(path: Path, dtype: str, reference: bool) -> dict[str, float]:
+    speed = train_apart(
+        {
+            "folder": str(path),
+            "dtype": dtype,
+            "rows": [row(problem.text, problem.text, str(problem.answer), {}) for problem in problems(0, MOST * 16)],
+            "reward": ["rlopt.data.arithmetic:reward", None],
+            "samples": SAMPLES,
+            "group": 8,
+            "together": SAMPLES,
+            "tokens": 72,
+            "temperature": 1.0,
+            "top_p": 1.0,
+            "reference": reference,
+        }
+    )
+    rates = {"samples/s": speed.samples / speed.seconds, "tokens/s": speed.tokens / speed.seconds}
+    return rates | {"tokens a sample": speed.tokens / speed.samples}
 
 
 def rate(dtype: torch.dtype) -> float:
@@ -136,7 +148,7 @@ def main() -> None:
             rates.append(rate(getattr(torch, dtype)))
             for way, (who, reference) in WAYS.items():
                 run = folder / f"{name}-{dtype}-{turn}-{int(reference)}-{os.getpid()}"
-                speed = rlopt(path, size, dtype, reference, run) if who == "rlopt" else trl(path, size, dtype, reference)
+                speed = rlopt(path, size, dtype, reference, run) if who == "rlopt" else trl(path, dtype, reference)
                 found[way].append(speed)
         numbers[name] = found
         for way, runs in found.items():

@@ -1,5 +1,8 @@
 """The environment of workers."""
 
+import os
+from collections.abc import Mapping
+
 from rlopt.config.sections import ClusterConfig
 
 
@@ -14,3 +17,8 @@ def environment(config: ClusterConfig) -> dict[str, str]:
     if config.address == "local":
         env |= {"GLOO_SOCKET_IFNAME": "lo", "VLLM_HOST_IP": "127.0.0.1"}
     return env
+
+
+def adopt(variables: Mapping[str, str]) -> None:
+    """Take over these variables in a fork. Only what changed: a process whose environment was replaced cannot set its title."""
+    os.environ.update({name: value for name, value in variables.items() if os.environ.get(name) != value})

@@ -9,6 +9,9 @@ import socket
 import sys
 from importlib.util import find_spec
 
+ADDRESS = "RLOPT_FORK_SERVER"
+"""Environment variable with the path of the server's socket."""
+
 JOB = "01000000"
 """The first job of a cluster. Ray reads the job when it is imported, which the server does before there is one."""
 
@@ -20,14 +23,14 @@ def main(arguments: list[str]) -> None:
     contexts = [json.loads(argument.removeprefix(CONTEXT)) for argument in arguments if argument.startswith(CONTEXT)]
     context = contexts[0] if contexts else {}
     another_python = context.get("command_prefix") or context.get("py_executable", sys.executable) != sys.executable
-    if another_python or os.environ.get("RAY_JOB_ID") != JOB or "RLOPT_FORK_SERVER" not in os.environ:
+    if another_python or os.environ.get("RAY_JOB_ID") != JOB or ADDRESS not in os.environ:
         start_anew(arguments)
     command = [argument for argument in arguments if not argument.startswith((CONTEXT, "--language="))]
     request = {"command": command, "environment": {**os.environ, **context.get("env_vars", {})}, "folder": os.getcwd()}
     message = json.dumps(request).encode()
     with socket.socket(socket.AF_UNIX) as server:
         try:
-            server.connect(os.environ["RLOPT_FORK_SERVER"])
+            server.connect(os.environ[ADDRESS])
             socket.send_fds(server, [len(message).to_bytes(8, "big")], [0, 1, 2])
             server.sendall(message)
             forked = server.recv(1)

@@ -22,13 +22,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from rlopt.cluster.environment import environment
+from rlopt.cluster.environment import adopt, environment
+from rlopt.cluster.fork_client import ADDRESS as ADDRESS
 from rlopt.cluster.fork_client import JOB
 from rlopt.config.sections import ClusterConfig
 from rlopt.core.garbage import collect_seldom
-
-ADDRESS = "RLOPT_FORK_SERVER"
-"""Environment variable with the path of the server's socket."""
 
 FIRST = "RLOPT_FORK_FIRST"
 
@@ -118,8 +116,7 @@ def _become(command: list[str], environment: dict[str, str], folder: str) -> Non
     os.chdir(folder)
     for name in os.environ.keys() - environment.keys():
         del os.environ[name]
-    # Only what changed: a process whose environment was replaced cannot set its title.
-    os.environ.update({name: value for name, value in environment.items() if os.environ.get(name) != value})
+    adopt(environment)
     tempfile.tempdir = None  # as the server's environment had it
     if first := os.environ.get(FIRST):
         module, _, function = first.partition(":")

@@ -22,6 +22,8 @@ from typing import Any
 
 import torch
 
+from rlopt.cluster.environment import adopt
+
 
 class _Context(ForkServerContext):
     """Processes with the environment of the moment they are made: the server has that of its own start."""
@@ -37,8 +39,7 @@ def _begin(environment: dict[str, str], target: Callable[..., None], kwargs: Map
     """
     from vllm.v1.executor import multiproc_executor
 
-    # Only changed variables: a process whose environment was replaced cannot set its title.
-    os.environ.update({name: value for name, value in environment.items() if os.environ.get(name) != value})
+    adopt(environment)
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # torch itself reads it when it is imported
     multiproc_executor.get_mp_context = lambda: multiprocessing.get_context("fork")
     threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -46,22 +46,19 @@ def check_peer(gpus: float) -> None:
 
 
 def measure_trl(prepared: Prepared) -> PeerSpeed:
-    """Train with TRL for half a minute.
+    """Do a config's work with TRL for half a minute.
 
     Raises:
-        RloptError: TRL failed; with the last line that it said.
+        RloptError: TRL failed.
     """
     config = prepared.config
     wanted = MOST * config.data.prompts_per_step
     prompts = (prepared.data.prompts * (wanted // len(prepared.data.prompts) + 1))[:wanted]
-    job = {
+    job: dict[str, Any] = {
         "folder": str(prepared.model.folder),
         "dtype": str(prepared.model.dtype).removeprefix("torch."),
         "rows": [
-            {
-                "prompt": prepared.model.tokenizer.decode(prompt.token_ids),
-                "asked": json.dumps({"prompt": prompt.text, "answer": prompt.answer, "columns": dict(prompt.columns)}),
-            }
+            row(prepared.model.tokenizer.decode(prompt.token_ids), prompt.text, prompt.answer, prompt.columns)
             for prompt in prompts
         ],
         "reward": [config.reward.fn, config.reward.weights],
@@ -73,6 +70,20 @@ def measure_trl(prepared: Prepared) -> PeerSpeed:
         "top_p": config.rollout.top_p,
         "reference": config.kl_every > 0,
     }
+    return train_apart(job)
+
+
+def row(given: str, prompt: str, answer: str, columns: Mapping[str, Any]) -> dict[str, str]:
+    """What the model is given, and what the reward is asked with."""
+    return {"prompt": given, "asked": json.dumps({"prompt": prompt, "answer": answer, "columns": dict(columns)})}
+
+
+def train_apart(job: dict[str, Any]) -> PeerSpeed:
+    """Train with TRL in a process of its own, on the rows, sizes and rewards of a job as `measure_trl` makes it.
+
+    Raises:
+        RloptError: TRL failed; with the last line that it said.
+    """
     with tempfile.TemporaryDirectory() as folder:
         line = [sys.executable, "-m", "rlopt.run.peer"]
         done = subprocess.run(line, input=json.dumps(job), capture_output=True, text=True, cwd=folder, env=_environment())
@@ -87,7 +98,7 @@ def at_once(samples: int, most: int) -> int:
 
 
 def _environment() -> dict[str, str]:
-    """Of the process: it imports what a user's own reward needs, reaches no network and tells nobody."""
+    """Of the process: it can import what a user's own reward needs, and sends no telemetry."""
     path = os.pathsep.join([os.getcwd(), *sys.path])
     return os.environ | {"PYTHONPATH": path, "TRL_EXPERIMENTAL_SILENCE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
