@@ -61,6 +61,8 @@ def table(speeds: "Speeds", config: Config) -> Table:
     copied = speeds.sync_bytes * speeds.engines / top.copy
     shown.add_row("synchronization", f"{speeds.sync_s:.3f}", "", "", f"{copied / speeds.sync_s:.0%}")
     shown.caption = f"Together they reach {speeds.efficiency:.0%} of the slower of engine and learner alone."
+    if speeds.core_efficiency is not None:
+        shown.caption += f" They share {speeds.cores} core(s), and reach {speeds.core_efficiency:.0%} of what these could do."
     if speeds.peer:
         rates = (f"{count / speeds.peer.seconds:,.0f}" for count in (speeds.peer.samples, speeds.peer.tokens))
         shown.add_row("TRL", f"{speeds.peer.seconds * speeds.samples / speeds.peer.samples:.2f}", *rates, "")

@@ -1,22 +1,26 @@
 """The speed of a config's parts on this machine, each alone and then together, beside what the machine could do at most.
 
 Engines and learner are those of a run. One window of batches (`sync.interval` steps) is sampled while the learner waits, then
-learned from while the engines wait; the next window runs as in training.
+learned from while the engines wait; the next window runs as in training. Asynchronous runs have no such windows: as many steps
+as make every lag possible take their place, and before the two run together as many pass uncounted.
 """
 
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TypeVar
 
+import psutil
 import torch
 from rich.console import Console
 
 from rlopt.cluster.threads import cores
 from rlopt.config.schema import Config
 from rlopt.core.errors import need
+from rlopt.orchestrator.loop import Loop, StepData
 from rlopt.run.peer import PeerSpeed, check_peer, measure_trl
 from rlopt.run.validate import Prepared, validate
 from rlopt.run.wiring import make_loop
@@ -45,8 +49,10 @@ class Speeds:
         start_s: from nothing to engines and learner that answer.
         engine_s, reference_s, update_s: of the window, each part alone. `reference_s` is all scoring before the updates: also
             the policy's, where `algo.old_logprobs` asks for it, without the reference's where `algo.kl.every` leaves it out.
-        together_s: of the next window, all parts at once, with its synchronization. together_samples, together_tokens: in it.
-        sync_s, sync_bytes: of that synchronization.
+        engine_cpu_s, learner_cpu_s: processor time of each part alone, if all workers compute on this machine's CPUs.
+        cores: of the machine.
+        together_s: of the next window, all parts at once, with its synchronizations. together_samples, together_tokens: in it.
+        sync_s, sync_bytes: of its first synchronization.
         peer: TRL on the same work, where it was asked for.
     """
 
@@ -66,6 +72,9 @@ class Speeds:
     together_tokens: int
     sync_s: float
     sync_bytes: float
+    engine_cpu_s: float | None = None
+    learner_cpu_s: float | None = None
+    cores: int = 1
     peer: PeerSpeed | None = None
 
     @property
@@ -84,14 +93,26 @@ class Speeds:
 
         Not samples: answers change their lengths as the policy learns.
         """
-        slower = max(self.engine_s, self.reference_s + self.update_s) / self.tokens
-        return slower / (self.together_s / self.together_tokens)
+        return self._of_together(max(self.engine_s, self.reference_s + self.update_s))
+
+    @property
+    def core_efficiency(self) -> float | None:
+        """As `efficiency`, where engine and learner share cores, which nobody uses twice: over all their processor time as
+        well, if every core were busy from beginning to end."""
+        if self.engine_cpu_s is None or self.learner_cpu_s is None:
+            return None
+        busy = (self.engine_cpu_s + self.learner_cpu_s) / self.cores
+        return self._of_together(max(self.engine_s, self.reference_s + self.update_s, busy))
+
+    def _of_together(self, seconds: float) -> float:
+        return seconds / self.tokens / (self.together_s / self.together_tokens)
 
     def as_json(self) -> dict[str, object]:
         derived = {
             "sampling_floor_s": self.sampling_floor_s,
             "update_floor_s": self.update_floor_s,
             "efficiency": self.efficiency,
+            "core_efficiency": self.core_efficiency,
         }
         return asdict(self) | derived
 
@@ -100,15 +121,13 @@ def benchmark(config: Config, console: Console, peer: bool = False) -> Speeds:
     """Start what a run of `config` starts, measure it, and end it; then TRL, if `peer`. Nothing is left behind.
 
     Raises:
-        RloptError: the config cannot be run, or samples nothing, or not in lockstep; or TRL cannot.
+        RloptError: the config cannot be run, or samples nothing; or TRL cannot.
     """
     if peer:
         check_peer(config.cluster.gpus_per_engine + config.cluster.gpus_per_learner)
     need(config.samples, "algo.name", config.algo.name, "samples nothing, so there is no engine to measure")
-    need(config.sync.mode == "lockstep", "sync.mode", config.sync.mode, "has no windows to measure; leave it out")
-    window = config.sync.interval
     with tempfile.TemporaryDirectory() as folder:
-        trainer = replace(config.trainer, total_steps=2 * window + 1, save_every=0)
+        trainer = replace(config.trainer, total_steps=4 * window(config) + 1, save_every=0)
         prepared = validate(replace(config, trainer=trainer, run=replace(config.run, dir=folder, record=False)), console)
         top = machine(prepared)
         torch.set_num_threads(1)
@@ -128,28 +147,42 @@ def benchmark(config: Config, console: Console, peer: bool = False) -> Speeds:
             return replace(speeds, peer=measure_trl(prepared))
 
 
+def window(config: Config) -> int:
+    """Steps that are measured at a time."""
+    interval, max_lag = config.sync.interval, config.sync.max_lag
+    if config.sync.mode == "lockstep" or max_lag is None:
+        return interval
+    return interval * (max_lag // interval + 1)
+
+
 def measure(prepared: Prepared, workers: RunWorkers, top: Machine, start_s: float) -> Speeds:
     """Measure workers that are up."""
-    config, window = prepared.config, prepared.config.sync.interval
-    journal = Journal(prepared.start.run, 0, 2 * window + 1, 0, [], Console(quiet=True), None)
-    loop = make_loop(prepared, workers, journal)
-    steps = range(1, window + 1)
+    config, steps = prepared.config, window(prepared.config)
+    journal = Journal(prepared.start.run, 0, 4 * steps + 1, 0, [], Console(quiet=True), None)
+    windows = replace(config.sync, mode="lockstep", interval=steps, max_lag=None, in_flight="keep", stale="wait")
+    loop = make_loop(replace(prepared, config=replace(config, sync=windows)), workers, journal)
     loop.source.open(0)
-    engine_s, data = _timed(lambda: [loop.source.take(step) for step in steps])
+    cpu_s = [_processor_time(config)]
+    engine_s, data = _timed(lambda: [loop.source.take(step) for step in range(1, steps + 1)])
+    cpu_s.append(_processor_time(config))
     reference_s, update_s = 0.0, 0.0
-    for step, batch in zip(steps, data, strict=True):
+    for step, batch in enumerate(data, 1):
         seconds, (_, updates) = _timed(partial(loop.scored, batch, step))
         reference_s += seconds
         update_s += _timed(partial(loop.learners.update, updates, step))[0]
+    cpu_s.append(_processor_time(config))
+    done = steps
+    if config.sync.mode == "async":
+        loop = make_loop(prepared, workers, journal)
+        loop.source.open(done)
+        _run(loop, done, steps)
+        done += steps
     began = time.monotonic()
-    sync_s, sync = _timed(lambda: loop.source.learned(window))
-    for step in range(window + 1, 2 * window + 1):
-        data.append(loop.source.take(step))
-        _, updates = loop.scored(data[-1], step)
-        loop.learners.update(updates, step)
+    sync_s, sync = _timed(lambda: loop.source.learned(done))
+    together = _run(loop, done, steps)
     together_s = time.monotonic() - began
     journal.close(exit_code=0)
-    first, second = ([batch.sequences for batch in data[start : start + window]] for start in (0, window))
+    first, second = ([batch.sequences for batch in taken] for taken in (data, together))
     return Speeds(
         machine=top,
         parameters=prepared.model.shape.parameters,
@@ -167,7 +200,34 @@ def measure(prepared: Prepared, workers: RunWorkers, top: Machine, start_s: floa
         together_tokens=int(sum(sequences.sampled.sum() for sequences in second)),
         sync_s=sync_s,
         sync_bytes=sync["sync/bytes"],
+        engine_cpu_s=None if cpu_s[0] is None or cpu_s[1] is None else cpu_s[1] - cpu_s[0],
+        learner_cpu_s=None if cpu_s[1] is None or cpu_s[2] is None else cpu_s[2] - cpu_s[1],
+        cores=cores(),
     )
+
+
+def _run(loop: Loop, done: int, steps: int) -> list[StepData]:
+    """Train for some steps after the first `done`, as `loop.run` does; what they learned from. The last is not synchronized."""
+    data = []
+    for step in range(done + 1, done + steps + 1):
+        data.append(loop.source.take(step))
+        _, updates = loop.scored(data[-1], step)
+        loop.learners.update(updates, step)
+        if step < done + steps:
+            loop.source.learned(step)
+    return data
+
+
+def _processor_time(config: Config) -> float | None:
+    """Seconds of processor time so far of this process and all that came from it; None where workers are elsewhere."""
+    if config.cluster.address != "local" or config.cluster.gpus_per_engine or config.cluster.gpus_per_learner:
+        return None
+    here, seconds = psutil.Process(), 0.0
+    for process in [here, *here.children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            seconds += times.user + times.system
+    return seconds
 
 
 def machine(prepared: Prepared) -> Machine:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from rlopt.config.schema import Config
 from rlopt.models.loading import Shape
+from rlopt.run.precision import Precision
 
 GIB = 2**30
 
@@ -82,10 +83,12 @@ def engine_memory(config: Config, shape: Shape, width: int) -> EngineMemory:
     )
 
 
-def plan(config: Config, shape: Shape, width: int) -> list[tuple[str, str]]:
+def plan(config: Config, shape: Shape, precision: Precision) -> list[tuple[str, str]]:
     """The plan of a run as (subject, text), from the config and the model's config alone."""
+    width = precision.dtype.itemsize
     steps, data, algo = config.trainer.total_steps, config.data, config.algo
     lines = [("run", f"{algo.name} on {config.model.path}, {shape.parameters:,} parameters, {steps} steps")]
+    lines += [("dtype", f"{precision.name} ({precision.why})")]
     if config.learner.lora.rank:
         lines += [
             ("adapters", f"rank {config.learner.lora.rank}, {shape.trainable:,} parameters, which alone learn and are sent")

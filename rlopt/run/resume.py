@@ -13,7 +13,7 @@ import yaml
 
 from rlopt.config.compose import current_algo, normalized
 from rlopt.config.schema import Config
-from rlopt.config.sections import DataConfig, ModelConfig
+from rlopt.config.sections import DataConfig
 from rlopt.core.atomic_write import write_whole
 from rlopt.core.errors import RloptError
 from rlopt.orchestrator.lockstep import batches_of
@@ -21,6 +21,7 @@ from rlopt.orchestrator.progress import Position
 from rlopt.orchestrator.schedule import Schedule
 from rlopt.run import checkpoint
 from rlopt.run.engine_count import forget_wish
+from rlopt.run.precision import dtype_of
 
 MAY_CHANGE = ("run", "trainer", "tracking", "cluster", "rollout.engines", "rollout.sleep", "algo.group_relative.kl.every")
 """Sections and keys that a resumed run may change; the others decide its numbers."""
@@ -95,6 +96,11 @@ def _kept_config(run: Path) -> dict[str, Any] | None:
     return kept  # type: ignore[no-any-return]
 
 
+def continued(run: Path, resume: Path | None) -> Mapping[str, Any] | None:
+    """The config of the run that this one continues: the one in its folder, or the one that `resume` is of."""
+    return _kept_config(run) or (_kept_config(resume.parent.parent) if resume else None)
+
+
 def _of_another_run(folder: Path, run: Path) -> bool:
     return folder.resolve().parent.parent != run.resolve()
 
@@ -123,6 +129,8 @@ def _plain(config: Config) -> dict[str, Any]:
 def _differences(config: Config, theirs: Mapping[str, Any]) -> list[str]:
     """The keys that decide a run's numbers and differ there."""
     here, there = _deciding(_plain(config)), _deciding(theirs)
+    for side in (here, there):
+        side.get("model", {}).pop("dtype", None)
     names = [(section, key) for section in here for key in sorted({*here[section], *there.get(section, {})})]
     pairs = [(f"{section}.{key}", here[section].get(key), there.get(section, {}).get(key)) for section, key in names]
     pairs.append(("run.seed", config.run.seed, theirs.get("run", {}).get("seed")))
@@ -130,11 +138,8 @@ def _differences(config: Config, theirs: Mapping[str, Any]) -> list[str]:
     mine, kept = config.trainer.total_steps, theirs.get("trainer", {}).get("total_steps")
     if config.learner.lr_schedule != "constant" and mine != kept:
         found.append(f"trainer.total_steps={mine} (there: {kept}), on which learner.lr_schedule depends")
-    model, cluster = ({} | theirs.get(section, {}) for section in ("model", "cluster"))
-    type_there = ModelConfig("", model.get("dtype", "auto")).resolved_dtype(cluster.get("gpus_per_learner", 0.0))
-    type_here = config.model.resolved_dtype(config.cluster.gpus_per_learner)
-    if type_here != type_there:
-        found.append(f"model.dtype={type_here} (there: {type_there}) where cluster.gpus_per_learner decides")
+    if config.model.dtype not in ("auto", dtype_of(theirs)):  # auto: as there
+        found.append(f"model.dtype={config.model.dtype} (there: {dtype_of(theirs)})")
     return found
 
 

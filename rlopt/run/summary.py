@@ -45,7 +45,7 @@ def summarize(prepared: Prepared) -> str:
         if not config.cluster.gpus_per_engine:
             engine += f" and {config.rollout.kv_cache_gib * 1024:.0f} MiB of KV cache"
         ranks_line = f"{config.rollout.engines} engine(s) with {engine}; {ranks_line}"
-    lines += [f"workers  {ranks_line}"]
+    lines += [f"workers  {ranks_line}", f"dtype    {prepared.model.precision.name} ({prepared.model.precision.why})"]
     if not (config.cluster.gpus_per_engine and config.cluster.gpus_per_learner):
         asked, given = f"cluster.cpu_threads={config.cluster.cpu_threads}, {cores()} core(s)", prepared.threads
         lines += [f"threads  {given.engine} of each engine, {given.learner} of each learner rank ({asked})"]

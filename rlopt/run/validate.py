@@ -25,18 +25,23 @@ from rlopt.rewards.pool import load as load_reward
 from rlopt.run.datasets import RunData, load_data
 from rlopt.run.memory import plan
 from rlopt.run.objective import make_objective, make_terms
-from rlopt.run.resume import find_resume, why_left_behind, write_config
+from rlopt.run.precision import Precision, choose
+from rlopt.run.resume import continued, find_resume, why_left_behind, write_config
 from rlopt.tracking.journal import TrainingBar
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """The initial model: its folder, sizes, tokenizer, and its dtype in learner and engine."""
+    """The initial model: its folder, sizes, tokenizer, and the dtype that it has in learner and engine."""
 
     folder: Path
     shape: Shape
     tokenizer: Any
-    dtype: torch.dtype
+    precision: Precision
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.precision.dtype
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,8 @@ class Threads:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A validated run, before it starts any process. `about` is the first line of a record of it."""
+    """A validated run, before it starts any process. `about` is the first line of a record of it. In `config`, `model.dtype` is
+    decided."""
 
     config: Config
     objective: Objective
@@ -95,7 +101,8 @@ def validate(config: Config, console: Console) -> Prepared:
         load_reward(config.reward.fn, config.reward.weights)
     run = Path(config.run.dir).resolve()
     resume = find_resume(config, run)
-    model = _resolve_model(config, console)
+    model = _resolve_model(config, console, continued(run, resume))
+    config = replace(config, model=replace(config.model, dtype=model.precision.name))
     about = header(fingerprint(model.tokenizer), config.model.path, config.rollout.temperature, config.rollout.top_p)
     words = wording(config.data, model.tokenizer)
     data = load_data(config, objective, terms, words, about, context_length(model.folder))
@@ -108,10 +115,11 @@ def validate(config: Config, console: Console) -> Prepared:
     return Prepared(config, objective, terms, start, model, data, about)
 
 
-def _resolve_model(config: Config, console: Console) -> ModelFiles:
+def _resolve_model(config: Config, console: Console, kept: Mapping[str, Any] | None) -> ModelFiles:
     folder = find_model(config.model.path, TrainingBar(console, f"training {config.model.path} (once on this machine)"))
     tokenizer = load_tokenizer(folder)
-    return ModelFiles(folder, shape_of(folder, config.learner.lora), tokenizer, dtype(config))
+    shape = shape_of(folder, config.learner.lora)
+    return ModelFiles(folder, shape, tokenizer, choose(config, shape, kept))
 
 
 def dry_run(config: Config, console: Console) -> list[tuple[str, str]]:
@@ -125,7 +133,8 @@ def dry_run(config: Config, console: Console) -> list[tuple[str, str]]:
     tiny = config.model.path in RECIPES
     progress = TrainingBar(console, f"training {config.model.path} (once on this machine)")
     folder = find_model(config.model.path, progress) if tiny else config.model.path
-    return plan(config, shape_of(folder, config.learner.lora), dtype(config).itemsize)
+    shape = shape_of(folder, config.learner.lora)
+    return plan(config, shape, choose(config, shape, None))
 
 
 def _check_best(config: Config, sets: list[str]) -> None:
@@ -147,9 +156,3 @@ def check_sizes(config: Config, objective: Objective, longest: int, largest: int
         budget,
         f"{size} sequence(s) of up to {longest} tokens must go into one micro-batch; set it to {size * longest} at least",
     )
-
-
-def dtype(config: Config) -> torch.dtype:
-    """The dtype of learner and engine."""
-    resolved: torch.dtype = getattr(torch, config.model.resolved_dtype(config.cluster.gpus_per_learner))
-    return resolved

@@ -21,7 +21,7 @@ from rlopt.rollout.engine_pool import EnginePool
 from rlopt.rollout.vllm_engine import CANARY_PLACES
 from rlopt.run import checkpoint
 from rlopt.run.engine_count import wanted_engines
-from rlopt.run.validate import Prepared, dtype
+from rlopt.run.validate import Prepared
 from rlopt.run.workers import RunWorkers
 from rlopt.tracking.journal import Journal
 from rlopt.weight_sync.synchronizer import Synchronizer, canary_texts, score_canaries
@@ -133,7 +133,7 @@ def _samplers(prepared: Prepared, workers: RunWorkers, engines: EnginePool, jour
         engines=engines,
         canaries=canary_texts(prompts, CANARY_PLACES),
         verify=sync.verify,
-        tolerance=sync.tolerance * rounding_slack(config),
+        tolerance=sync.tolerance * rounding_slack(config, prepared.model.dtype),
         ranks_per_engine=config.rollout.tensor_parallel,
         journal=journal,
         wanted=lambda: wanted_engines(prepared.start.run, config.rollout.engines),
@@ -175,8 +175,8 @@ def _samplers(prepared: Prepared, workers: RunWorkers, engines: EnginePool, jour
     )
 
 
-def rounding_slack(config: Config) -> int:
+def rounding_slack(config: Config, dtype: torch.dtype) -> int:
     """The factor of `sync.tolerance` for rounding. A weight that did not arrive differs by 1e-2 nats and more."""
-    if dtype(config) == torch.float32:
+    if dtype == torch.float32:
         return 10 if config.cluster.gpus_per_engine else 1  # kernels of GPUs round some products to TF32
     return 500  # a logit near 16 is rounded by 0.06, differently on each side

@@ -9,7 +9,7 @@ from test_settings import compose
 
 from rlopt.bench import main, table
 from rlopt.core.errors import RloptError
-from rlopt.run.benchmark import Machine, Speeds, benchmark
+from rlopt.run.benchmark import Machine, Speeds, benchmark, window
 from rlopt.run.peer import PeerSpeed, at_once, check_peer
 
 SPEEDS = Speeds(
@@ -42,16 +42,30 @@ def test_together_is_compared_with_the_slower_of_engine_and_learner() -> None:
     assert SPEEDS.as_json()["efficiency"] == SPEEDS.efficiency
 
 
+def test_cores_are_not_counted_for_engine_and_learner_both() -> None:
+    shared = replace(SPEEDS, engine_cpu_s=2.5, learner_cpu_s=6.5, cores=2)  # 9 s of work: two cores need 4.5
+    assert shared.efficiency == pytest.approx(4.0 / 5.0)
+    assert shared.core_efficiency == pytest.approx(4.5 / 5.0)
+    assert replace(shared, cores=16).core_efficiency == pytest.approx(4.0 / 5.0)
+    assert SPEEDS.core_efficiency is None  # on a cluster, or on GPUs
+
+
 @pytest.mark.parametrize(
-    ("keys", "message"),
+    ("keys", "steps"),
     [
-        (["+algo=sft", "data.train=x"], "algo.name=sft: samples nothing, so there is no engine to measure"),
-        (["+algo=grpo", "sync.mode=async", "sync.max_lag=30"], "sync.mode=async: has no windows to measure; leave it out"),
+        (["sync.interval=4"], 4),
+        (["sync.interval=4", "sync.max_lag=9"], 4),
+        (["sync.mode=async", "sync.interval=1", "sync.max_lag=8"], 9),
+        (["sync.mode=async", "sync.interval=4", "sync.max_lag=9"], 12),
     ],
 )
-def test_what_cannot_be_measured_is_refused_before_anything_starts(keys: list[str], message: str, tmp_path: Path) -> None:
-    with pytest.raises(RloptError, match=message):
-        benchmark(compose(*keys, f"run.dir={tmp_path}"), Console(quiet=True))
+def test_what_is_measured_is_a_window_or_enough_steps_for_every_lag(keys: list[str], steps: int) -> None:
+    assert window(compose("+algo=grpo", *keys)) == steps
+
+
+def test_what_cannot_be_measured_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(RloptError, match="algo.name=sft: samples nothing, so there is no engine to measure"):
+        benchmark(compose("+algo=sft", "data.train=x", f"run.dir={tmp_path}"), Console(quiet=True))
 
 
 def test_a_peer_is_a_row_of_the_table_and_is_compared_by_tokens(tmp_path: Path) -> None:

@@ -66,14 +66,14 @@ def test_our_cpu_back_end_registers_once_however_often_vllm_loads_the_plugin() -
 
 
 @pytest.mark.parametrize(
-    ("keys", "slack"),
+    ("keys", "dtype", "slack"),
     [
-        ([], 1),
-        (["model.dtype=bfloat16"], 500),
-        (["cluster.gpus_per_engine=0.4", "cluster.gpus_per_learner=0.6"], 500),
-        (["cluster.gpus_per_engine=0.4", "cluster.gpus_per_learner=0.6", "model.dtype=float32"], 10),
+        ([], torch.float32, 1),
+        ([], torch.bfloat16, 500),
+        (["cluster.gpus_per_engine=0.4", "cluster.gpus_per_learner=0.6"], torch.bfloat16, 500),
+        (["cluster.gpus_per_engine=0.4", "cluster.gpus_per_learner=0.6"], torch.float32, 10),
     ],
 )
-def test_what_a_canary_may_differ_by_fits_type_and_device(keys: list[str], slack: int) -> None:
+def test_what_a_canary_may_differ_by_fits_type_and_device(keys: list[str], dtype: torch.dtype, slack: int) -> None:
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        assert wiring.rounding_slack(typed(hydra.compose("config", ["+algo=grpo", *keys]))) == slack
+        assert wiring.rounding_slack(typed(hydra.compose("config", ["+algo=grpo", *keys])), dtype) == slack
