@@ -192,7 +192,12 @@ class LearnerConfig:
     token_budget: int
     logit_chunk: Annotated[int, Field(ge=1, description="must be at least 1 token")]
     gradient_checkpointing: bool
+    compile: bool
     lora: LoraConfig
+
+    def __post_init__(self) -> None:
+        way_out = "gathers weights layer by layer, around what is compiled; leave it out, or use learner.zero_stage=2"
+        need(not self.compile or self.zero_stage < 3, "learner.compile", self.compile, f"learner.zero_stage=3 {way_out}")
 
 
 @section

@@ -8,6 +8,7 @@ MEANINGS: dict[str, tuple[str, ...]] = {
     "learner.betas": ("adam_beta1", "adam_beta2", "adam_betas"),
     "learner.max_grad_norm": ("grad_clip", "clip_grad", "gradient_clipping", "grad_norm", "max_norm"),
     "learner.gradient_checkpointing": ("enable_gradient_checkpointing", "activation_checkpointing", "recompute"),
+    "learner.compile": ("torch_compile", "use_torch_compile", "torch_compile_backend", "enable_torch_compile"),
     "learner.token_budget": (
         "per_device_train_batch_size", "micro_batch_size", "gradient_accumulation_steps", "ppo_micro_batch_size_per_gpu",
         "ppo_max_token_len_per_gpu", "max_tokens_per_gpu", "train_micro_batch_size_per_gpu", "micro_train_batch_size",

@@ -28,6 +28,7 @@ from rlopt.learner.deepspeed_engine import frozen_engine, meet, trained_engine
 from rlopt.learner.lr_schedule import lr_factor
 from rlopt.learner.weight_source import WeightSource
 from rlopt.models import lora
+from rlopt.models.compiled import compile_layers
 from rlopt.models.loading import load_tokenizer
 from rlopt.models.policy import Policy, refuse_other_logits, try_to_save
 from rlopt.objectives.core import LossTerms, Objective, merge, total_loss
@@ -115,6 +116,10 @@ class LearnerWorker:
             reference = Policy(setup.folder, setup.dtype, config.logit_chunk, device=setup.device).requires_grad_(False).eval()
             sharded = config.zero_stage == 3
             self._reference = frozen_engine(reference, config, setup.dtype) if sharded else reference.to(setup.device)
+            if config.compile:
+                compile_layers(reference.lm, setup.device)
+        if config.compile:
+            compile_layers(policy.lm, setup.device)  # after its logits were compared with those of its own forward pass
 
     def update(self, micro_batches: list[Update], step: int) -> dict[str, Metric]:
         """One optimizer update on this rank's share of it; metrics of the share."""

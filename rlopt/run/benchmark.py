@@ -129,7 +129,6 @@ def benchmark(config: Config, console: Console, peer: bool = False) -> Speeds:
     with tempfile.TemporaryDirectory() as folder:
         trainer = replace(config.trainer, total_steps=4 * window(config) + 1, save_every=0)
         prepared = validate(replace(config, trainer=trainer, run=replace(config.run, dir=folder, record=False)), console)
-        top = machine(prepared)
         torch.set_num_threads(1)
         began, workers = time.monotonic(), RunWorkers(prepared)
         try:
@@ -138,7 +137,7 @@ def benchmark(config: Config, console: Console, peer: bool = False) -> Speeds:
                 workers.join()
             started = time.monotonic() - began
             with console.status("measuring"):
-                speeds = measure(prepared, workers, top, started)
+                speeds = measure(prepared, workers, machine(prepared), started)  # now that nothing is being started
         finally:
             workers.close()
         if not peer:
@@ -164,6 +163,8 @@ def measure(prepared: Prepared, workers: RunWorkers, top: Machine, start_s: floa
     loop.source.open(0)
     cpu_s = [_processor_time(config)]
     engine_s, data = _timed(lambda: [loop.source.take(step) for step in range(1, steps + 1)])
+    loop.learners.update(loop.scored(data[0], 1)[1], 1)  # the first of all, in which memory is found, and layers compiled
+    cpu_s.append(_processor_time(config))
     cpu_s.append(_processor_time(config))
     reference_s, update_s = 0.0, 0.0
     for step, batch in enumerate(data, 1):
@@ -200,8 +201,8 @@ def measure(prepared: Prepared, workers: RunWorkers, top: Machine, start_s: floa
         together_tokens=int(sum(sequences.sampled.sum() for sequences in second)),
         sync_s=sync_s,
         sync_bytes=sync["sync/bytes"],
-        engine_cpu_s=None if cpu_s[0] is None or cpu_s[1] is None else cpu_s[1] - cpu_s[0],
-        learner_cpu_s=None if cpu_s[1] is None or cpu_s[2] is None else cpu_s[2] - cpu_s[1],
+        engine_cpu_s=_passed(cpu_s[0], cpu_s[1]),
+        learner_cpu_s=_passed(cpu_s[2], cpu_s[3]),
         cores=cores(),
     )
 
@@ -241,7 +242,12 @@ def machine(prepared: Prepared) -> Machine:
     there = torch.empty_like(here)
     multiplying = _best(lambda: torch.matmul(left, right), device)
     copying = _best(lambda: there.copy_(here), device)
+    torch.set_num_threads(1)
     return Machine(2 * side**3 / multiplying, COPIED / copying)
+
+
+def _passed(before: float | None, after: float | None) -> float | None:
+    return None if before is None or after is None else after - before
 
 
 def _best(work: Callable[[], object], device: str) -> float:

@@ -26,6 +26,9 @@ from rlopt.run.precision import dtype_of
 MAY_CHANGE = ("run", "trainer", "tracking", "cluster", "rollout.engines", "rollout.sleep", "algo.group_relative.kl.every")
 """Sections and keys that a resumed run may change; the others decide its numbers."""
 
+NEW_KEYS = {("learner", "compile"): False}
+"""Keys that runs of earlier releases have not recorded, with what these did."""
+
 
 def find_resume(config: Config, run: Path) -> Path | None:
     """The checkpoint to continue from, or None to begin.
@@ -131,6 +134,8 @@ def _differences(config: Config, theirs: Mapping[str, Any]) -> list[str]:
     here, there = _deciding(_plain(config)), _deciding(theirs)
     for side in (here, there):
         side.get("model", {}).pop("dtype", None)
+    for (section, key), before in NEW_KEYS.items():
+        there.setdefault(section, {}).setdefault(key, before)
     names = [(section, key) for section in here for key in sorted({*here[section], *there.get(section, {})})]
     pairs = [(f"{section}.{key}", here[section].get(key), there.get(section, {}).get(key)) for section, key in names]
     pairs.append(("run.seed", config.run.seed, theirs.get("run", {}).get("seed")))

@@ -1,6 +1,7 @@
 """The policy against transformers' own forward pass, in many architectures; and models as they are written."""
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from transformers import modeling_outputs
 from rlopt.core.errors import RloptError
 from rlopt.models import tiny
 from rlopt.models.attention import IN_FLOAT32
+from rlopt.models.compiled import compile_layers
 from rlopt.models.head import TokenScores
 from rlopt.models.loading import context_length, find_model
 from rlopt.models.policy import Policy, own_logprobs, refuse_other_logits, try_to_save, write_model
@@ -229,3 +231,29 @@ def test_a_tiny_model_that_is_there_is_found_without_writing_to_its_cache(
         file.unlink()
     assert find_model("tiny_s", lambda *_: None) == made
     assert list(tmp_path.iterdir()) == [made]
+
+
+def test_layers_are_compiled_in_place_and_keep_the_names_of_their_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", asked := str(tmp_path / "as the user says"))
+    policy, other = (Policy(saved_in(tmp_path), torch.float32, 16) for _ in range(2))
+    monkeypatch.setenv("CXX", str(compiler := tmp_path / "compiler"))
+    with pytest.raises(RloptError, match=r"compile=true: needs a C\+\+ compiler, and .*compiler is not there; install"):
+        compile_layers(policy.lm, "cpu")
+    compiler.touch(mode=0o700)
+    compile_layers(policy.lm, "cpu")
+    assert policy.lm.base_model._compiled_call_impl is not None
+    assert other.lm.base_model._compiled_call_impl is None
+    assert list(policy.state_dict()) == list(other.state_dict())
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == asked
+    monkeypatch.setenv("RLOPT_CACHE", str(tmp_path / "cache"))
+    for torchs in ("/tmp/torchinductor_somebody", None):
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", torchs) if torchs else monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+        compile_layers(other.lm, "cpu")
+        assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "cache" / "compiled")
+
+
+def saved_in(folder: Path) -> Path:
+    saved(CONFIGS["Qwen2"], folder / "model")
+    return folder / "model"

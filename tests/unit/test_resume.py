@@ -128,6 +128,17 @@ def test_what_decides_the_numbers_of_a_run_may_not_change_and_the_machine_may(tm
             find_resume(compose("+algo=grpo", f"run.dir={tmp_path}", key), tmp_path)
 
 
+def test_a_run_of_an_earlier_release_did_what_a_new_key_says_by_default(tmp_path: Path) -> None:
+    keys = ["+algo=grpo", f"run.dir={tmp_path}"]
+    write_config(compose(*keys), tmp_path, None)
+    kept = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    del kept["learner"]["compile"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(kept))
+    assert find_resume(compose(*keys), tmp_path) is None
+    with pytest.raises(RloptError, match=r"holds another run, learner.compile=True \(there: False\)"):
+        find_resume(compose(*keys, "learner.compile=true"), tmp_path)
+
+
 def test_another_run_is_named_before_anything_that_this_one_could_not_do_there(tmp_path: Path) -> None:
     write_config(compose("+algo=grpo", f"run.dir={tmp_path}"), tmp_path, None)
     checkpoint_of(tmp_path, 30, [])

@@ -190,6 +190,10 @@ def test_the_defaults_are_samplers_that_are_20_steps_behind() -> None:
             ["+algo=grpo", "learner.zero_stage=0", "cluster.gpus_per_learner=1", "cluster.gpus_per_engine=1"],
             "learner.zero_stage=0: adds bfloat16 gradients up in bfloat16",
         ),
+        (
+            ["+algo=grpo", "learner.compile=true", "learner.zero_stage=3"],
+            "learner.compile=True: learner.zero_stage=3 gathers weights layer by layer, around what is compiled; leave it out",
+        ),
         (["+algo=grpo", "algo.group_size=1"], "algo.group_size=1: advantages are relative to the group"),
         (["+algo=grpo", "sync.backend=nccl"], "sync.backend=nccl: needs engines on GPUs"),
     ],

@@ -65,6 +65,7 @@ class Found:
 
     Attributes:
         one: what one rank learned, without and with adapters.
+        compiled: as `one`, with compiled layers.
         two: what two ranks learned, by cut.
         halves: what two ranks learned in bfloat16, by ZeRO stage and micro-batches per rank: that many copies of one, each
             with its share.
@@ -72,6 +73,7 @@ class Found:
     """
 
     one: list[Learned | str]
+    compiled: list[Learned | str]
     two: dict[Cut, Learned | str]
     halves: dict[tuple[int, int], Learned | str]
     went_on: dict[str, Learned | str]
@@ -90,7 +92,13 @@ def halved(folder: Path, stage: int, pieces: int) -> Case:
 
 @pytest.fixture(scope="module")
 def found(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Found:
-    one = learn([case(folder, Cut(0, "one chunk each", False, rank), 1) for rank in (0, 4)], 1)
+    alone = [case(folder, Cut(0, "one chunk each", False, rank), 1) for rank in (0, 4)]
+    layers = [
+        replace(one, config=replace(one.config, compile=True, gradient_checkpointing=recompute))
+        for one, recompute in zip(alone, (False, True), strict=True)
+    ]
+    learned = iter(learn([*alone, *layers], 1))
+    one, compiled = ([next(learned), next(learned)] for _ in range(2))
     cuts = {cut: case(folder, cut, 2) for cut in CUTS}
     halves = {(stage, pieces): halved(folder, stage, pieces) for stage, pieces in product(STAGES, (1, COPIES))}
     kept = {f"{cut}, float32": case(folder, cut, 2) for cut in KEPT}
@@ -98,12 +106,20 @@ def found(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Found:
     kept = {name: replace(case, kept=tmp_path_factory.mktemp("kept")) for name, case in kept.items()}
     learned = iter(learn([*cuts.values(), *halves.values(), *kept.values()], 2))
     two, pieces, again = ({name: next(learned) for name in cases} for cases in (cuts, halves, kept))
-    return Found(one, two, pieces, again)
+    return Found(one, compiled, two, pieces, again)
 
 
 @pytest.mark.parametrize("cut", CUTS, ids=str)
 def test_two_ranks_learn_what_one_does(cut: Cut, found: Found) -> None:
-    one, two = found.one[bool(cut.rank)], found.two[cut]
+    both_learned_alike(found.one[bool(cut.rank)], found.two[cut])
+
+
+@pytest.mark.parametrize("adapters", [False, True])
+def test_compiled_layers_learn_what_others_do(adapters: bool, found: Found) -> None:
+    both_learned_alike(found.one[adapters], found.compiled[adapters])
+
+
+def both_learned_alike(one: Learned | str, two: Learned | str) -> None:
     assert isinstance(one, Learned), one
     assert isinstance(two, Learned), two
     for here, there in zip(one.metrics, two.metrics, strict=True):
