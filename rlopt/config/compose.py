@@ -14,6 +14,7 @@ from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 
 import rlopt
+from rlopt.config.passthrough import OURS
 from rlopt.config.schema import Config
 from rlopt.config.sections import GroupRelativeConfig
 from rlopt.config.synonyms import meant
@@ -179,6 +180,9 @@ def translate(error: Exception, primary: str = "config") -> RloptError:
         return RloptError(f"{first_line(error)} (see --help for the syntax of overrides)")
     if key.split("=")[0] == "algo":
         return RloptError(f"{key}: append it with a plus, +algo=NAME, where NAME is one of {', '.join(algorithms())}")
+    for handed_over in OURS:
+        if key.startswith(f"{handed_over}."):
+            return RloptError(f"{key}: append it with a plus, +{key}=VALUE")
     if key.startswith("algo."):
         meaning = meant(key)
         if meaning and meaning != key:

@@ -137,11 +137,6 @@ class Config:
         return self.algo.group_relative.group_size if self.algo.group_relative else 1
 
     @property
-    def kl_every(self) -> int:
-        """Steps from one use of the reference to the next; 0: it is not needed. Objectives of recorded rows always use it."""
-        return self.algo.group_relative.kl.every if self.algo.group_relative else 1
-
-    @property
     def samples_per_step(self) -> int:
         return self.data.prompts_per_step * self.group_size
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
 from pydantic import Field
 
 from rlopt.config.bounds import AtLeastOne, Gpus, OffOrMore, Positive, Seconds, Seed, Share, Threads
+from rlopt.config.passthrough import check_handed_over
 from rlopt.core.errors import need
 
 T = TypeVar("T")
@@ -156,6 +157,10 @@ class RolloutConfig:
     kv_cache_gib: Annotated[float, Field(gt=0, description="must be above 0 GiB")]
     gpu_memory_share: Annotated[float, Field(gt=0, le=1, description="is a share of the card: above 0 and at most 1")]
     sleep: bool
+    vllm: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        check_handed_over("rollout.vllm", self.vllm)
 
 
 @section
@@ -194,8 +199,10 @@ class LearnerConfig:
     gradient_checkpointing: bool
     compile: bool
     lora: LoraConfig
+    deepspeed: dict[str, Any]
 
     def __post_init__(self) -> None:
+        check_handed_over("learner.deepspeed", self.deepspeed)
         way_out = "gathers weights layer by layer, around what is compiled; leave it out, or use learner.zero_stage=2"
         need(not self.compile or self.zero_stage < 3, "learner.compile", self.compile, f"learner.zero_stage=3 {way_out}")
 

@@ -35,7 +35,6 @@ PREFERENCE_PANELS = {
 IMITATION_PANELS = {
     "eval/actor/pg_loss": ("Loss, held out", "nats/token"),
     "actor/pg_loss": ("Loss, training", "nats/token"),
-    "actor/kl_k2": ("KL Divergence", "k2 against the initial model (nats/token)"),
     "actor/entropy": ("Entropy", "nats/token"),
 }
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from rlopt.config.passthrough import merged
 from rlopt.config.sections import LearnerConfig
 from rlopt.models.policy import Policy
 from rlopt.weight_sync.sender import TensorSpec, in_buckets
@@ -50,12 +51,12 @@ def trained_engine(policy: Policy, config: LearnerConfig, dtype: torch.dtype) ->
     """DeepSpeed's engine around a policy that learns with AdamW."""
     params = {"lr": config.lr, "betas": config.betas, "weight_decay": config.weight_decay, "torch_adam": True, "fused": True}
     learns = {"gradient_clipping": config.max_grad_norm, "optimizer": {"type": "AdamW", "params": params}}
-    return _engine(policy, config.zero_stage, _shared_config(config.zero_stage, dtype) | learns)
+    return _engine(policy, config.zero_stage, _shared_config(config, dtype) | learns)
 
 
 def frozen_engine(policy: Policy, config: LearnerConfig, dtype: torch.dtype) -> Any:
     """DeepSpeed's engine around a policy that does not learn, sharded as the trained one is."""
-    return _engine(policy, config.zero_stage, _shared_config(config.zero_stage, dtype))
+    return _engine(policy, config.zero_stage, _shared_config(config, dtype))
 
 
 def _engine(policy: Policy, zero_stage: int, config: dict[str, Any]) -> Any:
@@ -69,11 +70,11 @@ def _engine(policy: Policy, zero_stage: int, config: dict[str, Any]) -> Any:
     return engine
 
 
-def _shared_config(zero_stage: int, dtype: torch.dtype) -> dict[str, Any]:
-    zero: dict[str, Any] = {"stage": zero_stage}
-    if zero_stage == 3:
+def _shared_config(config: LearnerConfig, dtype: torch.dtype) -> dict[str, Any]:
+    zero: dict[str, Any] = {"stage": config.zero_stage}
+    if config.zero_stage == 3:
         zero["stage3_param_persistence_threshold"] = 0  # every weight is sharded, the small ones of tiny models too
-    return {
+    ours = {
         "train_micro_batch_size_per_gpu": 1,  # a formality: micro-batches are counted in tokens, not sequences
         "zero_optimization": zero,
         "zero_force_ds_cpu_optimizer": False,
@@ -82,6 +83,7 @@ def _shared_config(zero_stage: int, dtype: torch.dtype) -> dict[str, Any]:
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",
     }
+    return merged(ours, config.deepspeed)
 
 
 def gathered(named: list[tuple[str, torch.nn.Parameter]], zero_stage: int, bucket_bytes: int) -> Iterator[tuple[str, Tensor]]:

@@ -66,14 +66,17 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Plan:
-    """The settings of the loop. `old_logprobs`, `minibatches` and `kl_every` as in `conf/algo/_group_relative.yaml`."""
+    """The settings of the loop. `old_logprobs` and `minibatches` as in `conf/algo/_group_relative.yaml`.
+
+    `reference_every`: steps from one use of the reference to the next; 0: it is never needed.
+    """
 
     total_steps: int
     save_every: int
     record: bool
     old_logprobs: Literal["behavior", "proximal"]
     minibatches: int
-    kl_every: int
+    reference_every: int
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,7 @@ class Loop:
         """`_policy_logprobs`, and what each update of learner step `step` learns from."""
         policy = self._policy_logprobs(data.sequences)
         old_logprobs = policy if self.plan.old_logprobs == "proximal" else None
-        measured = self.plan.kl_every > 0 and step % self.plan.kl_every == 0
+        measured = self.plan.reference_every > 0 and step % self.plan.reference_every == 0
         reference = data.reference() if measured else None
         return policy, compute_advantages(
             data.sequences, old_logprobs, reference, self.objective, self.terms, self.plan.minibatches

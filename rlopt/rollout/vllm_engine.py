@@ -2,11 +2,12 @@
 
 import ctypes
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from rlopt.cluster.threads import cores, engine_threads
+from rlopt.config.passthrough import close
 from rlopt.config.sections import ClusterConfig, ModelConfig, RolloutConfig
 from rlopt.core.errors import RloptError
 from rlopt.models.loading import shape_of
@@ -93,23 +94,25 @@ async def start_engine(engine: EngineConfig, config: RolloutConfig) -> tuple[Any
 
     if engine.device == "cpu":
         cpu_fork.use()
-    llm = AsyncLLM.from_engine_args(
-        AsyncEngineArgs(
-            model=str(engine.folder),
-            dtype=engine.dtype,  # type: ignore[arg-type]
-            max_model_len=engine.max_model_len,
-            max_num_seqs=config.max_num_seqs + CANARY_PLACES,
-            tensor_parallel_size=config.tensor_parallel,
-            seed=engine.seed,
-            logprobs_mode="processed_logprobs",  # of the distribution sampled from, after temperature and top-p
-            enable_prefix_caching=False,
-            disable_log_stats=True,
-            scheduler_cls=SCHEDULER,
-            worker_extension_cls=CPU_WORKER if engine.device == "cpu" else GPU_WORKER,
-            weight_transfer_config={"backend": SHM_BACKEND if engine.backend == "shm" else engine.backend},  # type: ignore[arg-type]
-            **_device_arguments(engine, config),
-        )
-    )
+    known = {field.name for field in fields(AsyncEngineArgs)}
+    for name, value in config.vllm.items():
+        if name not in known:
+            raise RloptError(f"rollout.vllm.{name}={value}: vLLM has no such argument{close(name, known)}")
+    arguments = {
+        "model": str(engine.folder),
+        "dtype": engine.dtype,
+        "max_model_len": engine.max_model_len,
+        "max_num_seqs": config.max_num_seqs + CANARY_PLACES,
+        "tensor_parallel_size": config.tensor_parallel,
+        "seed": engine.seed,
+        "logprobs_mode": "processed_logprobs",  # of the distribution sampled from, after temperature and top-p
+        "enable_prefix_caching": False,
+        "disable_log_stats": True,
+        "scheduler_cls": SCHEDULER,
+        "worker_extension_cls": CPU_WORKER if engine.device == "cpu" else GPU_WORKER,
+        "weight_transfer_config": {"backend": SHM_BACKEND if engine.backend == "shm" else engine.backend},
+    }
+    llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments | _device_arguments(engine, config) | config.vllm))
     if engine.device == "cpu":
         await llm.collective_rpc("use_cpu_sampler")
     return llm, get_tokenizer(str(engine.folder))

@@ -18,8 +18,8 @@ class LearnerMemory:
 
     Attributes:
         weights: of the policy.
-        reference: of the frozen initial model; 0 with adapters, where that is the policy without them, and where KL is never
-            measured.
+        reference: of the frozen initial model; 0 with adapters, where that is the policy without them, and where none is
+            needed.
         gradients: as they are added up, in float32.
         optimizer: Adam's two moments, and a float32 master copy under bfloat16.
         activations: of a micro-batch of `learner.token_budget` tokens, kept for the backward pass, and its logits.
@@ -44,15 +44,15 @@ class EngineMemory:
     per_token: float
 
 
-def learner_memory(config: Config, shape: Shape, width: int) -> LearnerMemory:
-    """`width` is the bytes of a number of the model: 4 or 2."""
+def learner_memory(config: Config, shape: Shape, width: int, reference: bool) -> LearnerMemory:
+    """`width` is the bytes of a number of the model: 4 or 2; `reference`: whether there is one."""
     learner = config.learner
     share = [learner.workers if learner.zero_stage >= stage else 1 for stage in (3, 2, 1)]
     weights, adapters = shape.parameters * width, shape.trainable * width if learner.lora.rank else 0
     master = 4 if width == 2 else 0
     return LearnerMemory(
         weights=(weights + adapters) / share[0],
-        reference=0 if adapters or not config.kl_every else weights / share[0],
+        reference=0 if adapters or not reference else weights / share[0],
         gradients=shape.trainable * 4 / share[1],
         optimizer=shape.trainable * (8 + master) / share[2],
         activations=activations(shape, learner.token_budget, learner.logit_chunk, width, learner.gradient_checkpointing),
@@ -83,8 +83,8 @@ def engine_memory(config: Config, shape: Shape, width: int) -> EngineMemory:
     )
 
 
-def plan(config: Config, shape: Shape, precision: Precision) -> list[tuple[str, str]]:
-    """The plan of a run as (subject, text), from the config and the model's config alone."""
+def plan(config: Config, shape: Shape, precision: Precision, reference: bool) -> list[tuple[str, str]]:
+    """The plan of a run, with a `reference` or without, as (subject, text), from the config and the model's config alone."""
     width = precision.dtype.itemsize
     steps, data, algo = config.trainer.total_steps, config.data, config.algo
     lines = [("run", f"{algo.name} on {config.model.path}, {shape.parameters:,} parameters, {steps} steps")]
@@ -110,7 +110,7 @@ def plan(config: Config, shape: Shape, precision: Precision) -> list[tuple[str, 
             ("sync", f"every {config.sync.interval} step(s) by {config.sync_backend}, {_size(carried)} each, worst lag {lag}"),
             ("engines", _engines(config, engine_memory(config, shape, width))),
         ]
-    memory, learner = learner_memory(config, shape, width), config.learner
+    memory, learner = learner_memory(config, shape, width, reference), config.learner
     where = f"{config.cluster.gpus_per_learner:g} GPU" if config.cluster.gpus_per_learner else "CPU"
     parts = ", ".join(f"{name} {_size(value)}" for name, value in vars(memory).items())
     lines += [("learners", f"{learner.workers} of {where}, ZeRO {learner.zero_stage}: {_size(memory.total)} each ({parts})")]

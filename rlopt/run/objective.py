@@ -58,6 +58,13 @@ def make_objective(config: Config) -> Objective:
     return objective  # type: ignore[no-any-return]
 
 
+def reference_every(config: Config, objective: Objective) -> int:
+    """Steps from one use of the reference to the next; 0: it is never needed, and not loaded."""
+    if config.algo.group_relative:
+        return config.algo.group_relative.kl.every
+    return 0 if objective.traits.rows == "answers" else 1
+
+
 def make_terms(config: Config) -> LossTerms:
     """The loss terms that compose with the objective; none where rows are recorded."""
     shared, limit = config.algo.group_relative, config.rollout.max_new_tokens

@@ -68,7 +68,7 @@ def measure_trl(prepared: Prepared) -> PeerSpeed:
         "tokens": config.rollout.max_new_tokens,
         "temperature": config.rollout.temperature,
         "top_p": config.rollout.top_p,
-        "reference": config.kl_every > 0,
+        "reference": prepared.reference_every > 0,
     }
     return train_apart(job)
 

@@ -26,7 +26,7 @@ from rlopt.run.precision import dtype_of
 MAY_CHANGE = ("run", "trainer", "tracking", "cluster", "rollout.engines", "rollout.sleep", "algo.group_relative.kl.every")
 """Sections and keys that a resumed run may change; the others decide its numbers."""
 
-NEW_KEYS = {("learner", "compile"): False}
+NEW_KEYS = {("learner", "compile"): False, ("learner", "deepspeed"): {}, ("rollout", "vllm"): {}}
 """Keys that runs of earlier releases have not recorded, with what these did."""
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from rlopt.cluster.threads import cores
+from rlopt.config.passthrough import flat
 from rlopt.run.memory import learner_memory
 from rlopt.run.validate import Prepared
 
@@ -11,7 +12,7 @@ def summarize(prepared: Prepared) -> str:
     """The summary: steps, data, synchronization, workers, folder."""
     config, size = prepared.config, prepared.config.data.prompts_per_step
     shape, width = prepared.model.shape, prepared.model.dtype.itemsize
-    weights, needs = shape.parameters, learner_memory(config, shape, width)
+    weights, needs = shape.parameters, learner_memory(config, shape, width, prepared.reference_every > 0)
     memory = f"{(needs.total - needs.activations) / 2**20:.1f} MiB of weights, gradients and optimizer before activations"
     ranks_line = f"{config.learner.workers} learner rank(s), ZeRO {config.learner.zero_stage}, {memory}"
     lines, steps = list[str](), config.trainer.total_steps
@@ -49,6 +50,9 @@ def summarize(prepared: Prepared) -> str:
     if not (config.cluster.gpus_per_engine and config.cluster.gpus_per_learner):
         asked, given = f"cluster.cpu_threads={config.cluster.cpu_threads}, {cores()} core(s)", prepared.threads
         lines += [f"threads  {given.engine} of each engine, {given.learner} of each learner rank ({asked})"]
+    for name, settings in (("deepspeed", config.learner.deepspeed), ("vllm", config.rollout.vllm)):
+        if settings:
+            lines += [f"{name:<9} " + ", ".join(f"{key}={value}" for key, value in flat(settings))]
     if why := prepared.start.left_behind:
         lines += [f"continue from {prepared.start.resume}, without the samples that it had not learned from: {why}"]
     learn = f", {shape.trainable:,} of adapters learn" if config.learner.lora.rank else ""

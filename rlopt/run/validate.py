@@ -24,7 +24,7 @@ from rlopt.orchestrator.schedule import Schedule
 from rlopt.rewards.pool import load as load_reward
 from rlopt.run.datasets import RunData, load_data
 from rlopt.run.memory import plan
-from rlopt.run.objective import make_objective, make_terms
+from rlopt.run.objective import make_objective, make_terms, reference_every
 from rlopt.run.precision import Precision, choose
 from rlopt.run.resume import continued, find_resume, why_left_behind, write_config
 from rlopt.tracking.journal import TrainingBar
@@ -90,6 +90,11 @@ class Prepared:
         return Threads(engine_threads(asked, size, workers, cores()), learner_threads(asked, size, workers, cores()))
 
     @property
+    def reference_every(self) -> int:
+        """Steps from one use of the reference to the next; 0: there is none."""
+        return reference_every(self.config, self.objective)
+
+    @property
     def schedule(self) -> Schedule:
         return Schedule(self.config.sync.interval, self.config.sync.offset)
 
@@ -134,7 +139,7 @@ def dry_run(config: Config, console: Console) -> list[tuple[str, str]]:
     progress = TrainingBar(console, f"training {config.model.path} (once on this machine)")
     folder = find_model(config.model.path, progress) if tiny else config.model.path
     shape = shape_of(folder, config.learner.lora)
-    return plan(config, shape, choose(config, shape, None))
+    return plan(config, shape, choose(config, shape, None), reference_every(config, objective) > 0)
 
 
 def _check_best(config: Config, sets: list[str]) -> None:

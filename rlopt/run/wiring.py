@@ -9,6 +9,7 @@ import torch
 from rlopt.config.schema import Config
 from rlopt.core.samples import PendingRollouts, Prompt
 from rlopt.data.prompt_sampler import PromptSampler
+from rlopt.data.reference_scores import ReferenceScores
 from rlopt.evaluation.evaluator import Evaluator, sampling_specs
 from rlopt.orchestrator.async_sampling import AsyncPlan, AsyncSampler, streamed
 from rlopt.orchestrator.lockstep import LockstepSampler, restore_engines, sampled_groups
@@ -54,7 +55,7 @@ def make_loop(prepared: Prepared, workers: RunWorkers, journal: Journal) -> Loop
             record=config.run.record,
             old_logprobs=shared.old_logprobs if shared else "behavior",
             minibatches=shared.minibatches if shared else 1,
-            kl_every=config.kl_every,
+            reference_every=prepared.reference_every,
         ),
         objective=prepared.objective,
         terms=prepared.terms,
@@ -83,7 +84,7 @@ def _source(prepared: Prepared, workers: RunWorkers, journal: Journal) -> Source
             examples=recordings.train,
             held_out=recordings.held_out,
             prompt_sampler=PromptSampler(len(recordings.train), config.data.prompts_per_step, config.run.seed),
-            references=References(workers.learners.score_reference, lambda n, of: journal.say(f"reference: row {n} of {of}")),
+            references=_references(prepared, workers, journal) if prepared.reference_every else None,
             learners=workers.learners,
             objective=prepared.objective,
             terms=prepared.terms,
@@ -109,6 +110,14 @@ def _source(prepared: Prepared, workers: RunWorkers, journal: Journal) -> Source
         learners=workers.learners,
         evaluation=evaluation,
     )
+
+
+def _references(prepared: Prepared, workers: RunWorkers, journal: Journal) -> References:
+    run, resume = prepared.start.run, prepared.start.resume
+    about = {key: prepared.about[key] for key in ("tokenizer", "model", "temperature")}
+    origin = resume.resolve().parent.parent if resume else None
+    kept = ReferenceScores(run, about | {"dtype": prepared.model.precision.name}, origin)
+    return References(workers.learners.score_reference, kept, journal.say)
 
 
 def _evaluator(prepared: Prepared, engines: EnginePool, sync: Synchronizer) -> Evaluator:

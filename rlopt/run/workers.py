@@ -102,7 +102,7 @@ def _start_learners(prepared: Prepared, cluster: Cluster) -> Workers:
         dtype=prepared.model.dtype,
         device="cuda" if config.cluster.gpus_per_learner else "cpu",
         threads=prepared.threads.learner,
-        reference=config.kl_every > 0,
+        reference=prepared.reference_every > 0,
         temperature=config.rollout.temperature,
         total_steps=config.trainer.total_steps,
         objective=prepared.objective,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from builders import OBJECTIVE, group, prompt, terms
@@ -14,6 +15,7 @@ from rlopt.core.samples import Example, PendingRollouts
 from rlopt.core.table import SequenceTable, Update
 from rlopt.data.collate import tabulate_examples
 from rlopt.data.prompt_sampler import PromptSampler
+from rlopt.data.reference_scores import ReferenceScores
 from rlopt.objectives.dpo import DPO
 from rlopt.orchestrator.lockstep import LockstepSampler, sampled_groups
 from rlopt.orchestrator.loop import Loop, Plan
@@ -53,7 +55,7 @@ def make(
         restored=set(restored),
     )
     loop = Loop(
-        plan=plan or Plan(total, save_every, record=False, old_logprobs="behavior", minibatches=1, kl_every=1),
+        plan=plan or Plan(total, save_every, record=False, old_logprobs="behavior", minibatches=1, reference_every=1),
         objective=OBJECTIVE,
         terms=terms(),
         source=OnlineSource(Shares(2, 0, 0, 2), lockstep, None, None, trainer, evaluation),
@@ -141,7 +143,7 @@ def test_a_finished_run_is_extended_only_where_its_weights_are_still_there() -> 
 
 
 def test_the_policy_is_scored_once_a_step_where_the_anchor_is_proximal_and_every_update_gets_whole_groups() -> None:
-    plan = Plan(3, 0, record=False, old_logprobs="proximal", minibatches=2, kl_every=1)
+    plan = Plan(3, 0, record=False, old_logprobs="proximal", minibatches=2, reference_every=1)
     loop, _, trainer, _, _ = make(1, 0, total=3, plan=plan)
     given: list[list[Update]] = []
     trainer.update = lambda batches, step: given.append(batches) or {}  # type: ignore[method-assign,func-returns-value]
@@ -153,7 +155,7 @@ def test_the_policy_is_scored_once_a_step_where_the_anchor_is_proximal_and_every
 
 
 def test_the_policy_is_scored_before_it_learns_where_a_record_is_kept() -> None:
-    plan = Plan(2, 0, record=True, old_logprobs="behavior", minibatches=1, kl_every=1)
+    plan = Plan(2, 0, record=True, old_logprobs="behavior", minibatches=1, reference_every=1)
     loop, _, trainer, diary, _ = make(1, 0, total=2, plan=plan)
     loop.run(Position())
     assert [policy is not None for policy in diary.policies] == [True, True]
@@ -162,7 +164,7 @@ def test_the_policy_is_scored_before_it_learns_where_a_record_is_kept() -> None:
 
 @pytest.mark.parametrize(("every", "measured"), [(1, [1, 2, 3, 4, 5]), (2, [2, 4]), (0, [])])
 def test_the_reference_scores_only_the_steps_at_which_kl_is_measured(every: int, measured: list[int]) -> None:
-    plan = Plan(5, 0, record=False, old_logprobs="behavior", minibatches=1, kl_every=every)
+    plan = Plan(5, 0, record=False, old_logprobs="behavior", minibatches=1, reference_every=every)
     loop, _, trainer, _, _ = make(1, 0, total=5, plan=plan)
     given: dict[int, Update] = {}
     trainer.update = lambda batches, step: given.update({step: batches[0]}) or {}  # type: ignore[method-assign,func-returns-value]
@@ -206,18 +208,20 @@ def test_a_run_continues_from_a_checkpoint_with_samples_of_engines_restored_off_
     assert [row["version"] for row in resumed.rows] == [row["version"] for row in diary.rows[3:]] == [2, 4, 4, 4, 4]
 
 
-def test_recorded_rows_are_scored_by_the_reference_once_and_held_out_ones_measured_on_time() -> None:
-    rows = [Example(prompt(f"row {i}"), ((7, 8), (9,))) for i in range(3)]
+def run_rows(folder: Path, total: int, reference: bool = True) -> tuple[Trainer, Diary]:
+    """Three rows of two answers, two rows a step, and a held-out one measured every four steps."""
+    rows = [Example(prompt(f"row {i}"), ((7, 8), (9 + i,))) for i in range(3)]
     diary, trainer = Diary(), Trainer(Engines())
     objective = DPO(beta=0.1, label_smoothing=0.0)
+    references = References(trainer.score_reference, ReferenceScores(folder, {}, None), lambda _: None)
     source = RecordedSource(
         examples=rows, held_out=[Example(prompt("held out"), ((1,), (2,)))], prompt_sampler=PromptSampler(3, 2, seed=1),
-        references=References(trainer.score_reference, lambda *_: None), learners=trainer,
+        references=references if reference else None, learners=trainer,
         objective=objective, terms=terms(off_policy=False),
-        eval_every=4, total_steps=7,
+        eval_every=4, total_steps=total,
     )  # fmt: skip
     Loop(
-        Plan(7, 0, False, "behavior", 1, 1),
+        Plan(total, 0, False, "behavior", 1, int(reference)),
         objective,
         terms(off_policy=False),
         source,
@@ -227,20 +231,37 @@ def test_recorded_rows_are_scored_by_the_reference_once_and_held_out_ones_measur
         lambda _: False,
         lambda: False,
     ).run(Position())
-    assert trainer.scored == [("reference", 2 * 4)]  # two answers each of three rows and the held-out one
+    return trainer, diary
+
+
+def test_recorded_rows_are_scored_by_the_reference_when_first_needed_and_held_out_ones_measured_on_time(tmp_path: Path) -> None:
+    trainer, diary = run_rows(tmp_path, 7)
+    # Two rows of two answers in step 1, the third in step 2 beside one that is known; the held-out one after step 4.
+    assert trainer.scored == [("reference", 4), ("reference", 2), ("reference", 2)]
     assert [row["step"] for row in diary.rows if "eval/preference/margin" in row] == [4, 7]
     assert [row["data/epoch"] for row in diary.rows] == [0, 1, 1, 2, 3, 3, 4]
     assert "eval/actor/entropy" not in diary.rows[-1]
 
 
-def test_a_row_keeps_its_own_reference_whatever_the_batch_it_comes_in() -> None:
+def test_a_run_that_goes_on_scores_no_row_twice(tmp_path: Path) -> None:
+    assert run_rows(tmp_path, 1)[0].scored == [("reference", 4), ("reference", 2)]  # and the held-out one at the last step
+    assert run_rows(tmp_path, 7)[0].scored == [("reference", 2)]
+
+
+def test_rows_that_need_no_reference_are_not_scored_by_one(tmp_path: Path) -> None:
+    trainer, diary = run_rows(tmp_path, 4, reference=False)
+    assert not trainer.scored
+    assert "eval/preference/margin" in diary.rows[-1]
+
+
+def test_a_row_keeps_its_own_reference_whatever_the_batch_it_comes_in(tmp_path: Path) -> None:
     def own_ids(sequences: SequenceTable) -> Tensor:
         rows = sequences.padded()
         return rows.token_ids * rows.mask
 
     rows = [Example(prompt("a", 1), ((7, 8), (9,))), Example(prompt("b", 3), ((1,), (2, 3, 4)))]
-    references = References(own_ids, lambda *_: None)
-    references.score(rows)
+    references = References(own_ids, ReferenceScores(tmp_path, {}, None), lambda _: None)
+    references.of(rows, tabulate_examples(rows))
     turned = [rows[1], rows[0]]
     sequences = tabulate_examples(turned)
     testing.assert_close(references.of(turned, sequences), own_ids(sequences))

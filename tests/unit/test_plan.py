@@ -16,6 +16,7 @@ from rlopt.config.sections import LoraConfig
 from rlopt.models.loading import Shape, shape_of
 from rlopt.models.policy import Policy
 from rlopt.run.memory import GIB, activations, engine_memory, learner_memory
+from rlopt.run.objective import make_objective, reference_every
 from rlopt.run.validate import dry_run
 
 # As published with the models: hidden, intermediate, layers, heads, heads of keys and values, vocabulary, tied, parameters.
@@ -85,7 +86,7 @@ def test_every_recipe_is_tried() -> None:
 def test_memory_of_an_8b_model_on_four_ranks_by_hand(folders: dict[str, Path]) -> None:
     model = "meta-llama/Llama-3.1-8B-Instruct"
     config = compose("+experiment=[math_llama3.1_8b,one_node]", "+algo=grpo", f"model.path={folders[model]}")
-    memory = learner_memory(config, shape_of(folders[model], FULL), 2)
+    memory = learner_memory(config, shape_of(folders[model], FULL), 2, True)
     eight = 8_030_261_248 / 4
     assert (memory.weights, memory.reference, memory.gradients) == (eight * 2, eight * 2, eight * 4)
     assert memory.optimizer == eight * 12  # a float32 master copy and two moments
@@ -96,10 +97,26 @@ def test_memory_of_an_8b_model_on_four_ranks_by_hand(folders: dict[str, Path]) -
     assert engine_memory(config, shape_of(folders[model], FULL), 2).per_token == 2 * 32 * 8 * 128 * 2
 
 
-def test_a_run_that_never_measures_kl_holds_no_reference(folders: dict[str, Path]) -> None:
-    shape = shape_of(folders[next(iter(MODELS))], FULL)
-    never, always = (learner_memory(compose("+algo=grpo", f"algo.kl.every={every}"), shape, 4) for every in (0, 2))
+def test_a_run_without_a_reference_holds_none(folders: dict[str, Path]) -> None:
+    shape, config = shape_of(folders[next(iter(MODELS))], FULL), compose("+algo=grpo")
+    never, always = (learner_memory(config, shape, 4, reference) for reference in (False, True))
     assert (never.reference, always.reference) == (0, shape.parameters * 4)
+
+
+@pytest.mark.parametrize(
+    ("keys", "every"),
+    [
+        (["+algo=grpo"], 1),
+        (["+algo=grpo", "algo.kl.every=5"], 5),
+        (["+algo=grpo", "algo.kl.every=0"], 0),
+        (["+algo=dpo", "data.train=x"], 1),
+        (["+algo=step_dpo", "data.train=x"], 1),
+        (["+algo=sft", "data.train=x"], 0),
+    ],
+)
+def test_the_reference_is_there_for_objectives_that_need_it(keys: list[str], every: int) -> None:
+    config = compose(*keys)
+    assert reference_every(config, make_objective(config)) == every
 
 
 def test_adapters_spare_the_reference_the_optimizer_and_what_is_sent(folders: dict[str, Path]) -> None:
@@ -107,7 +124,7 @@ def test_adapters_spare_the_reference_the_optimizer_and_what_is_sent(folders: di
     config = compose("+experiment=[gsm8k_qwen2.5_1.5b,one_gpu,lora]", "+algo=grpo", f"model.path={folders[model]}")
     # 28 blocks: q and o are 1,536 x 1,536, k and v 1,536 x 256, the feed-forward part three times 1,536 x 8,960; rank 32.
     adapters = 28 * 32 * (2 * (1536 + 1536) + 2 * (1536 + 256) + 3 * (1536 + 8960))
-    memory = learner_memory(config, shape_of(folders[model], config.learner.lora), 2)
+    memory = learner_memory(config, shape_of(folders[model], config.learner.lora), 2, True)
     assert memory.weights == (1_543_714_304 + adapters) * 2
     assert (memory.reference, memory.gradients, memory.optimizer) == (0, adapters * 4, adapters * 12)
     lines = dict(dry_run(config, Console()))
@@ -121,7 +138,7 @@ def test_zero_stages_share_optimizer_then_gradients_then_weights(folders: dict[s
     found = []
     for stage in range(4):
         config = compose("+algo=grpo", "learner.workers=2", f"learner.zero_stage={stage}")
-        memory = learner_memory(config, shape, 4)
+        memory = learner_memory(config, shape, 4, True)
         found.append((memory.weights, memory.reference, memory.gradients, memory.optimizer))
     assert found == [(32, 32, 32, 64), (32, 32, 32, 32), (32, 32, 16, 32), (16, 16, 16, 32)]
 

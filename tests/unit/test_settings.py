@@ -194,6 +194,20 @@ def test_the_defaults_are_samplers_that_are_20_steps_behind() -> None:
             ["+algo=grpo", "learner.compile=true", "learner.zero_stage=3"],
             "learner.compile=True: learner.zero_stage=3 gathers weights layer by layer, around what is compiled; leave it out",
         ),
+        (
+            ["+algo=grpo", "+learner.deepspeed.zero_optimization.stage=2"],
+            "learner.deepspeed.zero_optimization.stage=2: is set by learner.zero_stage; drop it here",
+        ),
+        (
+            ["+algo=grpo", "+learner.deepspeed.optimizer.params.lr=2"],
+            "learner.deepspeed.optimizer.params.lr=2: is set by learner.lr, learner.betas and learner.weight_decay; drop it",
+        ),
+        (
+            ["+algo=grpo", "+learner.deepspeed.zero_optimisation.overlap_comm=false"],
+            "learner.deepspeed.zero_optimisation.overlap_comm=False: DeepSpeed has no zero_optimisation, did you mean "
+            "zero_optimization",
+        ),
+        (["+algo=grpo", "+rollout.vllm.max_num_seqs=8"], "rollout.vllm.max_num_seqs=8: is set by rollout.max_num_seqs; drop"),
         (["+algo=grpo", "algo.group_size=1"], "algo.group_size=1: advantages are relative to the group"),
         (["+algo=grpo", "sync.backend=nccl"], "sync.backend=nccl: needs engines on GPUs"),
     ],

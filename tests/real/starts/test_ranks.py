@@ -67,6 +67,7 @@ class Found:
         one: what one rank learned, without and with adapters.
         compiled: as `one`, with compiled layers.
         two: what two ranks learned, by cut.
+        handed_over, refused: the same with settings of DeepSpeed's, one of them unknown to it.
         halves: what two ranks learned in bfloat16, by ZeRO stage and micro-batches per rank: that many copies of one, each
             with its share.
         went_on: two ranks that learned, saved, learned on, and a second time from what they saved.
@@ -75,6 +76,8 @@ class Found:
     one: list[Learned | str]
     compiled: list[Learned | str]
     two: dict[Cut, Learned | str]
+    handed_over: Learned | str
+    refused: Learned | str
     halves: dict[tuple[int, int], Learned | str]
     went_on: dict[str, Learned | str]
 
@@ -104,9 +107,21 @@ def found(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Found:
     kept = {f"{cut}, float32": case(folder, cut, 2) for cut in KEPT}
     kept |= {f"ZeRO {zero}, bfloat16": replace(case(folder, KEPT[2 * zero], 2), dtype=torch.bfloat16) for zero in STAGES}
     kept = {name: replace(case, kept=tmp_path_factory.mktemp("kept")) for name, case in kept.items()}
-    learned = iter(learn([*cuts.values(), *halves.values(), *kept.values()], 2))
+    plain, settings = cuts[Cut(2, "one chunk each", False, 0)], {"reduce_bucket_size": 1000, "overlap_comm": False}
+    given, unknown = (
+        replace(plain, config=replace(plain.config, deepspeed={"zero_optimization": each}))
+        for each in (settings | {"offload_optimizer": {"device": "cpu"}}, {"reduce_bucket_seize": 1})
+    )
+    learned = iter(learn([*cuts.values(), *halves.values(), *kept.values(), given, unknown], 2))
     two, pieces, again = ({name: next(learned) for name in cases} for cases in (cuts, halves, kept))
-    return Found(one, compiled, two, pieces, again)
+    return Found(one, compiled, two, next(learned), next(learned), pieces, again)
+
+
+def test_settings_that_are_handed_to_deepspeed_reach_it_and_change_no_number(found: Found) -> None:
+    handed_over, plain = found.handed_over, found.two[Cut(2, "one chunk each", False, 0)]
+    both_learned_alike(plain, handed_over)
+    assert isinstance(found.refused, str)
+    assert "reduce_bucket_seize" in found.refused
 
 
 @pytest.mark.parametrize("cut", CUTS, ids=str)
