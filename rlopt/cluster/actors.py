@@ -16,9 +16,10 @@ from typing import Any
 
 import ray
 from ray.util import get_node_ip_address
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from rlopt.cluster import fork_server
+from rlopt.cluster.placement import Demand, shortage
 from rlopt.config.sections import ClusterConfig
 from rlopt.core.errors import RloptError, first_line
 
@@ -30,6 +31,9 @@ GONE = (
     ray.exceptions.NodeDiedError,
 )
 """What Ray raises when a worker, its node or an answer of it is gone."""
+
+ANY = -1
+"""A place in what was reserved: any that has room."""
 
 
 class Stalled(RloptError):
@@ -168,7 +172,9 @@ class Cluster:
     """A Ray cluster: one of our own on this machine, or one that runs already."""
 
     def __init__(self, config: ClusterConfig) -> None:
-        self._config, self._placed = config, 0
+        self._config, self._placed, self._engines = config, 0, 0
+        self._demand: Demand | None = None  # this and the next by reserve
+        self._reserved: Any = None
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         on_sigterm = signal.getsignal(signal.SIGTERM)
         common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "namespace": "rlopt"}
@@ -199,21 +205,75 @@ class Cluster:
                 ) from error
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own in place, which leaves no time to close workers
 
-    def workers(self, who: str, cls: type, gpus: float, env: dict[str, str], *each: Iterable[Any]) -> Workers:
+    def reserve(self, demand: Demand) -> None:
+        """Take the GPUs of the learner ranks on as few nodes as possible; where engines share them, those of the pairs.
+
+        Raises:
+            RloptError: the cluster can never have room for all workers.
+            Stalled: others use its GPUs, and gave none back before the deadline.
+        """
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        here = {f"{node['NodeManagerHostname']} {node['NodeID'][:6]}": node["Resources"].get("GPU", 0.0) for node in nodes}
+        if short := shortage(demand, here):
+            raise RloptError(f"cluster.address={self._config.address}: {short}; ask for less, or add nodes")
+        self._demand = demand
+        if not demand.bundles:
+            return
+        self._reserved = ray.util.placement_group(demand.bundles, strategy="PACK")
+        if not self._reserved.wait(self._config.start_deadline_s):
+            free = ray.available_resources().get("GPU", 0.0)
+            raise Stalled(
+                f"cluster.start_deadline_s={self._config.start_deadline_s:g}: {len(demand.bundles)} GPU(s) for learner ranks "
+                f"were not free in time, {free:g} are; end what uses them, or wait longer"
+            )
+
+    def learners(self, cls: type, env: dict[str, str], *each: Iterable[Any]) -> Workers:
+        """As `workers`, on what was reserved."""
+        assert self._demand, "reserve comes first"
+        places = range(len(each)) if self._reserved else None
+        return self.workers("learner", cls, self._demand.gpus_per_learner, env, *each, places=places)
+
+    def engines(self, who: str, cls: type, env: dict[str, str], *each: Iterable[Any]) -> Workers:
+        """As `workers`, on the GPUs that `reserve` was told of.
+
+        Where engines share cards with learner ranks, the first ones have a card each, and one that comes later has that of one
+        that is gone.
+        """
+        demand = self._demand
+        assert demand, "reserve comes first"
+        numbers = range(self._engines, self._engines + len(each))
+        self._engines += len(each)
+        places = [number if number < demand.engines else ANY for number in numbers] if demand.shared else None
+        return self.workers(who, cls, demand.gpus_per_engine, env, *each, places=places)
+
+    def workers(
+        self,
+        who: str,
+        cls: type,
+        gpus: float,
+        env: dict[str, str],
+        *each: Iterable[Any],
+        places: Iterable[int] | None = None,
+    ) -> Workers:
         """Actors of `cls`, spread over the nodes; `each` are the constructor's arguments of one after another.
 
         CPU threads are a matter of `env`, not of Ray's resources: two workers may share a core on a laptop.
+
+        Args:
+            places: of each, in what was reserved.
         """
         remote = ray.remote(cls)
         common: dict[str, Any] = {"num_cpus": 0, "num_gpus": gpus, "runtime_env": {"env_vars": env}, "max_restarts": 0}
-        handles = [remote.options(**common, scheduling_strategy=self._place(gpus)).remote(*arguments) for arguments in each]
+        ways = [self._place(gpus) for _ in each] if places is None else [self._on(place) for place in places]
+        made = [remote.options(**common, scheduling_strategy=way) for way in ways]
+        handles = [actor.remote(*arguments) for actor, arguments in zip(made, each, strict=True)]
         return Workers(who, handles, self._config.step_deadline_s)
 
-    def _place(self, gpus: float) -> Any:
-        """Where the next actor is placed: spread over the nodes.
+    def _on(self, place: int) -> PlacementGroupSchedulingStrategy:
+        return PlacementGroupSchedulingStrategy(self._reserved, placement_group_bundle_index=place)
 
-        Not by a placement group: its bundles need resources, these actors have none, and engines come one at a time.
-        """
+    def _place(self, gpus: float) -> Any:
+        """Where the next actor is placed if nothing is reserved for it: spread over the nodes."""
         if gpus:
             return "SPREAD"
         nodes = sorted(node["NodeID"] for node in ray.nodes() if node["Alive"])

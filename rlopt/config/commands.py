@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from rlopt.config.bounds import AtLeastOne, Seed
+from rlopt.config.schema import check_whole_cards
 from rlopt.config.sections import (
     ClusterConfig,
     DataConfig,
@@ -84,6 +85,7 @@ class PairsJob:
 
 def check_no_learner(cluster: ClusterConfig, rollout: RolloutConfig) -> None:
     """Refuse keys that have no effect in a command without a learner."""
+    check_whole_cards(rollout, cluster)
     ranks = cluster.gpus_per_learner
     need(ranks == 0, "cluster.gpus_per_learner", ranks, "there is no learner here; leave it out")
     need(not rollout.sleep, "rollout.sleep", rollout.sleep, "there is no learner here to make room for; leave it out")

@@ -44,6 +44,8 @@ class Config:
 
     def __post_init__(self) -> None:
         self._check_shares()
+        check_whole_cards(self.rollout, self.cluster)
+        self._check_shared_cards()
         rows = self.algo.group_relative is None and isinstance(self.data.eval, list)
         need(not rows, "data.eval", self.data.eval, "recorded rows are held out in one file; give one")
         best = self.trainer.best
@@ -79,6 +81,18 @@ class Config:
             self.sync.backend,
             "adapters (learner.lora) travel through shared memory; leave it out",
         )
+
+    def _check_shared_cards(self) -> None:
+        """An engine that has a share of a card gets weights from the learner rank that has the rest of it."""
+        engine, learner = self.cluster.gpus_per_engine, self.cluster.gpus_per_learner
+        if not (self.samples and 0 < engine < 1):
+            return
+        fits = 0 < learner <= 1 - engine + 1e-9
+        way_out = f"shares a card with a learner rank, which has {learner}; make it 1 in all, such as 0.4 and 0.6"
+        need(fits, "cluster.gpus_per_engine", engine, way_out)
+        engines, ranks = self.rollout.engines, self.learner.workers
+        way_out = f"share cards with learner ranks, of which there are {ranks}; use at most that, or whole cards for engines"
+        need(engines <= ranks, "rollout.engines", engines, way_out)
 
     def _check_shares(self) -> None:
         steps, lag = self.data.prompts_per_step, self.sync.max_lag
@@ -148,3 +162,14 @@ class Config:
         if not self.cluster.gpus_per_engine or self.learner.lora.rank:
             return "shm"
         return "ipc" if self.cluster.gpus_per_engine < 1 else "nccl"
+
+
+def check_whole_cards(rollout: RolloutConfig, cluster: ClusterConfig) -> None:
+    """Refuse an engine of several ranks on shares of cards: Ray would give it one card."""
+    gpus = cluster.gpus_per_engine
+    need(
+        rollout.tensor_parallel == 1 or gpus in (0, 1),
+        "cluster.gpus_per_engine",
+        gpus,
+        f"each of the rollout.tensor_parallel={rollout.tensor_parallel} ranks of an engine needs one whole GPU; set it to 1",
+    )

@@ -288,3 +288,7 @@ class ClusterConfig:
     gpus_per_learner: Gpus
     start_deadline_s: Seconds
     step_deadline_s: Seconds
+
+    def __post_init__(self) -> None:
+        way_out = "a rank computes on one GPU; set it to 1, and have more ranks (learner.workers)"
+        need(self.gpus_per_learner <= 1, "cluster.gpus_per_learner", self.gpus_per_learner, way_out)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from rlopt.cluster.actors import Cluster
+from rlopt.cluster.placement import Demand
 from rlopt.config.commands import EvaluateJob
 from rlopt.core.atomic_write import write_whole
 from rlopt.core.errors import RloptError
@@ -93,6 +94,8 @@ def _ask(job: EvaluateJob, folder: Path, sets: Mapping[str, Loaded], console: Co
     progress = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
     try:
         with console.status("starting engines"):
+            gpus_per_engine = job.cluster.gpus_per_engine * job.rollout.tensor_parallel
+            cluster.reserve(Demand(job.rollout.engines, gpus_per_engine, 0, 0.0))
             spawn = spawner(cluster, job.cluster, engine, job.rollout, job.reward, 1)
             engines = EnginePool(spawn, job.rollout.engines, job.cluster.start_deadline_s)
             engines.join_all()

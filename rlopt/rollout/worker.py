@@ -213,12 +213,12 @@ def spawner(
     cluster: Cluster, config: ClusterConfig, engine: EngineConfig, rollout: RolloutConfig, reward: RewardConfig, group_size: int
 ) -> Callable[[str, int], Workers]:
     """A function that makes the actors of engines, which are not started yet."""
-    gpus, env = config.gpus_per_engine * rollout.tensor_parallel, environment(config)
-    if not gpus:
+    env = environment(config)
+    if not config.gpus_per_engine:
         env |= fork_server.variables(first="rlopt.rollout.cpu_fork:fork_here")
 
     def spawn(name: str, count: int) -> Workers:
-        return cluster.workers(name, RolloutWorker, gpus, env, *[[engine, rollout, reward, group_size]] * count)
+        return cluster.engines(name, RolloutWorker, env, *[[engine, rollout, reward, group_size]] * count)
 
     return spawn
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from rlopt.cluster.actors import Cluster, Pending, Workers, close_all
 from rlopt.cluster.environment import environment
+from rlopt.cluster.placement import Demand
 from rlopt.core.samples import PendingRollouts
 from rlopt.learner.group import Learners
 from rlopt.learner.worker import LearnerSetup, LearnerWorker
@@ -32,6 +33,7 @@ class RunWorkers:
     def start(self) -> None:
         """Start loading engines and learners, in parallel; `join` waits for them."""
         config, deadline = self._prepared.config, self._prepared.config.cluster.start_deadline_s
+        self._cluster.reserve(_demand(self._prepared))
         if self._prepared.data.prompts:
             self.engines = EnginePool(_spawner(self._prepared, self._cluster), config.rollout.engines, deadline)
         self._ranks = _start_learners(self._prepared, self._cluster)
@@ -118,4 +120,11 @@ def _start_learners(prepared: Prepared, cluster: Cluster) -> Workers:
     env = environment(config.cluster)
     if not config.cluster.gpus_per_learner:
         env["DS_ACCELERATOR"] = "cpu"
-    return cluster.workers("learner", LearnerWorker, config.cluster.gpus_per_learner, env, *arguments)
+    return cluster.learners(LearnerWorker, env, *arguments)
+
+
+def _demand(prepared: Prepared) -> Demand:
+    config = prepared.config
+    engines = config.rollout.engines if prepared.data.prompts else 0
+    gpus_per_engine = config.cluster.gpus_per_engine * config.rollout.tensor_parallel
+    return Demand(engines, gpus_per_engine, config.learner.workers, config.cluster.gpus_per_learner)

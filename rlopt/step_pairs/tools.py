@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rlopt.cluster.actors import Cluster, Workers
+from rlopt.cluster.placement import Demand
 from rlopt.config.commands import PairsJob
 from rlopt.core.errors import Fault
 from rlopt.core.requests import Answer, Continuation
@@ -55,6 +56,8 @@ class PairTools:
         engine = EngineConfig.without_learner(
             self._source.folder, job.model, job.cluster, job.rollout.engines, self._source.longest, job.run.seed
         )
+        gpus_per_engine = job.cluster.gpus_per_engine * job.rollout.tensor_parallel
+        self._cluster.reserve(Demand(job.rollout.engines, gpus_per_engine, 0, 0.0))
         spawn = spawner(self._cluster, job.cluster, engine, job.rollout, job.reward, job.pairs.attempts)
         engines = spawn("engine", job.rollout.engines)
         self._open.append(engines)

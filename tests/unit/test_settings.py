@@ -208,6 +208,23 @@ def test_the_defaults_are_samplers_that_are_20_steps_behind() -> None:
             "zero_optimization",
         ),
         (["+algo=grpo", "+rollout.vllm.max_num_seqs=8"], "rollout.vllm.max_num_seqs=8: is set by rollout.max_num_seqs; drop"),
+        (
+            ["+algo=grpo", "cluster.gpus_per_engine=0.5", "cluster.gpus_per_learner=1"],
+            "cluster.gpus_per_engine=0.5: shares a card with a learner rank, which has 1.0; make it 1 in all",
+        ),
+        (["+algo=grpo", "cluster.gpus_per_engine=0.5"], "cluster.gpus_per_engine=0.5: shares a card with a learner rank"),
+        (
+            ["+algo=grpo", "cluster.gpus_per_engine=0.4", "cluster.gpus_per_learner=0.6", "rollout.engines=2"],
+            "rollout.engines=2: share cards with learner ranks, of which there are 1; use at most that",
+        ),
+        (
+            ["+algo=grpo", "cluster.gpus_per_engine=0.4", "cluster.gpus_per_learner=0.6", "rollout.tensor_parallel=2"],
+            "cluster.gpus_per_engine=0.4: each of the rollout.tensor_parallel=2 ranks of an engine needs one whole GPU",
+        ),
+        (
+            ["+algo=grpo", "cluster.gpus_per_engine=1", "cluster.gpus_per_learner=2"],
+            "cluster.gpus_per_learner=2.0: a rank computes on one GPU; set it to 1, and have more ranks (learner.workers)",
+        ),
         (["+algo=grpo", "algo.group_size=1"], "algo.group_size=1: advantages are relative to the group"),
         (["+algo=grpo", "sync.backend=nccl"], "sync.backend=nccl: needs engines on GPUs"),
     ],
@@ -220,7 +237,9 @@ def test_a_wrong_setting_is_refused_in_one_line_with_key_value_and_way_out(overr
 
 
 def test_auto_takes_shared_memory_without_gpus_ipc_on_a_shared_one_and_nccl_on_separate_ones() -> None:
-    backends = [compose("+algo=grpo", f"cluster.gpus_per_engine={gpus}").sync_backend for gpus in (0.0, 0.5, 1.0)]
+    cards = ((0.0, 0.0), (0.9, 0.1), (1.0, 1.0))
+    keys = [(f"cluster.gpus_per_engine={engine}", f"cluster.gpus_per_learner={rank}") for engine, rank in cards]
+    backends = [compose("+algo=grpo", *each).sync_backend for each in keys]
     assert backends == ["shm", "ipc", "nccl"]
 
 

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from ray.cluster_utils import Cluster as Nodes
 
 from rlopt.cluster.actors import Cluster, Inbox, Lost, Pending, Stalled
+from rlopt.cluster.placement import Demand
 from rlopt.config.sections import ClusterConfig
 from rlopt.core.errors import RloptError
 from rlopt.weight_sync.engine_client import EngineClient
@@ -30,8 +32,8 @@ def config(address: str) -> ClusterConfig:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    nodes.add_node(num_cpus=1)
+    nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 2, "include_dashboard": False})
+    nodes.add_node(num_cpus=1, num_gpus=2)  # Ray counts GPUs, and does not look for them
     joined = Cluster(config(nodes.address))
     yield joined
     joined.close()
@@ -90,6 +92,17 @@ class Engine:
     def report(self) -> tuple[str, int, list[str], float]:
         node = ray.get_runtime_context().get_node_id()
         return node, self.remote_buckets, self.versions, float(sum(t.sum() for t in self.tensors.values()))
+
+    def close(self) -> None:
+        pass
+
+
+class Card:
+    """Says which card it was given."""
+
+    def card(self) -> tuple[str, list[int]]:
+        context = ray.get_runtime_context()
+        return context.get_node_id(), context.get_accelerator_ids()["GPU"]
 
     def close(self) -> None:
         pass
@@ -175,6 +188,52 @@ def test_an_engine_that_is_dead_gets_no_further_verb_and_the_others_get_theirs(c
     sender.send_weights()
     assert (client.faults, ray.get(workers.handles[1].report.remote())[2]) == ({}, ["7", "8"])
     workers.close()
+
+
+def test_engines_and_learner_ranks_that_share_cards_are_paired_and_a_later_engine_has_the_card_of_one_that_is_gone(
+    cluster: Cluster,
+) -> None:
+    cluster.reserve(Demand(engines=3, gpus_per_engine=0.4, learners=3, gpus_per_learner=0.6))
+    engines = [cluster.engines(f"engine {number}", Card, PATHS, []) for number in range(3)]  # first, as in a run
+    learners = cluster.learners(Card, PATHS, [], [], [])
+    cards = learners.call("card")
+    assert len({str(card) for card in cards}) == 3
+    assert [engine.call("card")[0] for engine in engines] == cards
+    engines[1].close()
+    later = cluster.engines("engine 3", Card, PATHS, [])
+    assert later.call("card") == [cards[1]]
+    for workers in (engines[0], engines[2], later, learners):
+        workers.close()
+    ray.util.remove_placement_group(cluster._reserved)
+
+
+def test_learner_ranks_are_on_as_few_nodes_as_possible_and_engines_whole_on_another(cluster: Cluster) -> None:
+    cluster.reserve(Demand(engines=1, gpus_per_engine=2.0, learners=2, gpus_per_learner=1.0))
+    engine, learners = cluster.engines("engine 0", Card, PATHS, []), cluster.learners(Card, PATHS, [], [])
+    ((home, cards),) = engine.call("card")
+    assert len(cards) == 2
+    ranks = learners.call("card")
+    assert len({node for node, _ in ranks} | {home}) == 2
+    assert sorted(card for _, [card] in ranks) == ["0", "1"]
+    engine.close()
+    learners.close()
+    ray.util.remove_placement_group(cluster._reserved)
+
+
+def test_what_a_cluster_can_never_place_is_refused_with_what_it_has(cluster: Cluster) -> None:
+    why = r"4 engine\(s\) of 1 and 1 learner rank\(s\) of 1 need 5 GPU\(s\), and the cluster has 4 \("
+    with pytest.raises(RloptError, match=why):
+        cluster.reserve(Demand(engines=4, gpus_per_engine=1.0, learners=1, gpus_per_learner=1.0))
+
+
+def test_gpus_that_others_use_are_waited_for_until_the_deadline(cluster: Cluster) -> None:
+    other = ray.util.placement_group([{"GPU": 1.0}] * 3)
+    assert other.wait(60)
+    cluster._config = replace(cluster._config, start_deadline_s=1.0)
+    with pytest.raises(Stalled, match=r"start_deadline_s=1: 2 GPU\(s\) for learner ranks were not free in time, 1 are"):
+        cluster.reserve(Demand(engines=0, gpus_per_engine=0.0, learners=2, gpus_per_learner=1.0))
+    ray.util.remove_placement_group(other)
+    ray.util.remove_placement_group(cluster._reserved)
 
 
 def test_an_address_where_no_cluster_answers_is_refused() -> None:
