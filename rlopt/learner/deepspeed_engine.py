@@ -3,6 +3,8 @@
 import os
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -84,6 +86,35 @@ def _shared_config(config: LearnerConfig, dtype: torch.dtype) -> dict[str, Any]:
         "communication_data_type": "fp32",
     }
     return merged(ours, config.deepspeed)
+
+
+@contextmanager
+def sharded_at_once(config: LearnerConfig, dtype: torch.dtype) -> Iterator[None]:
+    """In here transformers makes models that ZeRO-3 shards layer by layer as they are made: no rank ever holds a whole one.
+
+    A collective, as making the model is. Below ZeRO-3 it does nothing.
+    """
+    if config.zero_stage < 3:
+        yield
+        return
+    from transformers.integrations import deepspeed as knows
+
+    told = _Told(_shared_config(config, dtype))  # transformers keeps a weak reference to it
+    knows.set_hf_deepspeed_config(told)
+    try:
+        yield
+    finally:
+        knows.unset_hf_deepspeed_config()
+
+
+@dataclass(eq=False)
+class _Told:
+    """What transformers asks of its `HfDeepSpeedConfig`, which needs another package."""
+
+    config: dict[str, Any]
+
+    def is_zero3(self) -> bool:
+        return True
 
 
 def gathered(named: list[tuple[str, torch.nn.Parameter]], zero_stage: int, bucket_bytes: int) -> Iterator[tuple[str, Tensor]]:

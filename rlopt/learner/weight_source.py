@@ -42,12 +42,11 @@ class WeightSource:
             dtype: of the weights in `hf/`.
         """
         adapted = self.config.lora.rank > 0
-        learned = {name: tensor.to("cpu", copy=True) for name, tensor in self._gathered(self.learned())}
-        weights = learned
-        if adapted:
-            frozen = ((name, tensor.cpu()) for name, tensor in self._gathered(lora.split(self.lm)[0]))
-            weights = {n: t.clone() for n, t in lora.merged(frozen, dict(lora.scaled(learned.items(), self._scale)))}
+        learned = _on_rank_0(self._gathered(self.learned()), rank)
+        frozen = _on_rank_0(self._gathered(lora.split(self.lm)[0]), rank) if adapted else {}
         if rank == 0:
+            scaled = dict(lora.scaled(learned.items(), self._scale))
+            weights = dict(lora.merged(frozen.items(), scaled)) if adapted else learned
             write_model(source, dtype, weights, folder / "hf")
             if adapted:
                 lora.write(self.lm, learned, folder / "adapter")
@@ -62,3 +61,12 @@ class WeightSource:
     def _scale(self) -> float:
         """The scale of adapters; unused without any."""
         return self.config.lora.alpha / max(1, self.config.lora.rank)
+
+
+def _on_rank_0(tensors: Iterator[tuple[str, Tensor]], rank: int) -> dict[str, Tensor]:
+    """Copies of all tensors in the memory of rank 0's node, one after another; the other ranks only take part."""
+    kept = {}
+    for name, tensor in tensors:
+        if rank == 0:
+            kept[name] = tensor.to("cpu", copy=True)
+    return kept

@@ -24,7 +24,7 @@ from rlopt.core.errors import RloptError
 from rlopt.core.protocols import Sent
 from rlopt.core.reduce import Max, Metric, fetched
 from rlopt.core.table import SequenceTable, Update
-from rlopt.learner.deepspeed_engine import frozen_engine, meet, trained_engine
+from rlopt.learner.deepspeed_engine import frozen_engine, meet, sharded_at_once, trained_engine
 from rlopt.learner.lr_schedule import lr_factor
 from rlopt.learner.weight_source import WeightSource
 from rlopt.models import lora
@@ -104,7 +104,8 @@ class LearnerWorker:
         """Load policy and reference."""
         setup, config = self._setup, self._config
         torch.manual_seed(setup.seed)
-        policy = Policy(setup.folder, setup.dtype, config.logit_chunk, config.gradient_checkpointing, setup.device)
+        with sharded_at_once(config, setup.dtype):
+            policy = Policy(setup.folder, setup.dtype, config.logit_chunk, config.gradient_checkpointing, setup.device)
         if self._adapted:
             lora.adapt(policy.lm, config.lora)
         self._engine = trained_engine(policy, config, setup.dtype)
@@ -113,7 +114,9 @@ class LearnerWorker:
         refuse_other_logits(self._engine, policy.lm, setup.device)
         self._reference = self._engine
         if setup.reference and not self._adapted:
-            reference = Policy(setup.folder, setup.dtype, config.logit_chunk, device=setup.device).requires_grad_(False).eval()
+            with sharded_at_once(config, setup.dtype):
+                reference = Policy(setup.folder, setup.dtype, config.logit_chunk, device=setup.device)
+            reference.requires_grad_(False).eval()
             sharded = config.zero_stage == 3
             self._reference = frozen_engine(reference, config, setup.dtype) if sharded else reference.to(setup.device)
             if config.compile:

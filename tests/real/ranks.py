@@ -20,7 +20,9 @@ from rlopt.config.compose import conf_dir, read
 from rlopt.config.sections import LearnerConfig
 from rlopt.core.samples import Group, Prompt
 from rlopt.core.table import Update
+from rlopt.learner.deepspeed_engine import sharded_at_once
 from rlopt.learner.worker import LearnerSetup, LearnerWorker
+from rlopt.models.policy import Policy
 from rlopt.objectives.core import merge
 
 Shares = list[list[Update]]
@@ -102,6 +104,51 @@ def learn(cases: Sequence[Case], world: int, deadline_s: float = 240.0) -> list[
         for rank in ranks:
             rank.kill()
             rank.join()
+
+
+@dataclass(frozen=True)
+class Held:
+    """Weights of a model that a rank has loaded: whole ones, those of its shards, and the most that were whole at a time."""
+
+    gathered: int
+    sharded: int
+    most: int
+
+
+def loaded(case: Case, world: int, deadline_s: float = 120.0) -> list[Held]:
+    """What each rank holds of the policy when it is loaded and not yet in DeepSpeed's engine."""
+    context = multiprocessing.get_context("spawn")
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    found: Any = context.Queue()
+    ranks = [context.Process(target=_load, args=(case, rank, world, port, found), daemon=True) for rank in range(world)]
+    for rank in ranks:
+        rank.start()
+    try:
+        return [found.get(timeout=deadline_s) for _ in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.join()
+
+
+def _load(case: Case, rank: int, world: int, port: int, found: Any) -> None:
+    LearnerWorker(_setup(case), case.config, rank, world).join(("127.0.0.1", port))
+    import deepspeed
+
+    most, gathering = 0, deepspeed.zero.GatheredParameters.__init__
+
+    def gathered(self: Any, params: list[Any], *more: Any, **options: Any) -> None:
+        nonlocal most
+        gathering(self, params, *more, **options)
+        most = max(most, sum(parameter.ds_numel for parameter in params))
+
+    deepspeed.zero.GatheredParameters.__init__ = gathered
+    with sharded_at_once(case.config, case.dtype):
+        weights = list(Policy(case.folder, case.dtype, 16).lm.parameters())
+    shards: list[Any] = [weight.ds_tensor for weight in weights]  # type: ignore[attr-defined]
+    found.put(Held(sum(weight.numel() for weight in weights), sum(shard.numel() for shard in shards), most))
 
 
 def _rank(cases: Sequence[Case], rank: int, world: int, port: int, found: Any) -> None:
