@@ -1,16 +1,19 @@
 """Checkpoints: `checkpoints/step_N/{learner/, hf/, buffer/, state.json, manifest.json}`.
 
 Written to a folder aside, brought to disk, renamed, and only then given its manifest: a folder without one is not a checkpoint.
-The manifest names every file with its size, those that each learner rank says it wrote among them. The buffer holds groups
-that were sampled and are still needed, so that a resumed run repeats and skips nothing.
+The manifest names every file with its size and digest, those that each learner rank says it wrote among them. The buffer holds
+groups that were sampled and are still needed, so that a resumed run repeats and skips nothing.
 """
 
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+import xxhash
 
 from rlopt.core.atomic_write import all_to_disk, to_disk, write_whole
 from rlopt.core.errors import RloptError
@@ -55,9 +58,10 @@ def save(
             f"run.dir={run}: {lost[0]}, which a learner rank wrote with {written[lost[0]]} bytes, is not there for all nodes; "
             "give a folder on storage that they share"
         )
+    manifest = {"step": step, "files": files, "digests": _digests(aside, files)}
     aside.rename(target)
     to_disk(target.parent)
-    write_whole(target / "manifest.json", json.dumps({"step": step, "files": files}, indent=2))
+    write_whole(target / "manifest.json", json.dumps(manifest, indent=2))
     best.write()
     for old in find_all(run)[:-keep]:
         if old.name != f"step_{best.step}":
@@ -65,11 +69,17 @@ def save(
     return target
 
 
-def forget(run: Path, step: int) -> None:
-    """Remove the checkpoints of steps after `step`, which are made again: `latest` would be one of them."""
+def forget(run: Path, step: int, damaged: Iterable[Path] = ()) -> None:
+    """Remove the checkpoints of steps after `step`, which are made again: `latest` would be one of them. What was not finished
+    goes too; what is damaged is renamed to `damaged_step_N`."""
+    for folder in damaged:
+        shutil.rmtree(aside := folder.with_name(f"damaged_{folder.name}"), ignore_errors=True)
+        folder.rename(aside)
     for later in find_all(run):
         if _step(later) > step:
             _remove(later)
+    for unfinished in run.glob("checkpoints/.step_*.partial"):
+        shutil.rmtree(unfinished)
 
 
 def _remove(folder: Path) -> None:
@@ -133,14 +143,56 @@ def choose(run: Path, which: str) -> Path:
 
 
 def verify(folder: Path) -> None:
-    """Refuse a checkpoint that lacks its manifest or a file of the right size."""
-    manifest = folder / "manifest.json"
-    if not manifest.is_file():
+    """Refuse a checkpoint that lacks its manifest, or a file as it was written. Earlier releases kept sizes and no digests."""
+    file = folder / "manifest.json"
+    if not file.is_file():
         raise RloptError(f"run.resume={folder}: no manifest.json, so it is not a complete checkpoint; give another or use auto")
-    for name, size in json.loads(manifest.read_text())["files"].items():
+    try:
+        manifest = json.loads(file.read_text())
+        sizes, digests = manifest["files"], manifest.get("digests", {})
+    except (ValueError, KeyError):
+        raise RloptError(f"run.resume={folder}: manifest.json cannot be read; use an older checkpoint") from None
+    for name, size in sizes.items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != size:
             raise RloptError(f"run.resume={folder}: {name} is missing or has not its {size} bytes; use an older checkpoint")
+    for name, found in _digests(folder, digests).items():
+        if found != digests[name]:
+            raise RloptError(f"run.resume={folder}: {name} is not as it was written; use an older checkpoint")
+
+
+def newest_sound(found: list[Path]) -> tuple[Path | None, dict[Path, str]]:
+    """The newest of these checkpoints that `verify` accepts, and why it does not accept those after it.
+
+    Raises:
+        RloptError: it accepts none.
+    """
+    damaged: dict[Path, str] = {}
+    for folder in reversed(found):
+        try:
+            verify(folder)
+            return folder, damaged
+        except RloptError as error:
+            damaged[folder] = str(error).partition(": ")[2].partition(";")[0]
+    if damaged:
+        folder, why = next(iter(damaged.items()))
+        run = folder.parent.parent
+        raise RloptError(f"run.dir={run}: no checkpoint is sound, in {folder.name} {why}; choose another run.dir")
+    return None, damaged
+
+
+def _digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """xxHash of files by their names in `folder`, several at a time: a checkpoint of a large model takes a minute to read."""
+    with ThreadPoolExecutor(8) as pool:
+        return dict(zip(names, pool.map(lambda name: _digest(folder / name), names), strict=True))
+
+
+def _digest(path: Path) -> str:
+    hashed = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while piece := file.read(2**24):
+            hashed.update(piece)
+    return hashed.hexdigest()
 
 
 def load_state(folder: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from rlopt.data.rollout_log import Recorder
 from rlopt.orchestrator.progress import Position
 from rlopt.run import checkpoint
 from rlopt.run.failure import explained
+from rlopt.run.lock import held
 from rlopt.run.summary import summarize
 from rlopt.run.validate import Prepared, validate
 from rlopt.run.wiring import make_loop
@@ -45,6 +46,11 @@ def train(config: Config, console: Console) -> Outcome:
     Raises:
         RloptError: the config cannot be run, or a worker failed; nothing is left running.
     """
+    with held(Path(config.run.dir).resolve()):
+        return _train(config, console)
+
+
+def _train(config: Config, console: Console) -> Outcome:
     prepared = validate(config, console)
     # The driver's tensors are small. With a thread per core the other threads would spin between two operations, and on a
     # machine of many cores use more CPU than the driver itself.
@@ -62,11 +68,15 @@ def train(config: Config, console: Console) -> Outcome:
             )
             workers.join()
         console.print(f"started in {time.monotonic() - started:.0f} s", highlight=False)
-        checkpoint.forget(prepared.start.run, position.step)
+        checkpoint.forget(prepared.start.run, position.step, prepared.start.damaged)
         recorder = _recorder(prepared, position.step)
         steps, log_samples = config.trainer.total_steps, config.trainer.log_samples
-        journal = Journal(prepared.start.run, position.step, steps, log_samples, loggers, console, recorder)
+        resume, run = prepared.start.resume, prepared.start.run
+        row = prepared.start.state.get("row") if resume and resume.parent.parent == run else None  # else of another run
+        journal = Journal(prepared.start.run, position.step, steps, log_samples, loggers, console, recorder, row)
         journal.event("start", step=position.step, resumed_from=str(prepared.start.resume) if prepared.start.resume else None)
+        for folder, why in prepared.start.damaged.items():
+            journal.event("checkpoint_damaged", path=str(folder), why=why)
         if prepared.start.left_behind:
             journal.event("samples_left_behind", why=prepared.start.left_behind)
         journal.event("workers", **workers.nodes())

@@ -44,17 +44,29 @@ def find_resume(config: Config, run: Path) -> Path | None:
     if kept is not None and (differs := _differences(config, kept)):
         raise RloptError(f"run.dir={run}: holds another run, {'; '.join(differs[:3])}; choose another run.dir, or its values")
     origin = _origin(kept, run)
-    folder = found[-1] if found else origin  # a fork that was interrupted before its first checkpoint begins again
-    if resume != "auto":
+    if resume == "auto":
+        sound, _ = checkpoint.newest_sound(found)
+        folder = sound or origin  # a fork that was interrupted before its first checkpoint begins again
+    else:
+        folder = found[-1] if found else origin
         named = Path(resume).resolve()
         if not _of_another_run(named, run) or kept is None:
             folder = named
         elif named != origin:
             raise RloptError(f"run.resume={resume}: is not a checkpoint of {run}, which holds a run; choose another run.dir")
     if folder:
-        checkpoint.verify(folder)
+        if resume != "auto" or not found:
+            checkpoint.verify(folder)
         _check_extension(config, run, folder)
     return folder
+
+
+def damaged_after(config: Config, run: Path, resume: Path | None) -> dict[Path, str]:
+    """The checkpoints of this run that `run.resume=auto` passed over because they are damaged, and why."""
+    found = checkpoint.find_all(run)
+    if config.run.resume != "auto" or resume not in found:
+        return {}
+    return checkpoint.newest_sound(found[found.index(resume) :])[1]
 
 
 def _origin(kept: Mapping[str, Any] | None, run: Path) -> Path | None:

@@ -53,6 +53,8 @@ def summarize(prepared: Prepared) -> str:
     for name, settings in (("deepspeed", config.learner.deepspeed), ("vllm", config.rollout.vllm)):
         if settings:
             lines += [f"{name:<9} " + ", ".join(f"{key}={value}" for key, value in flat(settings))]
+    for folder, damage in prepared.start.damaged.items():
+        lines += [f"damaged  {folder.name} is set aside, {damage}; goes on from {prepared.start.resume}"]
     if why := prepared.start.left_behind:
         lines += [f"continue from {prepared.start.resume}, without the samples that it had not learned from: {why}"]
     learn = f", {shape.trainable:,} of adapters learn" if config.learner.lora.rank else ""

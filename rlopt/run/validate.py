@@ -4,7 +4,7 @@ resolve the objective, the run's folder and the model -> load the data -> check 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from rlopt.run.datasets import RunData, load_data
 from rlopt.run.memory import plan
 from rlopt.run.objective import make_objective, make_terms, reference_every
 from rlopt.run.precision import Precision, choose
-from rlopt.run.resume import continued, find_resume, why_left_behind, write_config
+from rlopt.run.resume import continued, damaged_after, find_resume, why_left_behind, write_config
 from rlopt.tracking.journal import TrainingBar
 
 
@@ -53,12 +53,14 @@ class Start:
         resume: the checkpoint that it continues from, or None.
         state: of that checkpoint, or to begin with.
         left_behind: why the samples in it are not used by this run, or None.
+        damaged: newer checkpoints that cannot be used, and why.
     """
 
     run: Path
     resume: Path | None
     state: dict[str, Any]
     left_behind: str | None
+    damaged: Mapping[Path, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,8 @@ def validate(config: Config, console: Console) -> Prepared:
     _check_best(config, list(data.evals))
     largest = max(config.group_size, data.experience.largest if data.experience else 0)
     check_sizes(config, objective, data.longest, largest)
-    start = Start(run, resume, write_config(config, run, resume), why_left_behind(config, run, resume))
+    damaged = damaged_after(config, run, resume)
+    start = Start(run, resume, write_config(config, run, resume), why_left_behind(config, run, resume), damaged)
     return Prepared(config, objective, terms, start, model, data, about)
 
 

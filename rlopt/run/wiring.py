@@ -43,7 +43,7 @@ def make_loop(prepared: Prepared, workers: RunWorkers, journal: Journal) -> Loop
         began = time.monotonic()
         said = [logprobs.tolist() for logprobs in score_canaries(workers.learners, canaries)]
         canary = {"texts": canaries, "logprobs": said}  # by which `rlopt.export` proves itself
-        kept = {"position": asdict(position), "wandb_id": state["wandb_id"], "canary": canary}
+        kept = {"position": asdict(position), "wandb_id": state["wandb_id"], "canary": canary, "row": journal.row}
         path = checkpoint.save(run, position.step, kept, pending, write_model, config.trainer.keep_checkpoints, best)
         facts = {"path": str(path), "seconds": time.monotonic() - began, "sampled_again": len(pending.facts.get("again", []))}
         journal.event("checkpoint", step=position.step, **facts)

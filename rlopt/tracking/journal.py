@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -55,14 +56,24 @@ class Journal:
         loggers: Sequence[Logger],
         console: Console,
         recorder: Recorder | None,
+        row: Mapping[str, object] | None = None,
     ) -> None:
-        """`step` is the step that the run continues after; later lines of an interrupted attempt are cut off."""
+        """Open the files.
+
+        Args:
+            step: the run continues after it; later lines of an interrupted attempt are cut off.
+            row: the metrics of that step as the checkpoint has them, in case their line was cut short.
+        """
         self._recorder = recorder
         for name in ("metrics.jsonl", "samples.jsonl"):
             _keep_until(run / name, step)
+        _drop_half_line(run / "events.jsonl")
+        self.row = row
         self._files: dict[str, IO[str]] = {
             name: (run / f"{name}.jsonl").open("a", buffering=1) for name in ("metrics", "samples", "events")
         }
+        if row and row["step"] == step and not _has(run / "metrics.jsonl", step):
+            self._write("metrics", row)
         self._log_samples, self._loggers = log_samples, list(loggers)
         self._progress = Progress(
             SpinnerColumn(),
@@ -88,6 +99,7 @@ class Journal:
         step = int(metrics["step"])
         ordered = {name: _plain(metrics[name]) for name in [*DEFINITIONS, *sorted(own)] if name in metrics}
         self._write("metrics", ordered)
+        self.row = ordered
         for group in groups:
             for fault in group.faults:
                 self.event("reward_fault", step=step, fault=fault.kind, why=fault.why)
@@ -198,6 +210,18 @@ def _keep_until(path: Path, step: int) -> None:
         except json.JSONDecodeError:
             break
     write_whole(path, "".join(kept))
+
+
+def _drop_half_line(path: Path) -> None:
+    """Drop a last line that was cut short, so that the next is a line of its own."""
+    if path.exists() and not (content := path.read_bytes()).endswith(b"\n"):
+        os.truncate(path, content.rfind(b"\n") + 1)
+
+
+def _has(path: Path, step: int) -> bool:
+    """Whether the last line of a file of whole lines is of this step."""
+    lines = path.read_text().splitlines()
+    return bool(lines) and json.loads(lines[-1])["step"] == step
 
 
 def _plain(value: object) -> object:

@@ -153,3 +153,37 @@ def test_checkpoints_of_steps_that_are_made_again_are_forgotten_so_that_latest_i
     save(tmp_path, 150)
     assert [path.name for path in checkpoint.find_all(tmp_path)] == ["step_100", "step_150"]
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step_100", "step_150"]
+
+
+def test_a_flipped_byte_is_noticed_and_checkpoints_of_earlier_releases_are_compared_by_size(tmp_path: Path) -> None:
+    folder = save(tmp_path, 5)
+    file = folder / "hf" / "model.safetensors"
+    file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:])
+    with pytest.raises(RloptError, match="step_5: hf/model.safetensors is not as it was written; use an older checkpoint"):
+        checkpoint.verify(folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["digests"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    checkpoint.verify(folder)
+    (folder / "manifest.json").write_text("{")
+    with pytest.raises(RloptError, match="manifest.json cannot be read"):
+        checkpoint.verify(folder)
+
+
+def test_the_newest_sound_checkpoint_is_found_and_damaged_ones_after_it_are_set_aside(tmp_path: Path) -> None:
+    for step in (5, 10, 15):
+        save(tmp_path, step, keep=3)
+    folders = checkpoint.find_all(tmp_path)
+    (folders[2] / "state.json").write_text("")
+    sound, damaged = checkpoint.newest_sound(folders)
+    assert sound == folders[1]
+    assert list(damaged) == [folders[2]]
+    assert damaged[folders[2]].startswith("state.json is missing or has not its ")
+    (tmp_path / "checkpoints" / ".step_12.partial" / "hf").mkdir(parents=True)
+    checkpoint.forget(tmp_path, 10, damaged)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["damaged_step_15", "step_10", "step_5"]
+    for folder in folders[:2]:
+        (folder / "state.json").unlink()
+    with pytest.raises(RloptError, match="no checkpoint is sound, in step_10 state.json is missing or has"):
+        checkpoint.newest_sound(checkpoint.find_all(tmp_path))
+    assert checkpoint.newest_sound([]) == (None, {})

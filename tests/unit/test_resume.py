@@ -10,7 +10,7 @@ from test_settings import compose
 
 from rlopt.core.errors import RloptError
 from rlopt.run.engine_count import ask_for, wanted_engines
-from rlopt.run.resume import find_resume, why_left_behind, write_config
+from rlopt.run.resume import damaged_after, find_resume, why_left_behind, write_config
 
 
 def checkpoint_of(run: Path, step: int = 3, batches: Iterable[int] = range(4, 21)) -> Path:
@@ -168,3 +168,16 @@ def test_a_number_of_engines_in_the_command_counts_again_over_one_that_was_asked
     write_config(compose("+algo=grpo", f"run.dir={tmp_path}", "rollout.engines=2"), tmp_path, None)
     assert wanted_engines(tmp_path, 2) == 2
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["rollout"]["engines"] == 2
+
+
+def test_a_run_goes_on_from_its_newest_sound_checkpoint_and_says_which_was_damaged(tmp_path: Path) -> None:
+    config = compose("+algo=grpo", f"run.dir={tmp_path}")
+    older, newer = (checkpoint_of(tmp_path, step) for step in (3, 7))
+    (newer / "manifest.json").write_text(json.dumps({"step": 7, "files": {"hf/model.safetensors": 8}}))
+    assert find_resume(config, tmp_path) == older
+    assert damaged_after(config, tmp_path, older) == {newer: "hf/model.safetensors is missing or has not its 8 bytes"}
+    asked = compose("+algo=grpo", f"run.dir={tmp_path}", f"run.resume={newer}")
+    with pytest.raises(RloptError, match="step_7: hf/model.safetensors is missing"):
+        find_resume(asked, tmp_path)
+    asked = compose("+algo=grpo", f"run.dir={tmp_path}", f"run.resume={older}")
+    assert not damaged_after(asked, tmp_path, find_resume(asked, tmp_path))  # what comes after it is forgotten

@@ -134,3 +134,31 @@ def test_a_metric_without_a_definition_is_an_error(tmp_path: Path) -> None:
     ):
         diary.step(metrics(1) | {"reward/median": 0.5}, [group()], None)
     diary.close(1)
+
+
+def test_a_row_that_was_cut_short_is_mended_from_the_checkpoint_and_a_half_event_is_dropped(tmp_path: Path) -> None:
+    first = journal(tmp_path)
+    first.event("start")
+    for step in (1, 2):
+        first.step(metrics(step), [group()], None)
+    kept = first.row
+    first.close(0)
+    file, told = tmp_path / "metrics.jsonl", tmp_path / "events.jsonl"
+    whole = file.read_text()
+    file.write_text(whole[:-9])
+    told.write_text(told.read_text() + '{"event": "sy')
+    console = Console(file=io.StringIO())
+    again = Journal(tmp_path, 2, 10, 1, [], console, None, kept)
+    again.event("sync")
+    again.close(0)
+    assert file.read_text() == whole
+    assert [json.loads(line)["event"] for line in told.read_text().splitlines()] == ["start", "sync"]
+
+
+def test_a_row_that_is_there_is_not_written_twice(tmp_path: Path) -> None:
+    first = journal(tmp_path)
+    first.step(metrics(1), [group()], None)
+    first.close(0)
+    whole = (tmp_path / "metrics.jsonl").read_text()
+    Journal(tmp_path, 1, 10, 1, [], Console(file=io.StringIO()), None, first.row).close(0)
+    assert (tmp_path / "metrics.jsonl").read_text() == whole
