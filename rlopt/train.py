@@ -1,5 +1,7 @@
 """`python -m rlopt.train +algo=NAME [key=value ...]`: train."""
 
+from pathlib import Path
+
 from rich.console import Console
 
 from rlopt.cluster import fork_server
@@ -31,8 +33,15 @@ def train(config: Config) -> None:
     console.print("\n".join(lines), highlight=False, soft_wrap=True)
 
 
+def interrupted(config: Config) -> str:
+    """What is left of a run that was interrupted."""
+    if any(Path(config.run.dir).glob("checkpoints/step_*/manifest.json")):
+        return "the last checkpoint is complete, and the same command continues from it"
+    return "no checkpoint was saved yet, and the same command begins again"
+
+
 def main() -> None:
-    cli.run("config", typed, train, "the last checkpoint is complete, and the same command continues from it")
+    cli.run("config", typed, train, interrupted)
 
 
 if __name__ == "__main__":

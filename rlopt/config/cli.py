@@ -46,19 +46,20 @@ def run(
     primary: str,
     typed: Callable[[DictConfig], C],
     work: Callable[[C], None],
-    interrupted: str,
+    interrupted: str | Callable[[C], str],
     arguments: Sequence[str] | None = None,
 ) -> None:
     """Do `work` for each config, and exit with one line if a user can act on the error.
 
     Args:
-        interrupted: what a user who pressed Ctrl-C should know.
+        interrupted: what a user who pressed Ctrl-C should know, or what says it of the config that was being worked on.
         arguments: of the command; None: those that it was given.
     """
     signals.interrupts()
     collect_seldom()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us here instead of being printed by Hydra
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # we report an unreachable Hub ourselves, in one line
+    config: C | None = None
     try:
         for config in [typed(composed) for composed in compose(primary, sys.argv[1:] if arguments is None else arguments)]:
             work(config)
@@ -67,7 +68,8 @@ def run(
     except (HydraException, OmegaConfBaseException) as error:
         sys.exit(f"error: {refusal(error, primary)}")
     except (KeyboardInterrupt, StoppedEarly):
-        print(f"interrupted: {interrupted}", file=sys.stderr)
+        said = interrupted if isinstance(interrupted, str) else interrupted(config) if config else "nothing was started"
+        print(f"interrupted: {said}", file=sys.stderr)
         sys.exit(130)
 
 

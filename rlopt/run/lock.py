@@ -34,9 +34,9 @@ def held(run: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        lock.release()
-        if not there and {file.name for file in run.iterdir()} <= {LOCK, OWNER}:
-            with suppress(OSError):
+        with suppress(OSError):  # somebody removed the folder
+            if not there and {file.name for file in run.iterdir()} <= {LOCK, OWNER}:
                 for name in (LOCK, OWNER):
                     (run / name).unlink(missing_ok=True)
                 run.rmdir()
+        lock.release()

@@ -1,9 +1,16 @@
 """How a command ends: with its exit status, what it said, and what libraries do at exit, and without Python's clean-up."""
 
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from rlopt.config import cli
+from rlopt.config.compose import typed
+from rlopt.config.schema import Config
+from rlopt.train import interrupted
 
 COMMAND = """
 import atexit, sys
@@ -38,3 +45,24 @@ def test_an_error_of_ours_is_shown_by_python() -> None:
     assert done.returncode == 1
     assert done.stdout == "done\na library's exit\ncleaned up\n"
     assert "ZeroDivisionError" in done.stderr
+
+
+def test_who_interrupts_a_run_is_told_what_is_left_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted_now(config: Config) -> None:
+        raise KeyboardInterrupt
+
+    def said() -> str:
+        with pytest.raises(SystemExit) as end:
+            cli.run("config", typed, interrupted_now, interrupted, ["+algo=grpo", f"run.dir={tmp_path}"])
+        assert end.value.code == 130
+        return capsys.readouterr().err
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        assert said() == "interrupted: no checkpoint was saved yet, and the same command begins again\n"
+        (kept := tmp_path / "checkpoints" / "step_5").mkdir(parents=True)
+        (kept / "manifest.json").touch()
+        assert said() == "interrupted: the last checkpoint is complete, and the same command continues from it\n"
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

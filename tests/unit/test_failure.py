@@ -1,5 +1,6 @@
 """What a run that failed leaves behind."""
 
+import errno
 from pathlib import Path
 
 import torch
@@ -36,3 +37,13 @@ def test_an_error_that_a_user_can_act_on_keeps_its_words(tmp_path: Path) -> None
 def test_an_error_is_told_also_where_no_file_can_be_written(tmp_path: Path) -> None:
     said = explained(failed(RloptError("key=value: do this")), tmp_path / "gone")
     assert str(said).startswith(f"key=value: do this ({tmp_path / 'gone' / 'error.txt'} cannot be written: ")
+
+
+def test_a_folder_that_cannot_be_written_any_more_is_named_with_the_way_out(tmp_path: Path) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    gone = FileNotFoundError(errno.ENOENT, "No such file or directory", str(tmp_path / "checkpoints" / "step_1"))
+    for error, why in ((full, "No space left on device"), (gone, "No such file or directory")):
+        said = f"run.dir={tmp_path}: cannot be written any more ({why}); mend that, and the same command continues"
+        assert str(explained(failed(error), tmp_path)).startswith(said)
+    elsewhere = FileNotFoundError(errno.ENOENT, "No such file or directory", "/data/rows.jsonl")
+    assert str(explained(failed(elsewhere), tmp_path)).startswith("FileNotFoundError: [Errno 2] No such file")

@@ -1,6 +1,7 @@
 """A run's folder belongs to one process at a time."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -55,3 +56,13 @@ def test_a_folder_that_cannot_be_written_is_refused_in_one_line(tmp_path: Path) 
     why = r"run.dir=.*run: cannot be written \(Not a directory\); choose another run.dir"
     with pytest.raises(RloptError, match=why), held(tmp_path / "file" / "run"):
         pass
+
+
+def test_a_folder_that_somebody_removes_meanwhile_hides_no_error(tmp_path: Path) -> None:
+    def fail() -> None:
+        with held(tmp_path / "run"):
+            shutil.rmtree(tmp_path / "run")
+            raise RloptError("what happened")
+
+    with pytest.raises(RloptError, match="what happened"):
+        fail()

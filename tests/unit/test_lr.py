@@ -8,7 +8,7 @@ from rlopt.learner.lr_schedule import lr_factor
 
 def factors(schedule: str, warmup: int, steps: int) -> list[float]:
     config = LearnerConfig(
-        1, 0, 1.0, schedule, [0.9, 0.99], 0.0, warmup, 1.0, 100, 100, False, LoraConfig(0, 32.0, "all-linear")
+        1, 0, 1.0, schedule, [0.9, 0.99], 0.0, warmup, 1.0, 100, 100, False, False, LoraConfig(0, 32.0, "all-linear"), {}
     )  # type: ignore[arg-type]
     return [lr_factor(config, step, steps) for step in range(1, steps + 1)]
 

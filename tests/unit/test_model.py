@@ -257,3 +257,12 @@ def test_layers_are_compiled_in_place_and_keep_the_names_of_their_weights(
 def saved_in(folder: Path) -> Path:
     saved(CONFIGS["Qwen2"], folder / "model")
     return folder / "model"
+
+
+def test_a_cache_that_cannot_be_written_is_refused_before_a_tiny_model_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("RLOPT_CACHE", str(tmp_path / "file"))
+    with pytest.raises(RloptError, match=r"RLOPT_CACHE=.*file: cannot be written \(.+\); name a folder that can"):
+        find_model("tiny_s", lambda *_: None)

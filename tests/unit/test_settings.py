@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rlopt.config.cli import at_home as arguments_at_home
 from rlopt.config.cli import refusal as refusal_of
 from rlopt.config.compose import algorithms, conf_dir, typed
+from rlopt.config.passthrough import refuse_unknown
 from rlopt.config.schema import Config
 from rlopt.config.synonyms import MEANINGS
 from rlopt.core.atomic_write import at_home
@@ -314,3 +315,11 @@ def test_the_users_home_is_expanded_in_every_path(monkeypatch: pytest.MonkeyPatc
     assert compose("+algo=reinforce", "data.experience='~/e.jsonl'").data.experience == "/home/ada/e.jsonl"
     assert found.reward.fn == ["/home/ada/r.py:f", "rlopt.rewards:exact"]
     assert at_home("~/x") == Path("/home/ada/x")
+
+
+def test_an_argument_that_vllm_does_not_have_is_refused_with_the_nearest() -> None:
+    known = {"max_num_batched_tokens", "kv_cache_dtype"}
+    refuse_unknown({"kv_cache_dtype": "fp8"}, known)
+    why = "rollout.vllm.max_num_batched_token=9: vLLM has no such argument, did you mean max_num_batched_tokens"
+    with pytest.raises(RloptError, match=why):
+        refuse_unknown({"max_num_batched_token": 9}, known)

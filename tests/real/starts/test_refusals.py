@@ -61,8 +61,3 @@ def test_a_run_that_is_finished(gone_on: Path) -> None:
 def test_a_setting_that_is_handed_over_without_a_plus() -> None:
     key = "learner.deepspeed.steps_per_print"
     assert f"{key}: append it with a plus, +{key}=VALUE" in refuse("+algo=grpo", f"{key}=5")
-
-
-def test_an_argument_that_vllm_does_not_have(tmp_path: Path) -> None:
-    line = refuse("+algo=grpo", *SMALL, f"run.dir={tmp_path / 'run'}", "+rollout.vllm.max_num_batched_token=9")
-    assert "rollout.vllm.max_num_batched_token=9: vLLM has no such argument, did you mean max_num_batched_tokens" in line
