@@ -46,8 +46,12 @@ def train(config: Config, console: Console) -> Outcome:
     Raises:
         RloptError: the config cannot be run, or a worker failed; nothing is left running.
     """
-    with held(Path(config.run.dir).resolve()):
-        return _train(config, console)
+    run = Path(config.run.dir).resolve()
+    with held(run):
+        try:
+            return _train(config, console)
+        except OSError as error:  # before the run has anything to lose: its folder is full
+            raise explained(error, run) from error
 
 
 def _train(config: Config, console: Console) -> Outcome:
