@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from rlopt.config.sections import ClusterConfig, RolloutConfig
+
 
 @dataclass(frozen=True)
 class Demand:
@@ -18,6 +20,11 @@ class Demand:
     gpus_per_engine: float
     learners: int
     gpus_per_learner: float
+
+    @classmethod
+    def of(cls, cluster: ClusterConfig, rollout: RolloutConfig, engines: int, learners: int) -> "Demand":
+        """Of so many engines and learner ranks."""
+        return cls(engines, cluster.gpus_per_engine * rollout.tensor_parallel, learners, cluster.gpus_per_learner)
 
     @property
     def shared(self) -> bool:

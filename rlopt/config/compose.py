@@ -1,6 +1,5 @@
 """From Hydra's composed mapping to the typed `Config`, and from errors of libraries to one line."""
 
-import difflib
 import json
 import os
 import re
@@ -14,7 +13,7 @@ from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 
 import rlopt
-from rlopt.config.passthrough import OURS
+from rlopt.config.passthrough import OURS, close
 from rlopt.config.schema import Config
 from rlopt.config.sections import GroupRelativeConfig
 from rlopt.config.synonyms import meant
@@ -213,5 +212,4 @@ def _suggest(key: str, primary: str) -> str:
         return f", did you mean {meaning}"
     if elsewhere:
         return f", did you mean {' or '.join(elsewhere)}"
-    close = difflib.get_close_matches(key, names, n=1)
-    return f", did you mean {close[0]}" if close else ""
+    return close(key, names)

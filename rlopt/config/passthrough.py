@@ -1,7 +1,7 @@
 """Settings of DeepSpeed and vLLM that have no key of their own here: `learner.deepspeed` and `rollout.vllm` hand them over."""
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from rlopt.core.errors import RloptError
@@ -88,7 +88,7 @@ def merged(base: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def close(name: str, known: set[str]) -> str:
+def close(name: str, known: Collection[str]) -> str:
     """The end of a sentence that names what was probably meant."""
     found = difflib.get_close_matches(name, known, n=1)
     return f", did you mean {found[0]}" if found else ""

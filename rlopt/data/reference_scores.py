@@ -8,17 +8,16 @@ A file like a record (`rollout_log`): a gzip member for every batch that was sco
     {"row": "0d3f...", "logprobs": [[-0.11, ...], [-0.52, ...]]}
 """
 
-import gzip
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from rlopt.core.samples import Example
-from rlopt.data.rollout_log import Damaged, blocks, short
+from rlopt.data.rollout_log import Damaged, blocks, member, short
 
 NAME = "references.jsonl.gz"
 """Of the file in a run's folder."""
@@ -48,7 +47,7 @@ class ReferenceScores:
         with self._path.open("ab") as file:
             file.truncate(end)
             if not end:
-                file.write(_member([self._about]))
+                file.write(member([self._about]))
 
     def __contains__(self, key: str) -> bool:
         return key in self._kept
@@ -61,7 +60,7 @@ class ReferenceScores:
         self._kept |= rows
         lines = [{"row": key, "logprobs": [short(values) for values in answers]} for key, answers in rows.items()]
         with self._path.open("ab") as file:
-            file.write(_member(lines))
+            file.write(member(lines))
 
     def _read(self) -> int:
         """Read the file, up to where it was cut or changed; the byte after the last good block."""
@@ -77,8 +76,3 @@ class ReferenceScores:
         except Damaged:
             pass  # an interruption cut the last block short; its rows are scored again
         return end
-
-
-def _member(rows: Sequence[Mapping[str, object]]) -> bytes:
-    text = "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows)
-    return gzip.compress(text.encode(), compresslevel=5, mtime=0)

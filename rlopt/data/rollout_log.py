@@ -16,7 +16,7 @@ nothing before it.
 import gzip
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -143,9 +143,14 @@ class Recorder:
         self._file.close()
 
     def _write(self, rows: list[Any]) -> None:
-        text = "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows)
-        self._file.write(gzip.compress(text.encode(), compresslevel=5, mtime=0))
+        self._file.write(member(rows))
         self._file.flush()
+
+
+def member(rows: Iterable[Mapping[str, object]]) -> bytes:
+    """Lines of JSON as one gzip member, whose bytes depend on them alone."""
+    text = "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows)
+    return gzip.compress(text.encode(), compresslevel=5, mtime=0)
 
 
 def _end_of(path: Path, step: int) -> int:

@@ -94,8 +94,7 @@ def _ask(job: EvaluateJob, folder: Path, sets: Mapping[str, Loaded], console: Co
     progress = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
     try:
         with console.status("starting engines"):
-            gpus_per_engine = job.cluster.gpus_per_engine * job.rollout.tensor_parallel
-            cluster.reserve(Demand(job.rollout.engines, gpus_per_engine, 0, 0.0))
+            cluster.reserve(Demand.of(job.cluster, job.rollout, job.rollout.engines, learners=0))
             spawn = spawner(cluster, job.cluster, engine, job.rollout, job.reward, 1)
             engines = EnginePool(spawn, job.rollout.engines, job.cluster.start_deadline_s)
             engines.join_all()

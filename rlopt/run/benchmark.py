@@ -161,17 +161,17 @@ def measure(prepared: Prepared, workers: RunWorkers, top: Machine, start_s: floa
     windows = replace(config.sync, mode="lockstep", interval=steps, max_lag=None, in_flight="keep", stale="wait")
     loop = make_loop(replace(prepared, config=replace(config, sync=windows)), workers, journal)
     loop.source.open(0)
-    cpu_s = [_processor_time(config)]
+    processor = _Processor(config)
     engine_s, data = _timed(lambda: [loop.source.take(step) for step in range(1, steps + 1)])
+    engine_cpu_s = processor.passed()
     loop.learners.update(loop.scored(data[0], 1)[1], 1)  # the first of all, in which memory is found, and layers compiled
-    cpu_s.append(_processor_time(config))
-    cpu_s.append(_processor_time(config))
+    processor.passed()
     reference_s, update_s = 0.0, 0.0
     for step, batch in enumerate(data, 1):
         seconds, (_, updates) = _timed(partial(loop.scored, batch, step))
         reference_s += seconds
         update_s += _timed(partial(loop.learners.update, updates, step))[0]
-    cpu_s.append(_processor_time(config))
+    learner_cpu_s = processor.passed()
     done = steps
     if config.sync.mode == "async":
         loop = make_loop(prepared, workers, journal)
@@ -201,8 +201,8 @@ def measure(prepared: Prepared, workers: RunWorkers, top: Machine, start_s: floa
         together_tokens=int(sum(sequences.sampled.sum() for sequences in second)),
         sync_s=sync_s,
         sync_bytes=sync["sync/bytes"],
-        engine_cpu_s=_passed(cpu_s[0], cpu_s[1]),
-        learner_cpu_s=_passed(cpu_s[2], cpu_s[3]),
+        engine_cpu_s=engine_cpu_s,
+        learner_cpu_s=learner_cpu_s,
         cores=cores(),
     )
 
@@ -219,16 +219,24 @@ def _run(loop: Loop, done: int, steps: int) -> list[StepData]:
     return data
 
 
-def _processor_time(config: Config) -> float | None:
-    """Seconds of processor time so far of this process and all that came from it; None where workers are elsewhere."""
-    if config.cluster.address != "local" or config.cluster.gpus_per_engine or config.cluster.gpus_per_learner:
-        return None
-    here, seconds = psutil.Process(), 0.0
-    for process in [here, *here.children(recursive=True)]:
-        with suppress(psutil.NoSuchProcess):
-            times = process.cpu_times()
-            seconds += times.user + times.system
-    return seconds
+class _Processor:
+    """Processor time of this process and all that came from it, where all workers are on this machine's CPUs."""
+
+    def __init__(self, config: Config) -> None:
+        gpus = config.cluster.gpus_per_engine or config.cluster.gpus_per_learner
+        self._here, self._last = config.cluster.address == "local" and not gpus, 0.0
+        self.passed()
+
+    def passed(self) -> float | None:
+        """Seconds since the last call; None where workers are elsewhere."""
+        if not self._here:
+            return None
+        here, before, self._last = psutil.Process(), self._last, 0.0
+        for process in [here, *here.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                times = process.cpu_times()
+                self._last += times.user + times.system
+        return self._last - before
 
 
 def machine(prepared: Prepared) -> Machine:
@@ -244,10 +252,6 @@ def machine(prepared: Prepared) -> Machine:
     copying = _best(lambda: there.copy_(here), device)
     torch.set_num_threads(1)
     return Machine(2 * side**3 / multiplying, COPIED / copying)
-
-
-def _passed(before: float | None, after: float | None) -> float | None:
-    return None if before is None or after is None else after - before
 
 
 def _best(work: Callable[[], object], device: str) -> float:

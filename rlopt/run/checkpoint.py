@@ -183,24 +183,29 @@ def verify(folder: Path) -> None:
             raise RloptError(f"run.resume={folder}: {name} is not as it was written; use an older checkpoint")
 
 
-def newest_sound(found: list[Path]) -> tuple[Path | None, dict[Path, str]]:
-    """The newest of these checkpoints that `verify` accepts, and why it does not accept those after it.
+def damage(folder: Path) -> str | None:
+    """Why `verify` refuses a checkpoint; None if it does not."""
+    try:
+        verify(folder)
+    except RloptError as error:
+        return str(error).partition(": ")[2].partition(";")[0]
+    return None
+
+
+def newest_sound(found: list[Path]) -> Path | None:
+    """The newest of these checkpoints that is not damaged; None of none.
 
     Raises:
-        RloptError: it accepts none.
+        RloptError: all are damaged.
     """
-    damaged: dict[Path, str] = {}
+    why = ""
     for folder in reversed(found):
-        try:
-            verify(folder)
-            return folder, damaged
-        except RloptError as error:
-            damaged[folder] = str(error).partition(": ")[2].partition(";")[0]
-    if damaged:
-        folder, why = next(iter(damaged.items()))
-        run = folder.parent.parent
-        raise RloptError(f"run.dir={run}: no checkpoint is sound, in {folder.name} {why}; choose another run.dir")
-    return None, damaged
+        if not (damaged := damage(folder)):
+            return folder
+        why = why or f"in {folder.name} {damaged}"
+    if found:
+        raise RloptError(f"run.dir={found[0].parent.parent}: no checkpoint is sound, {why}; choose another run.dir")
+    return None
 
 
 def _digests(folder: Path, names: Iterable[str]) -> dict[str, str]:

@@ -75,8 +75,7 @@ def _train(config: Config, console: Console) -> Outcome:
         checkpoint.forget(prepared.start.run, position.step, prepared.start.damaged)
         recorder = _recorder(prepared, position.step)
         steps, log_samples = config.trainer.total_steps, config.trainer.log_samples
-        resume, run = prepared.start.resume, prepared.start.run
-        row = prepared.start.state.get("row") if resume and resume.parent.parent == run else None  # else of another run
+        row = None if prepared.start.origin else prepared.start.state.get("row")
         journal = Journal(prepared.start.run, position.step, steps, log_samples, loggers, console, recorder, row)
         journal.event("start", step=position.step, resumed_from=str(prepared.start.resume) if prepared.start.resume else None)
         for folder, why in prepared.start.damaged.items():

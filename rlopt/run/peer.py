@@ -56,7 +56,7 @@ def measure_trl(prepared: Prepared) -> PeerSpeed:
     prompts = (prepared.data.prompts * (wanted // len(prepared.data.prompts) + 1))[:wanted]
     job: dict[str, Any] = {
         "folder": str(prepared.model.folder),
-        "dtype": str(prepared.model.dtype).removeprefix("torch."),
+        "dtype": prepared.model.precision.name,
         "rows": [
             row(prepared.model.tokenizer.decode(prompt.token_ids), prompt.text, prompt.answer, prompt.columns)
             for prompt in prompts

@@ -23,8 +23,9 @@ from rlopt.run import checkpoint
 from rlopt.run.engine_count import forget_wish
 from rlopt.run.precision import dtype_of
 
-MAY_CHANGE = ("run", "trainer", "tracking", "cluster", "rollout.engines", "rollout.sleep", "algo.group_relative.kl.every")
-"""Sections and keys that a resumed run may change; the others decide its numbers."""
+MAY_CHANGE: tuple[str, ...] = ("run", "trainer", "tracking", "cluster", "rollout.engines", "rollout.sleep")
+MAY_CHANGE += ("algo.group_relative.kl.every", "model.dtype")
+"""Sections and keys that a resumed run may change; the others decide its numbers. `model.dtype` may change to auto alone."""
 
 NEW_KEYS = {("learner", "compile"): False, ("learner", "deepspeed"): {}, ("rollout", "vllm"): {}}
 """Keys that runs of earlier releases have not recorded, with what these did."""
@@ -45,12 +46,12 @@ def find_resume(config: Config, run: Path) -> Path | None:
         raise RloptError(f"run.dir={run}: holds another run, {'; '.join(differs[:3])}; choose another run.dir, or its values")
     origin = _origin(kept, run)
     if resume == "auto":
-        sound, _ = checkpoint.newest_sound(found)
-        folder = sound or origin  # a fork that was interrupted before its first checkpoint begins again
+        # A fork that was interrupted before its first checkpoint begins again.
+        folder = checkpoint.newest_sound(found) or origin
     else:
         folder = found[-1] if found else origin
         named = Path(resume).resolve()
-        if not _of_another_run(named, run) or kept is None:
+        if not of_another_run(named, run) or kept is None:
             folder = named
         elif named != origin:
             raise RloptError(f"run.resume={resume}: is not a checkpoint of {run}, which holds a run; choose another run.dir")
@@ -66,13 +67,13 @@ def damaged_after(config: Config, run: Path, resume: Path | None) -> dict[Path, 
     found = checkpoint.find_all(run)
     if config.run.resume != "auto" or resume not in found:
         return {}
-    return checkpoint.newest_sound(found[found.index(resume) :])[1]
+    return {folder: why for folder in found[found.index(resume) + 1 :] if (why := checkpoint.damage(folder))}
 
 
 def _origin(kept: Mapping[str, Any] | None, run: Path) -> Path | None:
     """The checkpoint of another run that the run in this folder began with."""
     resume = (kept or {}).get("run", {}).get("resume", "auto")
-    return Path(resume) if resume not in ("auto", "never") and _of_another_run(Path(resume), run) else None
+    return Path(resume) if resume not in ("auto", "never") and of_another_run(Path(resume), run) else None
 
 
 def _check_extension(config: Config, run: Path, folder: Path) -> None:
@@ -116,7 +117,8 @@ def continued(run: Path, resume: Path | None) -> Mapping[str, Any] | None:
     return _kept_config(run) or (_kept_config(resume.parent.parent) if resume else None)
 
 
-def _of_another_run(folder: Path, run: Path) -> bool:
+def of_another_run(folder: Path, run: Path) -> bool:
+    """Whether a checkpoint is not one of this run."""
     return folder.resolve().parent.parent != run.resolve()
 
 
@@ -125,12 +127,12 @@ def write_config(config: Config, run: Path, resume: Path | None) -> dict[str, An
     mine, theirs = _plain(config), _kept_config(run)
     if theirs is not None and mine["rollout"]["engines"] != theirs["rollout"]["engines"]:
         forget_wish(run)
-    forked = resume if resume and _of_another_run(resume, run) else _origin(theirs, run)
+    forked = resume if resume and of_another_run(resume, run) else _origin(theirs, run)
     mine["run"]["resume"] = str(forked) if forked else "auto"
     run.mkdir(parents=True, exist_ok=True)
     write_whole(run / "config.yaml", yaml.safe_dump(mine, sort_keys=False))
     state: dict[str, Any] = checkpoint.load_state(resume) if resume else {"position": asdict(Position())}
-    if not resume or _of_another_run(resume, run):  # a fork is another run in W&B too
+    if not resume or of_another_run(resume, run):  # a fork is another run in W&B too
         state["wandb_id"] = f"{re.sub(r'[^A-Za-z0-9_-]', '-', config.run.name)}-{uuid.uuid4().hex[:8]}"
     return state
 
@@ -144,8 +146,6 @@ def _plain(config: Config) -> dict[str, Any]:
 def _differences(config: Config, theirs: Mapping[str, Any]) -> list[str]:
     """The keys that decide a run's numbers and differ there."""
     here, there = _deciding(_plain(config)), _deciding(theirs)
-    for side in (here, there):
-        side.get("model", {}).pop("dtype", None)
     for (section, key), before in NEW_KEYS.items():
         there.setdefault(section, {}).setdefault(key, before)
     names = [(section, key) for section in here for key in sorted({*here[section], *there.get(section, {})})]
@@ -184,7 +184,7 @@ SAMPLED_BY = {
 
 def why_left_behind(config: Config, run: Path, resume: Path | None) -> str | None:
     """Why this run cannot use the samples that another run had not learned from; None if it can, or there are none."""
-    if not resume or not _of_another_run(resume, run) or not config.samples:
+    if not resume or not of_another_run(resume, run) or not config.samples:
         return None
     mine, theirs = _plain(config), _kept_config(resume.parent.parent)
     if theirs is None:

@@ -26,7 +26,7 @@ from rlopt.run.datasets import RunData, load_data
 from rlopt.run.memory import plan
 from rlopt.run.objective import make_objective, make_terms, reference_every
 from rlopt.run.precision import Precision, choose
-from rlopt.run.resume import continued, damaged_after, find_resume, why_left_behind, write_config
+from rlopt.run.resume import continued, damaged_after, find_resume, of_another_run, why_left_behind, write_config
 from rlopt.tracking.journal import TrainingBar
 
 
@@ -61,6 +61,11 @@ class Start:
     state: dict[str, Any]
     left_behind: str | None
     damaged: Mapping[Path, str] = field(default_factory=dict)
+
+    @property
+    def origin(self) -> Path | None:
+        """The folder of the run that this one is a fork of, where it begins with a checkpoint of that."""
+        return self.resume.resolve().parent.parent if self.resume and of_another_run(self.resume, self.run) else None
 
 
 @dataclass(frozen=True)

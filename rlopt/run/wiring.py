@@ -113,10 +113,8 @@ def _source(prepared: Prepared, workers: RunWorkers, journal: Journal) -> Source
 
 
 def _references(prepared: Prepared, workers: RunWorkers, journal: Journal) -> References:
-    run, resume = prepared.start.run, prepared.start.resume
     about = {key: prepared.about[key] for key in ("tokenizer", "model", "temperature")}
-    origin = resume.resolve().parent.parent if resume else None
-    kept = ReferenceScores(run, about | {"dtype": prepared.model.precision.name}, origin)
+    kept = ReferenceScores(prepared.start.run, about | {"dtype": prepared.model.precision.name}, prepared.start.origin)
     return References(workers.learners.score_reference, kept, journal.say)
 
 

@@ -85,7 +85,7 @@ def _spawner(prepared: Prepared, cluster: Cluster) -> Callable[[str, int], Worke
     config = prepared.config
     engine = EngineConfig(
         folder=prepared.model.folder,
-        dtype=str(prepared.model.dtype).removeprefix("torch."),
+        dtype=prepared.model.precision.name,
         device="cuda" if config.cluster.gpus_per_engine else "cpu",
         backend=config.sync_backend,
         max_model_len=prepared.data.longest,
@@ -126,5 +126,4 @@ def _start_learners(prepared: Prepared, cluster: Cluster) -> Workers:
 def _demand(prepared: Prepared) -> Demand:
     config = prepared.config
     engines = config.rollout.engines if prepared.data.prompts else 0
-    gpus_per_engine = config.cluster.gpus_per_engine * config.rollout.tensor_parallel
-    return Demand(engines, gpus_per_engine, config.learner.workers, config.cluster.gpus_per_learner)
+    return Demand.of(config.cluster, config.rollout, engines, config.learner.workers)

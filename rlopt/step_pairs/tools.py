@@ -56,8 +56,7 @@ class PairTools:
         engine = EngineConfig.without_learner(
             self._source.folder, job.model, job.cluster, job.rollout.engines, self._source.longest, job.run.seed
         )
-        gpus_per_engine = job.cluster.gpus_per_engine * job.rollout.tensor_parallel
-        self._cluster.reserve(Demand(job.rollout.engines, gpus_per_engine, 0, 0.0))
+        self._cluster.reserve(Demand.of(job.cluster, job.rollout, job.rollout.engines, learners=0))
         spawn = spawner(self._cluster, job.cluster, engine, job.rollout, job.reward, job.pairs.attempts)
         engines = spawn("engine", job.rollout.engines)
         self._open.append(engines)

@@ -65,15 +65,13 @@ class Journal:
             row: the metrics of that step as the checkpoint has them, in case their line was cut short.
         """
         self._recorder = recorder
-        for name in ("metrics.jsonl", "samples.jsonl"):
-            _keep_until(run / name, step)
+        _keep_until(run / "metrics.jsonl", step, row)
+        _keep_until(run / "samples.jsonl", step)
         _drop_half_line(run / "events.jsonl")
         self.row = row
         self._files: dict[str, IO[str]] = {
             name: (run / f"{name}.jsonl").open("a", buffering=1) for name in ("metrics", "samples", "events")
         }
-        if row and row["step"] == step and not _has(run / "metrics.jsonl", step):
-            self._write("metrics", row)
         self._log_samples, self._loggers = log_samples, list(loggers)
         self._progress = Progress(
             SpinnerColumn(),
@@ -198,17 +196,21 @@ def read_column(run: Path, name: str) -> list[float]:
     return [float("nan") if row.get(name) is None else float(row[name]) for row in rows]
 
 
-def _keep_until(path: Path, step: int) -> None:
-    """Drop the lines of later steps, and a last line that an interruption cut short."""
-    if not path.exists():
+def _keep_until(path: Path, step: int, row: Mapping[str, object] | None = None) -> None:
+    """Drop the lines of later steps, and a last line that an interruption cut short; add `row`, of `step`, if it is missing."""
+    if not path.exists() and not row:
         return
-    kept = []
-    for line in path.read_text().splitlines():
+    kept, last = list[str](), 0
+    for line in path.read_text().splitlines() if path.exists() else []:
         try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
+            at = json.loads(line)["step"]
         except json.JSONDecodeError:
             break
+        if at <= step:
+            kept.append(line + "\n")
+            last = at
+    if row and last < step == row["step"]:
+        kept.append(json.dumps(row) + "\n")
     write_whole(path, "".join(kept))
 
 
@@ -216,12 +218,6 @@ def _drop_half_line(path: Path) -> None:
     """Drop a last line that was cut short, so that the next is a line of its own."""
     if path.exists() and not (content := path.read_bytes()).endswith(b"\n"):
         os.truncate(path, content.rfind(b"\n") + 1)
-
-
-def _has(path: Path, step: int) -> bool:
-    """Whether the last line of a file of whole lines is of this step."""
-    lines = path.read_text().splitlines()
-    return bool(lines) and json.loads(lines[-1])["step"] == step
 
 
 def _plain(value: object) -> object:

@@ -6,7 +6,8 @@ import queue
 import socket
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -76,30 +77,41 @@ def update(lengths: Sequence[int], vocabulary: int) -> Update:
 
 def learn(cases: Sequence[Case], world: int, deadline_s: float = 240.0) -> list[Learned | str]:
     """What `world` ranks make of each case, or the error that a rank raised, also for the cases after it."""
+    with _ranks(_rank, cases, world) as found:
+        return _heard(cases, found, deadline_s)
+
+
+def _heard(cases: Sequence[Case], found: Any, deadline_s: float) -> list[Learned | str]:
+    answers: list[Learned | str] = []
+    for case in cases:
+        metrics, weights = [], []
+        try:
+            said: Any = found.get(timeout=deadline_s)
+        except queue.Empty:
+            said = f"{case}: the ranks wait for each other"
+        if isinstance(said, str):
+            return answers + [said] * (len(cases) - len(answers))
+        for step, (measured, arrays) in enumerate(said):
+            weights.append({name: torch.from_numpy(array) for name, array in arrays.items()})
+            if step:
+                metrics.append(measured)
+        answers.append(Learned(metrics, weights))
+    return answers
+
+
+@contextmanager
+def _ranks(target: Callable[..., None], what: Any, world: int) -> Iterator[Any]:
+    """Processes that run `target(what, rank, world, port, found)`; yields the queue `found`, and ends them."""
     context = multiprocessing.get_context("spawn")
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
     found: Any = context.Queue()
-    ranks = [context.Process(target=_rank, args=(cases, rank, world, port, found), daemon=True) for rank in range(world)]
+    ranks = [context.Process(target=target, args=(what, rank, world, port, found), daemon=True) for rank in range(world)]
     for rank in ranks:
         rank.start()
-    answers: list[Learned | str] = []
     try:
-        for case in cases:
-            metrics, weights = [], []
-            try:
-                said: Any = found.get(timeout=deadline_s)
-            except queue.Empty:
-                said = f"{case}: the ranks wait for each other"
-            if isinstance(said, str):
-                return answers + [said] * (len(cases) - len(answers))
-            for step, (measured, arrays) in enumerate(said):
-                weights.append({name: torch.from_numpy(array) for name, array in arrays.items()})
-                if step:
-                    metrics.append(measured)
-            answers.append(Learned(metrics, weights))
-        return answers
+        yield found
     finally:
         for rank in ranks:
             rank.kill()
@@ -117,20 +129,8 @@ class Held:
 
 def loaded(case: Case, world: int, deadline_s: float = 120.0) -> list[Held]:
     """What each rank holds of the policy when it is loaded and not yet in DeepSpeed's engine."""
-    context = multiprocessing.get_context("spawn")
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
-    found: Any = context.Queue()
-    ranks = [context.Process(target=_load, args=(case, rank, world, port, found), daemon=True) for rank in range(world)]
-    for rank in ranks:
-        rank.start()
-    try:
-        return [found.get(timeout=deadline_s) for _ in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.join()
+    with _ranks(_load, case, world) as found:
+        return [found.get(timeout=deadline_s) for _ in range(world)]
 
 
 def _load(case: Case, rank: int, world: int, port: int, found: Any) -> None:

@@ -175,9 +175,9 @@ def test_the_newest_sound_checkpoint_is_found_and_damaged_ones_after_it_are_set_
         save(tmp_path, step, keep=3)
     folders = checkpoint.find_all(tmp_path)
     (folders[2] / "state.json").write_text("")
-    sound, damaged = checkpoint.newest_sound(folders)
-    assert sound == folders[1]
-    assert list(damaged) == [folders[2]]
+    assert checkpoint.newest_sound(folders) == folders[1]
+    assert checkpoint.damage(folders[1]) is None
+    damaged = {folders[2]: checkpoint.damage(folders[2]) or ""}
     assert damaged[folders[2]].startswith("state.json is missing or has not its ")
     (tmp_path / "checkpoints" / ".step_12.partial" / "hf").mkdir(parents=True)
     checkpoint.forget(tmp_path, 10, damaged)
@@ -186,7 +186,7 @@ def test_the_newest_sound_checkpoint_is_found_and_damaged_ones_after_it_are_set_
         (folder / "state.json").unlink()
     with pytest.raises(RloptError, match="no checkpoint is sound, in step_10 state.json is missing or has"):
         checkpoint.newest_sound(checkpoint.find_all(tmp_path))
-    assert checkpoint.newest_sound([]) == (None, {})
+    assert checkpoint.newest_sound([]) is None
 
 
 @pytest.mark.parametrize("says", ["[Errno 28] No space left on device", "a bug"])
