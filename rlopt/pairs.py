@@ -8,7 +8,7 @@ from rlopt.cluster import fork_server
 from rlopt.config import cli
 from rlopt.config.commands import PairsJob
 from rlopt.config.compose import typed_job
-from rlopt.core.sandbox import load
+from rlopt.core.user_code import load
 from rlopt.rewards import pool
 
 

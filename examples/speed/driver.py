@@ -160,7 +160,9 @@ def measure(size: Size, folder: Path) -> list[tuple[float, float]]:
     objective = GRPO(clip_low=0.2, clip_high=0.2, std="population", average="token_mean")
     with cluster(size) as (engine_hosts, rank_hosts):
         names = iter(range(10**6))
-        engines = EnginePool(lambda name, _: Workers(name, [engine_hosts[next(names) % HOSTS]], 600.0), size.engines, 600.0)
+        engines = EnginePool(
+            lambda name, _: Workers(name, [engine_hosts[next(names) % HOSTS]], 600.0), size.engines, 600.0, 120.0
+        )
         engines.join_all()
         ranks = Workers("learner", [rank_hosts[i % HOSTS] for i in range(size.ranks)], 600.0)
         learners = Learners(ranks, 4 * (size.tokens + PROMPT), "sequence", 1.0)
@@ -175,8 +177,9 @@ def measure(size: Size, folder: Path) -> list[tuple[float, float]]:
             source=OnlineSource(Shares(size.prompts, 0, 0, size.samples), lockstep, None, None, learners, None),
             learners=learners,
             journal=journal,
-            save=lambda position, pending: None,
-            is_best=lambda metrics: False,
+            save=lambda position, pending: True,
+            asked_to_save=lambda metrics: False,
+            stepped=lambda: None,
             asked_to_stop=lambda: False,
         ).run(Position())
         journal.close(exit_code=0)

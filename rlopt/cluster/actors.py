@@ -1,26 +1,21 @@
-"""Ray: start or join a cluster, make plain classes remote, and wait for them with a deadline and a name."""
+"""Ray actors of plain classes: calling them, and waiting for them with a deadline and a name."""
 
-import logging
 import os
-import signal
 import socket
-import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache, partial
 from queue import Empty, SimpleQueue
 from typing import Any
 
+import psutil
 import ray
 from ray.util import get_node_ip_address
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rlopt.cluster import fork_server
-from rlopt.cluster.placement import Demand, shortage
-from rlopt.config.sections import ClusterConfig
+from rlopt.cluster.watch import Watch, end_tree
 from rlopt.core.errors import RloptError, first_line
 
 GONE = (
@@ -32,25 +27,38 @@ GONE = (
 )
 """What Ray raises when a worker, its node or an answer of it is gone."""
 
-ANY = -1
-"""A place in what was reserved: any that has room."""
+CHECK_S = 1.0
+"""Seconds between two looks at who is waited for."""
+
+AFTERMATH_S = 5.0
+"""Seconds in which Ray tells of a death that another rank has noticed by its connection."""
 
 
 class Stalled(RloptError):
     """A deadline passed or a worker died: who waited for whom, and for how long."""
+
+    def __init__(self, said: str, who: str = "", waited_s: float = 0.0) -> None:
+        """`who` was waited for, this many seconds."""
+        super().__init__(said)
+        self.who, self.waited_s = who, waited_s
 
 
 class Lost(Stalled):
     """A worker died."""
 
 
+class ClusterLost(RloptError):
+    """Ray itself died, with all workers."""
+
+
 @dataclass(eq=False)
 class Pending:
-    """Calls under way on some workers, one each."""
+    """Calls under way on some workers, one each. `check` raises Lost or ClusterLost for what Ray does not tell of."""
 
     refs: list[Any]
     who: str
     deadline_s: float
+    check: Callable[[], None] = lambda: None
     answer: Future[Any] | None = None  # of the one call, once an `Inbox` watches it
 
     def result(self, what: str) -> list[Any]:
@@ -58,28 +66,62 @@ class Pending:
 
         Raises:
             Stalled: not all came in time.
-            Lost: a worker died.
+            Lost: a worker died, or is stopped.
+            ClusterLost: Ray is gone.
             RloptError: a worker refused.
         """
         started = time.monotonic()
         try:
-            return [self.answer.result()] if self.answer else list(ray.get(self.refs, timeout=self.deadline_s))
-        except ray.exceptions.GetTimeoutError:
-            ready, _ = ray.wait(self.refs, num_returns=len(self.refs), timeout=0)
-            names = [self.who] if len(self.refs) == 1 else [f"{self.who}[{i}]" for i in range(len(self.refs))]
-            late = [name for name, ref in zip(names, self.refs, strict=True) if ref not in ready]
-            waited = time.monotonic() - started
-            raise Stalled(
-                f"the driver waited {waited:.0f} s for {', '.join(late)}: {what} "
-                "(cluster.start_deadline_s, cluster.step_deadline_s)"
-            ) from None
+            return [self.answer.result()] if self.answer else self._all(what, started)
         except ray.exceptions.RayTaskError as error:
             cause = error.as_instanceof_cause()
             if isinstance(cause, RloptError):
                 raise RloptError(str(cause.args[0] if cause.args else cause)) from error
+            ray.wait(self.refs, num_returns=len(self.refs), timeout=AFTERMATH_S)
+            if died := self._died():
+                raise Lost(f"{died} died during: {what}", self.who, time.monotonic() - started) from error
             raise
         except GONE as error:
-            raise Lost(f"{self.who} died during: {what} ({first_line(error)})") from error
+            self.check()
+            died = self._died() or self.who
+            raise Lost(f"{died} died during: {what} ({first_line(error)})", self.who, time.monotonic() - started) from error
+
+    def _all(self, what: str, started: float) -> list[Any]:
+        answers, waiting = dict[Any, Any](), list(self.refs)
+        self.check()  # also where no wait is long: without GCS Ray would end this process after a minute
+        while waiting:
+            left = started + self.deadline_s - time.monotonic()
+            ready, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=max(0.0, min(left, CHECK_S)))
+            answers |= {ref: ray.get(ref) for ref in ready}  # raises for one that died, while the others wait for it
+            if waiting and left <= 0:
+                late = [name for name, ref in zip(self._names, self.refs, strict=True) if ref in waiting]
+                waited = time.monotonic() - started
+                raise Stalled(
+                    f"the driver waited {waited:.0f} s for {', '.join(late)}: {what} "
+                    "(cluster.start_deadline_s, cluster.step_deadline_s)",
+                    self.who,
+                    waited,
+                )
+            if waiting:
+                self.check()
+        return [answers[ref] for ref in self.refs]
+
+    @property
+    def _names(self) -> list[str]:
+        return [self.who] if len(self.refs) == 1 else [f"{self.who}[{i}]" for i in range(len(self.refs))]
+
+    def _died(self) -> str | None:
+        """The first worker that Ray says is gone."""
+        ready, _ = ray.wait(self.refs, num_returns=len(self.refs), timeout=0)
+        for name, ref in zip(self._names, self.refs, strict=True):
+            try:
+                if ref in ready:
+                    ray.get(ref)
+            except GONE:
+                return name
+            except ray.exceptions.RayError:
+                continue
+        return None
 
     def cancel(self) -> None:
         """Ask the workers to stop; the results are not wanted any more."""
@@ -120,8 +162,11 @@ class Inbox:
 class Workers:
     """Copies of one plain class, each in a Ray actor of its own."""
 
-    def __init__(self, who: str, handles: list[Any], deadline_s: float) -> None:
-        self.who, self.handles, self._deadline_s = who, handles, deadline_s
+    def __init__(self, who: str, handles: list[Any], deadline_s: float, check: Callable[[], None] = lambda: None) -> None:
+        """`check` raises ClusterLost when Ray is gone."""
+        self.who, self.handles, self._deadline_s, self._check = who, handles, deadline_s, check
+        self._places = [handle.__ray_call__.remote(_place) for handle in handles]  # their first call
+        self._watch: Watch | None = None
 
     def __len__(self) -> int:
         return len(self.handles)
@@ -130,7 +175,7 @@ class Workers:
         """Call `method` on every worker without waiting; `each` are the positional arguments of one worker after another."""
         arguments = [tuple(a) for a in each] or [()] * len(self.handles)
         refs = [getattr(handle, method).remote(*a) for handle, a in zip(self.handles, arguments, strict=True)]
-        return Pending(refs, self.who, deadline_s or self._deadline_s)
+        return Pending(refs, self.who, deadline_s or self._deadline_s, self.check)
 
     def call(self, method: str, *each: Iterable[Any]) -> list[Any]:
         """Call `method` on every worker and wait for all."""
@@ -138,7 +183,42 @@ class Workers:
 
     def nodes(self) -> list[str]:
         """The Ray node that each of them runs on."""
-        return list(ray.get([handle.__ray_call__.remote(node_id) for handle in self.handles], timeout=self._deadline_s))
+        return [place.node for place in Pending(self._places, self.who, self._deadline_s, self.check).result("starting")]
+
+    def check(self) -> None:
+        """Raise Lost if a worker of this machine was stopped, ClusterLost if Ray is gone."""
+        self._check()
+        if self._watch is None:
+            places = self._known()
+            if len(places) < len(self.handles):
+                return
+            here = own_node()
+            names = [self.who] if len(places) == 1 else [f"{self.who}[{i}]" for i in range(len(places))]
+            with suppress(psutil.NoSuchProcess):  # Ray tells of it
+                self._watch = Watch({n: psutil.Process(p.pid) for n, p in zip(names, places, strict=True) if p.node == here})
+        if self._watch and (fault := self._watch.fault(stopped_alone=True)):
+            raise Lost(fault, self.who)
+
+    def kill(self) -> None:
+        """End every worker and all of its children at once, also where they are stopped."""
+        for handle in self.handles:
+            ray.kill(handle)
+        here = own_node()
+        for place in self._known():
+            if place.node == here:
+                end_tree(place.pid, place.began)
+            else:
+                there = NodeAffinitySchedulingStrategy(place.node, soft=False)
+                ray.remote(end_tree).options(num_cpus=0, scheduling_strategy=there).remote(place.pid, place.began)
+
+    def _known(self) -> list["_Place"]:
+        """Where those run that have said so."""
+        ready, _ = ray.wait(self._places, num_returns=len(self._places), timeout=0)
+        places = []
+        for ref in ready:
+            with suppress(ray.exceptions.RayError):  # it is gone
+                places.append(ray.get(ref))
+        return places
 
     def close(self) -> None:
         """Ask every worker to close, give it a few seconds, and end it either way."""
@@ -147,145 +227,34 @@ class Workers:
 
 def close_all(several: Iterable[Workers]) -> None:
     """Close all of these at once."""
-    handles = [handle for workers in several for handle in workers.handles]
-    if refs := [handle.close.remote() for handle in handles]:
+    all_of_them = list(several)
+    if refs := [handle.close.remote() for workers in all_of_them for handle in workers.handles]:
         ray.wait(refs, num_returns=len(refs), timeout=5)
-    for handle in handles:
-        ray.kill(handle)
+    for workers in all_of_them:
+        workers.kill()
 
 
-_LEAN = {"enable_worker_prestart": False, "prestart_worker_first_driver": False}
-"""No idle workers: each would import Ray twice, and all of ours are actors with an environment of their own."""
+@dataclass(frozen=True)
+class _Place:
+    """Where a worker runs; `began` as psutil has it."""
+
+    node: str
+    pid: int
+    began: float
 
 
-@cache
-def _start_few_processes() -> None:
-    """Leave out what Ray starts beside a cluster: autoscaler, log monitor and dashboard. Nothing here asks one of them; each
-    imports for a second of CPU time.
-    """
-    params = partial(ray._private.parameter.RayParams, no_monitor=True, include_log_monitor=False)
-    ray._private.parameter.RayParams = params
-    ray._private.services.start_api_server = lambda *_, **__: ("", None)
+def _place(_: object) -> _Place:
+    return _Place(own_node(), os.getpid(), psutil.Process().create_time())
 
 
-class Cluster:
-    """A Ray cluster: one of our own on this machine, or one that runs already."""
-
-    def __init__(self, config: ClusterConfig) -> None:
-        self._config, self._placed, self._engines = config, 0, 0
-        self._demand: Demand | None = None  # this and the next by reserve
-        self._reserved: Any = None
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        on_sigterm = signal.getsignal(signal.SIGTERM)
-        common: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "namespace": "rlopt"}
-        if config.address == "local":
-            _start_few_processes()
-            # Ray replaces a loopback address by the machine's own and then listens on every interface; here it may not.
-            ray._private.services.resolve_ip_for_localhost = lambda address: address
-            # Signals that end a job reach our whole process group. In their own session Ray's processes, and the workers
-            # that they start, go on until the driver has saved and ends them.
-            ray._private.services.ConsolePopen = partial(subprocess.Popen, start_new_session=True)
-            if fork_server.ADDRESS in os.environ:
-                ray._private.ray_constants.SETUP_WORKER_FILENAME = fork_server.CLIENT
-            try:
-                ray.init(address="local", _node_ip_address="127.0.0.1", _system_config=_LEAN, **common)
-            except Exception as error:  # Ray raises a bare Exception when its processes do not come up in 30 s
-                reason = first_line(error)
-                raise Stalled(f"cluster.address=local: Ray did not start ({reason}); is the machine overloaded?") from error
-        else:
-            host, colon, port = config.address.rpartition(":")
-            try:
-                if colon and "//" not in host:  # Ray itself would wait for minutes
-                    socket.create_connection((host, int(port)), timeout=10).close()
-                ray.init(address=config.address, **common)
-            except (OSError, ValueError) as error:
-                reason = first_line(error)
-                raise RloptError(
-                    f"cluster.address={config.address}: no Ray cluster answers ({reason}); use local, or start one"
-                ) from error
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own in place, which leaves no time to close workers
-
-    def reserve(self, demand: Demand) -> None:
-        """Take the GPUs of the learner ranks on as few nodes as possible; where engines share them, those of the pairs.
-
-        Raises:
-            RloptError: the cluster can never have room for all workers.
-            Stalled: others use its GPUs, and gave none back before the deadline.
-        """
-        nodes = [node for node in ray.nodes() if node["Alive"]]
-        here = {f"{node['NodeManagerHostname']} {node['NodeID'][:6]}": node["Resources"].get("GPU", 0.0) for node in nodes}
-        if short := shortage(demand, here):
-            raise RloptError(f"cluster.address={self._config.address}: {short}; ask for less, or add nodes")
-        self._demand = demand
-        if not demand.bundles:
-            return
-        self._reserved = ray.util.placement_group(demand.bundles, strategy="PACK")
-        if not self._reserved.wait(self._config.start_deadline_s):
-            free = ray.available_resources().get("GPU", 0.0)
-            raise Stalled(
-                f"cluster.start_deadline_s={self._config.start_deadline_s:g}: {len(demand.bundles)} GPU(s) for learner ranks "
-                f"were not free in time, {free:g} are; end what uses them, or wait longer"
-            )
-
-    def learners(self, cls: type, env: dict[str, str], *each: Iterable[Any]) -> Workers:
-        """As `workers`, on what was reserved."""
-        assert self._demand, "reserve comes first"
-        places = range(len(each)) if self._reserved else None
-        return self.workers("learner", cls, self._demand.gpus_per_learner, env, *each, places=places)
-
-    def engines(self, who: str, cls: type, env: dict[str, str], *each: Iterable[Any]) -> Workers:
-        """As `workers`, on the GPUs that `reserve` was told of.
-
-        Where engines share cards with learner ranks, the first ones have a card each, and one that comes later has that of one
-        that is gone.
-        """
-        demand = self._demand
-        assert demand, "reserve comes first"
-        numbers = range(self._engines, self._engines + len(each))
-        self._engines += len(each)
-        places = [number if number < demand.engines else ANY for number in numbers] if demand.shared else None
-        return self.workers(who, cls, demand.gpus_per_engine, env, *each, places=places)
-
-    def workers(
-        self,
-        who: str,
-        cls: type,
-        gpus: float,
-        env: dict[str, str],
-        *each: Iterable[Any],
-        places: Iterable[int] | None = None,
-    ) -> Workers:
-        """Actors of `cls`, spread over the nodes; `each` are the constructor's arguments of one after another.
-
-        CPU threads are a matter of `env`, not of Ray's resources: two workers may share a core on a laptop.
-
-        Args:
-            places: of each, in what was reserved.
-        """
-        remote = ray.remote(cls)
-        common: dict[str, Any] = {"num_cpus": 0, "num_gpus": gpus, "runtime_env": {"env_vars": env}, "max_restarts": 0}
-        ways = [self._place(gpus) for _ in each] if places is None else [self._on(place) for place in places]
-        made = [remote.options(**common, scheduling_strategy=way) for way in ways]
-        handles = [actor.remote(*arguments) for actor, arguments in zip(made, each, strict=True)]
-        return Workers(who, handles, self._config.step_deadline_s)
-
-    def _on(self, place: int) -> PlacementGroupSchedulingStrategy:
-        return PlacementGroupSchedulingStrategy(self._reserved, placement_group_bundle_index=place)
-
-    def _place(self, gpus: float) -> Any:
-        """Where the next actor is placed if nothing is reserved for it: spread over the nodes."""
-        if gpus:
-            return "SPREAD"
-        nodes = sorted(node["NodeID"] for node in ray.nodes() if node["Alive"])
-        self._placed += 1
-        return NodeAffinitySchedulingStrategy(nodes[self._placed % len(nodes)], soft=False)
-
-    def close(self) -> None:
-        ray.shutdown()
+def own_node() -> str:
+    """The Ray node of this process."""
+    return str(ray.get_runtime_context().get_node_id())
 
 
 def node_id(_: object) -> str:
-    return str(ray.get_runtime_context().get_node_id())
+    """`own_node`, as something that an actor is asked to call."""
+    return own_node()
 
 
 def free_port() -> int:

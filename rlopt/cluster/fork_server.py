@@ -22,6 +22,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from rlopt.cluster import leftovers
 from rlopt.cluster.environment import adopt, environment
 from rlopt.cluster.fork_client import ADDRESS as ADDRESS
 from rlopt.cluster.fork_client import JOB
@@ -29,6 +30,9 @@ from rlopt.config.sections import ClusterConfig
 from rlopt.core.garbage import collect_seldom
 
 FIRST = "RLOPT_FORK_FIRST"
+
+running: list[int] = []
+"""The process number of this command's server, where there is one."""
 
 CLIENT = str(Path(__file__).with_name("fork_client.py"))
 
@@ -41,16 +45,24 @@ def imported(config: ClusterConfig, *modules: str) -> Iterator[None]:
     server, and a worker, started anew, says why.
     """
     os.environ.pop(ADDRESS, None)  # of a command that started this one
-    if config.address != "local" or config.gpus_per_engine or config.gpus_per_learner:
+    if config.address != "local":
         yield
         return
-    with tempfile.TemporaryDirectory(prefix="rlopt-", dir="/tmp") as folder:  # short: a socket's path has 107 characters
+    if config.gpus_per_engine or config.gpus_per_learner:
+        with leftovers.swept():
+            yield
+        return
+    # Short, because a socket's path has 107 characters.
+    short = tempfile.TemporaryDirectory(prefix=f"rlopt-{leftovers.mark()}-", dir="/tmp", ignore_cleanup_errors=True)
+    with leftovers.swept(), short as folder:
         path = f"{folder}/fork"
         server = _start(path, environment(config), modules)
         os.environ[ADDRESS] = path
+        running.append(server.pid)
         try:
             yield
         finally:
+            running.clear()
             del os.environ[ADDRESS]
             server.kill()
             server.communicate()
@@ -71,7 +83,8 @@ def _start(path: str, variables: dict[str, str], modules: tuple[str, ...]) -> "s
         return subprocess.Popen(
             [sys.executable, "-m", "rlopt.cluster.fork_server", str(listener.fileno()), *modules],
             # What libraries read when they are imported. Ray's mode is its default for a cluster of one's own.
-            env={"RAY_AUTH_MODE": "token", **os.environ, **variables, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
+            env={"RAY_AUTH_MODE": "token", **os.environ, **variables, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+            | {leftovers.MARK: leftovers.mark()},
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -113,6 +126,7 @@ def _receive(client: socket.socket) -> tuple[dict[str, Any], list[int]]:
 def _become(command: list[str], environment: dict[str, str], folder: str) -> None:
     """Be the process that this command would have started."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.setpgid(0, 0)  # Ray ends the process groups of workers, and the server's is not one
     os.chdir(folder)
     for name in os.environ.keys() - environment.keys():
         del os.environ[name]
@@ -129,6 +143,7 @@ def _main(listener: int, modules: list[str]) -> None:
     # What Ray reads when it is imported, and otherwise sets for each worker. A worker ends once the process with this number
     # has ended: that of Ray's own is not known yet.
     os.environ.update(RAY_JOB_ID=JOB, RAY_RAYLET_PID=str(os.getpid()))
+    leftovers.name_shared_memory()
     collect_seldom()
     for module in ("ray._private.workers.default_worker", *modules):
         import_module(module)

@@ -18,7 +18,7 @@ from rlopt.config.schema import Config
 from rlopt.config.sections import GroupRelativeConfig
 from rlopt.config.synonyms import meant
 from rlopt.core.errors import RloptError, first_line
-from rlopt.core.sandbox import current_name
+from rlopt.core.user_code import current_name
 
 T = TypeVar("T")
 

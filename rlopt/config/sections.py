@@ -157,6 +157,7 @@ class RolloutConfig:
     kv_cache_gib: Annotated[float, Field(gt=0, description="must be above 0 GiB")]
     gpu_memory_share: Annotated[float, Field(gt=0, le=1, description="is a share of the card: above 0 and at most 1")]
     sleep: bool
+    stall_s: Seconds
     vllm: dict[str, Any]
 
     def __post_init__(self) -> None:
@@ -254,6 +255,8 @@ class TrainerConfig:
     save_every: Annotated[int, Field(ge=0, description="must be 0 (only at the end) or more steps")]
     keep_checkpoints: AtLeastOne
     best: str | None
+    restarts: OffOrMore
+    on_disk_full: Literal["end", "pause"]
     log_samples: int
 
 

@@ -8,6 +8,10 @@ class RloptError(Exception):
     """An error that a user can act on: one line with the key, the value and what to do."""
 
 
+class DiskFull(RloptError):
+    """There is no room for what is to be written."""
+
+
 def need(condition: bool, key: str, value: object, way_out: str) -> None:
     """Raise a RloptError about `key=value` unless `condition` holds."""
     if not condition:

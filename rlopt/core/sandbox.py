@@ -1,8 +1,6 @@
 """The user's functions run in separate processes with a deadline, so that they may hang, leak or crash."""
 
-import hashlib
-import importlib
-import importlib.util
+import ctypes
 import io
 import json
 import multiprocessing
@@ -17,16 +15,13 @@ from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
-from pathlib import Path
 from queue import SimpleQueue
-from types import ModuleType
 from typing import Any, Literal
 
 import psutil
 
 from rlopt.core.errors import RloptError
-
-Function = Callable[..., object]
+from rlopt.core.user_code import Function, load
 
 StartMethod = Literal["spawn", "forkserver"]
 """How multiprocessing starts a process: anew, or as a fork of a server that has imported most of what it needs."""
@@ -36,68 +31,6 @@ START_DEADLINE_S = 120.0
 
 PRINTED, SHOWN = 200, 2000
 """How many characters of a function's output, and of its arguments, an error shows."""
-
-
-MOVED = {"rlopt.grading": "rlopt.rewards", "rlopt.arithmetic": "rlopt.data.arithmetic"}
-"""Modules whose functions users' configs name, by earlier names, and where they are now. These names stay valid."""
-
-
-def current_name(name: str) -> str:
-    """`module:function` with the current name of the module."""
-    module, colon, attribute = name.rpartition(":")
-    return f"{MOVED.get(module, module)}{colon}{attribute}"
-
-
-def load(key: str, name: str, kind: str = "function") -> Function:
-    """The function (or class, as `kind` says) that `name`, the value of the setting `key`, names.
-
-    `module:function`, or `path/to/file.py:function`.
-
-    Raises:
-        RloptError: it cannot be imported, or is not callable.
-    """
-    module, colon, attribute = current_name(name).rpartition(":")
-    try:
-        function = getattr(_import(module), attribute)
-    except Exception as error:  # importing runs the user's module, which may raise anything
-        raise RloptError(f"{key}={name}: cannot be imported ({type(error).__name__}: {error}); want module:{kind}") from error
-    if not colon or not callable(function):
-        raise RloptError(f"{key}={name}: no {kind}; want module:{kind}")
-    return function  # type: ignore[no-any-return]
-
-
-def _import(module: str) -> ModuleType:
-    """A module by its name, or by its file. Loaded from a file it can import its neighbours, its functions can be pickled,
-    and it can start processes. If another module has its name, it gets a unique one.
-    """
-    if not module.endswith(".py"):
-        return importlib.import_module(module)
-    file = Path(module).expanduser().resolve()
-    if str(file.parent) not in sys.path:
-        sys.path.append(str(file.parent))
-    name = file.stem if _is_free(file) else f"{file.stem}_{hashlib.blake2b(str(file).encode(), digest_size=4).hexdigest()}"
-    spec = importlib.util.spec_from_file_location(name, file)
-    if not spec or not spec.loader:
-        raise ImportError("no Python file")
-    found = sys.modules[name] = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(found)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return found
-
-
-def _is_free(file: Path) -> bool:
-    """Whether no module other than the one in `file` has its name."""
-    there = sys.modules.get(file.stem)
-    if there is not None:
-        return getattr(there, "__file__", None) == str(file)
-    try:
-        spec = importlib.util.find_spec(file.stem)
-    except (ImportError, ValueError):  # not the name of a module
-        return False
-    return spec is None or spec.origin == str(file)
 
 
 @dataclass(frozen=True)
@@ -216,15 +149,16 @@ class _Worker:
         return self._receive(timeout_s)
 
     def end(self) -> None:
-        """Kill it; a waiting caller gets an EOFError."""
+        """Kill it and all that it started; a waiting caller gets an EOFError."""
         pid = self._process.pid
         assert pid is not None
         with suppress(psutil.NoSuchProcess):
-            for child in psutil.Process(pid).children(recursive=True):
-                with suppress(psutil.NoSuchProcess):
-                    child.kill()
+            process = psutil.Process(pid)
+            process.suspend()  # it is the parent of all that lost theirs, and starts no more
+            while children := [child for child in process.children(recursive=True) if _kill(child)]:
+                psutil.wait_procs(children, timeout=1)
         with suppress(ProcessLookupError):
-            os.killpg(pid, signal.SIGKILL)  # also those whose parent ended before them
+            os.killpg(pid, signal.SIGKILL)  # also where it died before
         self._process.kill()
 
     def kill(self) -> None:
@@ -239,8 +173,27 @@ class _Worker:
         return Failed(**answer["failed"]) if "failed" in answer else answer["answer"]
 
 
+def _kill(process: psutil.Process) -> bool:
+    """Kill a process; whether it was alive."""
+    with suppress(psutil.NoSuchProcess):
+        if process.status() != psutil.STATUS_ZOMBIE:
+            process.kill()
+            return True
+    return False
+
+
+def _adopt_orphans() -> None:
+    """Become the parent of every process whose parent ended and that this one started, in whatever session it is."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+PR_SET_CHILD_SUBREAPER = 36
+
+
 def _serve(make: Callable[[], Function], pipe: Connection) -> None:
     os.setsid()  # its own process group, to be killed as one; Ctrl-C, which reaches the whole terminal, is ignored
+    _adopt_orphans()
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]  # functions may start processes
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
@@ -294,4 +247,6 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent:
         parent.join()
+        for child in psutil.Process().children(recursive=True):
+            _kill(child)
         os.killpg(0, signal.SIGKILL)

@@ -24,6 +24,7 @@ from typing import IO, Any
 import numpy as np
 from torch import Tensor
 
+from rlopt.core.appended import AppendedFile
 from rlopt.core.errors import Fault, RloptError
 from rlopt.core.samples import Group, Prompt, Sample
 
@@ -115,16 +116,17 @@ def _whole(content: bytes) -> bytes:
 class Recorder:
     """Writes the record of a run. A resumed run's record forgets the steps that are made again."""
 
-    def __init__(self, run: Path, step: int, about: Mapping[str, object], logprobs_known: bool) -> None:
-        """`step`: the run continues after it; `about`: what `header` makes; `logprobs_known`: groups have them."""
+    def __init__(self, run: Path, step: int, about: Mapping[str, object], logprobs_known: bool, waits: bool = False) -> None:
+        """`step`: the run continues after it; `about`: what `header` makes; `logprobs_known`: groups have them; `waits`: for
+        room, where the disk is full."""
         self._logprobs_known = logprobs_known
         path = run / NAME
         if path.exists():
             end = _end_of(path, step)
             with path.open("r+b") as file:
                 file.truncate(end)
-        self._file = path.open("ab")
-        if not self._file.tell():
+        self._file = AppendedFile(path, waits)
+        if not self._file.size:
             self._write([about])
 
     def step(self, step: int, groups: list[Group], policy: Tensor) -> None:
@@ -144,7 +146,6 @@ class Recorder:
 
     def _write(self, rows: list[Any]) -> None:
         self._file.write(member(rows))
-        self._file.flush()
 
 
 def member(rows: Iterable[Mapping[str, object]]) -> bytes:

@@ -10,8 +10,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from rlopt.cluster.actors import Cluster
 from rlopt.cluster.placement import Demand
+from rlopt.cluster.ray_cluster import Cluster
 from rlopt.config.commands import EvaluateJob
 from rlopt.core.atomic_write import write_whole
 from rlopt.core.errors import RloptError
@@ -96,7 +96,7 @@ def _ask(job: EvaluateJob, folder: Path, sets: Mapping[str, Loaded], console: Co
         with console.status("starting engines"):
             cluster.reserve(Demand.of(job.cluster, job.rollout, job.rollout.engines, learners=0))
             spawn = spawner(cluster, job.cluster, engine, job.rollout, job.reward, 1)
-            engines = EnginePool(spawn, job.rollout.engines, job.cluster.start_deadline_s)
+            engines = EnginePool(spawn, job.rollout.engines, job.cluster.start_deadline_s, job.rollout.stall_s)
             engines.join_all()
         ways = sampling_specs(job.eval.samples, job.eval.temperature, job.eval.top_p, job.eval.greedy)
         evaluator = Evaluator(

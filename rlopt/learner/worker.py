@@ -63,6 +63,7 @@ class LearnerSetup:
     bucket_bytes: int
     verify: bool
     deadline_s: float
+    stall_s: float
     seed: int
 
 
@@ -186,7 +187,7 @@ class LearnerWorker:
         """Connect to the engines, in place of earlier ones. `engines` are actor handles by number."""
         setup = self._setup
         # A third of the driver's deadline for the whole sending: the error then names a late engine, not this learner.
-        self._client = EngineClient(engines, ranks_per_engine, setup.deadline_s / 3)
+        self._client = EngineClient(engines, ranks_per_engine, setup.deadline_s / 3, setup.stall_s)
         receivers = len(engines) * ranks_per_engine
         self._sender = make_sender(
             setup.sync_backend, self._source, self._client, self._rank, setup.bucket_bytes, address, receivers, setup.verify

@@ -6,14 +6,14 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from rlopt.config.compose import _sorted_out, algorithms, conf_dir
-from rlopt.core import sandbox
+from rlopt.core import user_code
 from rlopt.core.errors import RloptError
 from rlopt.objectives.core import Traits
 
 
 def load_class(name: str) -> type[Any]:
     """The objective class that `module:Class` names, checked for what an objective must have."""
-    kind: Any = sandbox.load("algo.objective", name, "Class")
+    kind: Any = user_code.load("algo.objective", name, "Class")
     known: bool = is_dataclass(kind)
     if not known:
         raise RloptError(f"algo.objective={name}: is not a dataclass; an objective is as rlopt.objectives.core.Objective says")

@@ -89,9 +89,10 @@ class Loop:
     source: Source
     learners: Learners
     journal: Journal
-    save: Callable[[Position, PendingRollouts], None]
-    is_best: Callable[[Mapping[str, float]], bool]
+    save: Callable[[Position, PendingRollouts], bool]  # whether it could
+    asked_to_save: Callable[[Mapping[str, float]], bool]
     asked_to_stop: Callable[[], bool]
+    stepped: Callable[[], None]
 
     def run(self, position: Position) -> None:
         """Train from `position` to the last step, or until asked to stop; what was made is saved.
@@ -107,7 +108,7 @@ class Loop:
                 data = self.source.take(position.step + 1)
             except Interrupted:
                 if position.step > saved:
-                    self.save(position, self.source.pending(position.step))
+                    self._save(position)
                 raise StoppedEarly from None
             clock.lap("wait_rollout")
 
@@ -121,8 +122,8 @@ class Loop:
             metrics |= step_metrics(position, updates, len(data.sequences), clock)
             self.journal.step(metrics, data.groups, policy)
             stop = self.asked_to_stop()
-            if self.is_best(metrics) or self._is_due(position.step) or stop:
-                self.save(position, self.source.pending(position.step))
+            self.stepped()
+            if (self.asked_to_save(metrics) or self._is_due(position.step) or stop) and self._save(position):
                 saved = position.step
             if stop and position.step < self.plan.total_steps:
                 raise StoppedEarly
@@ -150,6 +151,9 @@ class Loop:
                 metrics |= self.source.learned(step)
             metrics |= self.source.measure(step)
         return metrics
+
+    def _save(self, position: Position) -> bool:
+        return self.save(position, self.source.pending(position.step))
 
     def _is_due(self, step: int) -> bool:
         """Whether a checkpoint is to be saved after `step` whatever happens."""

@@ -19,7 +19,7 @@ from fractions import Fraction
 from functools import partial
 from typing import Any, Literal
 
-from rlopt.core import sandbox
+from rlopt.core import sandbox, user_code
 from rlopt.core.errors import Fault, RloptError
 
 Value = float | Mapping[str, Any] | None
@@ -51,7 +51,7 @@ def load(names: str | Sequence[str], weights: Sequence[float] | None = None) -> 
         RloptError: one cannot be imported, or has unknown parameters.
     """
     several = [names] if isinstance(names, str) else list(names)
-    functions = [_adapted(name, sandbox.load("reward.fn", name)) for name in several]
+    functions = [_adapted(name, user_code.load("reward.fn", name)) for name in several]
     if len(functions) == 1 and weights is None:
         return functions[0]
     labels = [name.rpartition(":")[2] for name in several]
@@ -109,7 +109,7 @@ class RewardPool:
         return Scored(numbers.pop("score"), numbers)
 
 
-def _adapted(name: str, function: sandbox.Function) -> RewardFunction:
+def _adapted(name: str, function: user_code.Function) -> RewardFunction:
     """`function`, wrapped to take the fields of a `Question`."""
     try:
         parameters = inspect.signature(function).parameters
@@ -143,7 +143,7 @@ _LOOP = asyncio.Runner()
 """One event loop for all calls, so that a function can keep its connections."""
 
 
-def _call(function: sandbox.Function, accepted: set[str] | None, values: Mapping[str, Any]) -> Any:
+def _call(function: user_code.Function, accepted: set[str] | None, values: Mapping[str, Any]) -> Any:
     """What the function returns for the keywords that it takes; awaited where that is to be."""
     said: Any = function(**{key: value for key, value in values.items() if accepted is None or key in accepted})
     if inspect.isgenerator(said) or inspect.isasyncgen(said):
@@ -171,7 +171,7 @@ def _numbers(said: Any) -> Any:
 
 
 def _ours(
-    function: sandbox.Function,
+    function: user_code.Function,
     accepted: set[str] | None,
     prompt: str,
     completion: str,
@@ -182,7 +182,7 @@ def _ours(
 
 
 def _verl(
-    function: sandbox.Function,
+    function: user_code.Function,
     accepted: set[str] | None,
     prompt: str,
     completion: str,
@@ -203,7 +203,7 @@ def _verl(
 
 
 def _trl(
-    function: sandbox.Function,
+    function: user_code.Function,
     accepted: set[str] | None,
     prompt: str,
     completion: str,

@@ -1,44 +1,36 @@
 """All engines, as the loop sees them: requests go out, groups come back, engines are added, lost and replaced.
 
-An engine that dies is replaced. Its requests go to the others, which draw the same tokens (a sample's seed does not
-depend on who draws it); its replacement joins when the weights are next synchronized.
+An engine that dies, or has work and computes nothing for `rollout.stall_s` seconds, is replaced. Its requests go to the
+others, which draw the same tokens (a sample's seed does not depend on who draws it); its replacement joins when the weights are
+next synchronized.
 """
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rlopt.cluster.actors import Inbox, Lost, Pending, Stalled, Workers, close_all, finished
 from rlopt.core.errors import Interrupted, NoEngine, RloptError, first_line, last_line
 from rlopt.core.requests import EngineLogprobs, SampleRequest
 from rlopt.core.samples import Group, Key
-
-Report = Callable[..., None]
-"""`Journal.event`: the kind of event, and facts by name."""
-
-MOST_LOSSES = 3
-"""How many engines may die, beyond the number of engines, without a group coming back: then replacing does not help."""
-
-
-@dataclass
-class Engine:
-    """One engine, its open requests, and its busy time when that was last read."""
-
-    number: int
-    workers: Workers
-    calls: dict[Pending, tuple[Key, SampleRequest]] = field(default_factory=dict)
-    busy_s: float = 0.0
-    asked_at: float = 0.0
-    asleep: bool = False
+from rlopt.core.supervisor import Loss, Report, Supervisor
+from rlopt.rollout.engine import Engine
 
 
 class EnginePool:
     """The engines. Numbers are never reused, so a number in `events.jsonl` is one engine."""
 
-    def __init__(self, spawn: Callable[[str, int], Workers], count: int, start_deadline_s: float) -> None:
+    def __init__(
+        self,
+        spawn: Callable[[str, int], Workers],
+        count: int,
+        start_deadline_s: float,
+        stall_s: float,
+        supervisor: Supervisor | None = None,
+    ) -> None:
         """`spawn(name, 1)` makes an actor. All begin to load at once; `join` waits for them."""
-        self._spawn, self._start_deadline_s = spawn, start_deadline_s
+        self._spawn, self._start_deadline_s, self._stall_s = spawn, start_deadline_s, stall_s
+        self._supervisor = supervisor or Supervisor(count)
         self.report: Report = lambda kind, **facts: None
         self.asked_to_stop: Callable[[], bool] = lambda: False
         self._made, self._count = 0, count
@@ -47,7 +39,6 @@ class EnginePool:
         self._orphaned: dict[Key, SampleRequest] = {}
         self._done: dict[Key, Group] = {}
         self._inbox = Inbox()
-        self._losses = 0
         for _ in range(count):
             self._make()
 
@@ -91,7 +82,8 @@ class EnginePool:
                 continue
             del engine.calls[call]
             self._done[key] = group
-            self._losses = 0
+            engine.alive()
+            self._supervisor.sampled()
         for number, why in lost.items():  # only now: groups that an engine finished before it died are not requested again
             self.lose(number, why)
 
@@ -115,6 +107,17 @@ class EnginePool:
             if self.asked_to_stop():
                 raise Interrupted
             self.poll(min(left, 1.0))
+            self.look_after()
+
+    def look_after(self) -> None:
+        """Replace the engines that were stopped, or that have work and do none of it.
+
+        Raises:
+            ClusterLost: Ray itself is gone.
+        """
+        for engine in list(self._up):
+            if why := engine.trouble(self._stall_s):
+                self.lose(engine.number, why)
 
     def wait_idle(self, seconds: float) -> None:
         """Wait until all requests have come back, or `seconds` have passed; also where the run is to end."""
@@ -199,14 +202,14 @@ class EnginePool:
 
     def canary(self, texts: list[tuple[int, ...]], numbers: list[int]) -> Callable[[], dict[int, list[EngineLogprobs]]]:
         """Have the engines `numbers` score the same texts; the function returned waits for the scores, by number."""
-        pending = [(e, e.workers.start("canary", (texts,))) for e in self._up if e.number in numbers]
+        pending = [(e, e.workers.start("canary", (texts,), deadline_s=self._stall_s)) for e in self._up if e.number in numbers]
 
         def collect() -> dict[int, list[EngineLogprobs]]:
             answers = {}
             for engine, one in pending:
                 try:
                     answers[engine.number] = one.result("answering the canary prompts")[0]
-                except Lost as lost:
+                except Stalled as lost:
                     self.lose(engine.number, str(lost))
             return answers
 
@@ -215,10 +218,10 @@ class EnginePool:
     def idle_frac(self) -> float:
         """Share of the time since the last call in which engines had no request; mean over engines."""
         shares = []
-        for engine, pending in [(engine, engine.workers.start("busy_s")) for engine in self._up]:
+        for engine, pending in [(e, e.workers.start("busy_s", deadline_s=self._stall_s)) for e in self._up]:
             try:
                 busy_s, now = pending.result("telling how long it was busy")[0], time.monotonic()
-            except Lost as lost:
+            except Stalled as lost:
                 self.lose(engine.number, str(lost))
                 continue
             if engine.asked_at:
@@ -244,7 +247,7 @@ class EnginePool:
         for engine, pending in [(engine, engine.workers.start(verb)) for engine in told]:
             try:
                 pending.result("sleeping" if verb == "sleep" else "waking up")
-            except Lost as lost:
+            except Stalled as lost:
                 self.lose(engine.number, str(lost))
             except Exception as error:  # CUDA's own, when the learner left too little of the card
                 why = last_line(error)
@@ -255,15 +258,16 @@ class EnginePool:
         """Give an engine up: end it, assign its requests to others, and start another in its place.
 
         Raises:
-            Stalled: engines die, and nothing comes back.
+            RloptError: engines die, and nothing comes back.
         """
         engine = next(engine for engine in self._up if engine.number == number)
         self._up.remove(engine)
-        engine.workers.close()
-        self._losses += 1
-        self.report("engine_lost", engine=number, why=why, asked_again=len(engine.calls))
-        if self._losses > MOST_LOSSES + self._count:
-            raise Stalled(f"{self._losses} engines were lost since a group came back, the last one, engine {number}: {why}")
+        engine.workers.kill()
+        loss = Loss("engine", f"engine {number}", why, engine.silent_s)
+        if self._supervisor.lost(loss, engine=number, asked_again=len(engine.calls)) != "replace":
+            raise RloptError(
+                f"engines are lost one after another and no group comes back, the last one, engine {number}: {why}"
+            )
         self._make()
         self._reassign(engine.calls.values())
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from rlopt.cluster.leftovers import name_shared_memory
 from rlopt.cluster.threads import cores, engine_threads
 from rlopt.config.passthrough import refuse_unknown
 from rlopt.config.sections import ClusterConfig, ModelConfig, RolloutConfig
@@ -69,6 +70,7 @@ def set_environment(engine: EngineConfig, config: RolloutConfig) -> None:
     Raises:
         RloptError: libnuma is missing, which vLLM for CPUs needs.
     """
+    name_shared_memory()
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     if engine.device == "cpu":
@@ -110,6 +112,7 @@ async def start_engine(engine: EngineConfig, config: RolloutConfig) -> tuple[Any
         "weight_transfer_config": {"backend": SHM_BACKEND if engine.backend == "shm" else engine.backend},
     }
     llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments | _device_arguments(engine, config) | config.vllm))
+    await llm.collective_rpc("count_steps")
     if engine.device == "cpu":
         await llm.collective_rpc("use_cpu_sampler")
     return llm, get_tokenizer(str(engine.folder))

@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from rlopt.cluster import fork_server
-from rlopt.cluster.actors import Cluster, Workers
+from rlopt.cluster.actors import Workers
 from rlopt.cluster.environment import environment
+from rlopt.cluster.ray_cluster import Cluster
 from rlopt.config.sections import ClusterConfig, RewardConfig, RolloutConfig
 from rlopt.core.errors import Fault
 from rlopt.core.garbage import collect_seldom
@@ -38,6 +39,7 @@ class RolloutWorker(WeightReceiver):
         # A window's requests come all at once; handing them over as places come free keeps the first batch first.
         self._places = asyncio.Semaphore(config.max_num_seqs)
         self._requests = 0
+        self._computing = 0
         self._in_flight = 0
         self._busy_s = 0.0
         self._busy_since = 0.0
@@ -109,6 +111,14 @@ class RolloutWorker(WeightReceiver):
     async def busy_s(self) -> float:
         """Seconds since the start with at least one request in flight."""
         return self._busy_s + (time.monotonic() - self._busy_since if self._in_flight else 0.0)
+
+    async def progress(self) -> tuple[int, int]:
+        """How many responses the engine is to compute now, and how many steps its model has made.
+
+        The engine's own loop answers, between two steps.
+        """
+        steps = await self._llm.collective_rpc("steps_made")
+        return self._computing, int(steps[0])
 
     async def _group(self, request: SampleRequest) -> Group:
         """The samples of a prompt.
@@ -196,10 +206,13 @@ class RolloutWorker(WeightReceiver):
 
         self._requests += 1
         prompt = {"prompt_token_ids": list(token_ids)}
+        self._computing += 1
         try:
             return [output async for output in self._llm.generate(prompt, params, str(self._requests))][-1]
         except EngineDeadError:
             os._exit(1)  # as `_die_with_engine` is about to
+        finally:
+            self._computing -= 1
 
     async def close(self) -> None:
         self._watch.cancel()

@@ -16,7 +16,7 @@ from typing import Any
 import xxhash
 
 from rlopt.core.atomic_write import all_to_disk, to_disk, write_whole
-from rlopt.core.errors import RloptError
+from rlopt.core.errors import DiskFull, RloptError
 from rlopt.core.samples import PendingRollouts
 from rlopt.data.rollout_log import group_from_json, group_to_json
 
@@ -40,8 +40,8 @@ def save(
             written there, each on its own node, with their sizes in bytes.
 
     Raises:
-        RloptError: a file that a rank has written is not there: the run's folder is not the same on all nodes; or the disk is
-            full. The checkpoints before it stand.
+        RloptError: a file that a rank has written is not there: the run's folder is not the same on all nodes.
+        DiskFull: the disk is full. The checkpoints before it stand.
     """
     target = run / "checkpoints" / f"step_{step}"
     aside = target.with_name(f".{target.name}.partial")
@@ -53,7 +53,7 @@ def save(
         free = shutil.disk_usage(run).free if run.is_dir() else 0
         shutil.rmtree(aside, ignore_errors=True)
         if free < FULL or FULL_SAYS in str(error):  # torch's own error says "unexpected pos"
-            raise RloptError(
+            raise DiskFull(
                 f"run.dir={run}: has no room for the checkpoint of step {step}, {free / 2**20:.0f} MiB are left; make room, "
                 "and the same command continues from the last one"
             ) from error

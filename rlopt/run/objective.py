@@ -5,7 +5,7 @@ from typing import Any, get_args
 from rlopt.config.compose import read
 from rlopt.config.schema import Config
 from rlopt.config.sections import GroupRelativeConfig
-from rlopt.core import sandbox
+from rlopt.core import user_code
 from rlopt.core.batches import Average
 from rlopt.core.errors import RloptError, need
 from rlopt.objectives.core import LossTerms, Objective, WithAdvantages, no_loss_terms
@@ -54,7 +54,7 @@ def make_objective(config: Config) -> Objective:
         need(shared.minibatches == 1, "algo.minibatches", shared.minibatches, f"{why}; set it to 1")
         need(shared.advantages is None, "algo.advantages", shared.advantages, f"{why}; leave it out")
     if shared.advantages:
-        return WithAdvantages(objective, sandbox.load("algo.advantages", shared.advantages))  # type: ignore[arg-type]
+        return WithAdvantages(objective, user_code.load("algo.advantages", shared.advantages))  # type: ignore[arg-type]
     return objective  # type: ignore[no-any-return]
 
 

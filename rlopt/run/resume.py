@@ -23,7 +23,7 @@ from rlopt.run import checkpoint
 from rlopt.run.engine_count import forget_wish
 from rlopt.run.precision import dtype_of
 
-MAY_CHANGE: tuple[str, ...] = ("run", "trainer", "tracking", "cluster", "rollout.engines", "rollout.sleep")
+MAY_CHANGE: tuple[str, ...] = ("run", "trainer", "tracking", "cluster", "rollout.engines", "rollout.sleep", "rollout.stall_s")
 MAY_CHANGE += ("algo.group_relative.kl.every", "model.dtype")
 """Sections and keys that a resumed run may change; the others decide its numbers. `model.dtype` may change to auto alone."""
 

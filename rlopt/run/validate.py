@@ -123,9 +123,22 @@ def validate(config: Config, console: Console) -> Prepared:
     _check_best(config, list(data.evals))
     largest = max(config.group_size, data.experience.largest if data.experience else 0)
     check_sizes(config, objective, data.longest, largest)
+    return Prepared(config, objective, terms, _start(config, run, resume), model, data, about)
+
+
+def again(prepared: Prepared) -> Prepared:
+    """The same run, to be started once more: from its newest sound checkpoint, or from the beginning."""
+    config, run = prepared.config, prepared.start.run
+    config = replace(config, run=replace(config.run, resume="auto"))
+    start = _start(config, run, find_resume(config, run))
+    if not start.resume:  # the same run in W&B, too
+        start.state["wandb_id"] = prepared.start.state["wandb_id"]
+    return replace(prepared, config=config, start=start)
+
+
+def _start(config: Config, run: Path, resume: Path | None) -> Start:
     damaged = damaged_after(config, run, resume)
-    start = Start(run, resume, write_config(config, run, resume), why_left_behind(config, run, resume), damaged)
-    return Prepared(config, objective, terms, start, model, data, about)
+    return Start(run, resume, write_config(config, run, resume), why_left_behind(config, run, resume), damaged)
 
 
 def _resolve_model(config: Config, console: Console, kept: Mapping[str, Any] | None) -> ModelFiles:

@@ -1,13 +1,12 @@
 """The loop of a run: its source, samplers, synchronizer and evaluation, put together from what was prepared."""
 
-import time
-from dataclasses import asdict
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
 
 from rlopt.config.schema import Config
-from rlopt.core.samples import PendingRollouts, Prompt
+from rlopt.core.samples import Prompt
+from rlopt.core.supervisor import Supervisor
 from rlopt.data.prompt_sampler import PromptSampler
 from rlopt.data.reference_scores import ReferenceScores
 from rlopt.evaluation.evaluator import Evaluator, sampling_specs
@@ -15,39 +14,28 @@ from rlopt.orchestrator.async_sampling import AsyncPlan, AsyncSampler, streamed
 from rlopt.orchestrator.lockstep import LockstepSampler, restore_engines, sampled_groups
 from rlopt.orchestrator.loop import Loop, Plan, Source
 from rlopt.orchestrator.online_source import Evaluation, OnlineSource, Samplers, Shares
-from rlopt.orchestrator.progress import Position
 from rlopt.orchestrator.recorded_source import RecordedSource, References
 from rlopt.orchestrator.replay_buffer import ReplayBuffer, ReplayPlan
 from rlopt.rollout.engine_pool import EnginePool
 from rlopt.rollout.vllm_engine import CANARY_PLACES
-from rlopt.run import checkpoint
 from rlopt.run.engine_count import wanted_engines
+from rlopt.run.saving import Saving
 from rlopt.run.validate import Prepared
 from rlopt.run.workers import RunWorkers
 from rlopt.tracking.journal import Journal
-from rlopt.weight_sync.synchronizer import Synchronizer, canary_texts, score_canaries
+from rlopt.weight_sync.synchronizer import Synchronizer, canary_texts
 
 
-def make_loop(prepared: Prepared, workers: RunWorkers, journal: Journal) -> Loop:
-    config, run, state = prepared.config, prepared.start.run, prepared.start.state
+def make_loop(
+    prepared: Prepared,
+    workers: RunWorkers,
+    journal: Journal,
+    supervisor: Supervisor | None = None,
+    asked_to_stop: Callable[[], bool] = lambda: False,
+) -> Loop:
+    config, supervisor = prepared.config, supervisor or Supervisor()
     shared = config.algo.group_relative
-    canaries = canary_texts(_some_prompts(prepared), CANARY_PLACES)
-    best = checkpoint.Best(run, config.trainer.best, state["position"]["step"])
-
-    def write_model(folder: Path) -> dict[str, int]:
-        written = workers.learners.save(folder)
-        prepared.model.tokenizer.save_pretrained(folder / "hf")
-        return written
-
-    def save(position: Position, pending: PendingRollouts) -> None:
-        began = time.monotonic()
-        said = [logprobs.tolist() for logprobs in score_canaries(workers.learners, canaries)]
-        canary = {"texts": canaries, "logprobs": said}  # by which `rlopt.export` proves itself
-        kept = {"position": asdict(position), "wandb_id": state["wandb_id"], "canary": canary, "row": journal.row}
-        path = checkpoint.save(run, position.step, kept, pending, write_model, config.trainer.keep_checkpoints, best)
-        facts = {"path": str(path), "seconds": time.monotonic() - began, "sampled_again": len(pending.facts.get("again", []))}
-        journal.event("checkpoint", step=position.step, **facts)
-
+    saving = Saving(prepared, workers, journal, supervisor, canary_texts(_some_prompts(prepared), CANARY_PLACES))
     return Loop(
         plan=Plan(
             total_steps=config.trainer.total_steps,
@@ -62,9 +50,10 @@ def make_loop(prepared: Prepared, workers: RunWorkers, journal: Journal) -> Loop
         source=_source(prepared, workers, journal),
         learners=workers.learners,
         journal=journal,
-        save=save,
-        is_best=best.improved,
-        asked_to_stop=workers.stop.is_set,
+        save=saving.save,
+        asked_to_save=saving.asked,
+        asked_to_stop=asked_to_stop,
+        stepped=supervisor.stepped,
     )
 
 

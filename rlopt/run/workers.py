@@ -1,13 +1,14 @@
 """Starting the engines and the learner ranks of a run."""
 
-import threading
 from collections.abc import Callable
 from typing import Any
 
-from rlopt.cluster.actors import Cluster, Pending, Workers, close_all
+from rlopt.cluster.actors import Pending, Workers, close_all
 from rlopt.cluster.environment import environment
 from rlopt.cluster.placement import Demand
+from rlopt.cluster.ray_cluster import Cluster
 from rlopt.core.samples import PendingRollouts
+from rlopt.core.supervisor import Supervisor
 from rlopt.learner.group import Learners
 from rlopt.learner.worker import LearnerSetup, LearnerWorker
 from rlopt.rollout.engine_pool import EnginePool
@@ -20,22 +21,23 @@ from rlopt.run.validate import Prepared
 class RunWorkers:
     """The cluster and all workers of a run: learner ranks, and engines where there is something to sample."""
 
-    def __init__(self, prepared: Prepared) -> None:
+    def __init__(self, prepared: Prepared, supervisor: Supervisor | None = None) -> None:
         self._prepared = prepared
+        self._supervisor = supervisor or Supervisor(prepared.config.rollout.engines)
         self._ranks: Workers | None = None
         self._loading: Pending | None = None
         self._learners: Learners | None = None
         self.engines: EnginePool | None = None
         self._cluster = Cluster(prepared.config.cluster)
         self.pending = PendingRollouts({}, {})
-        self.stop = threading.Event()
 
     def start(self) -> None:
         """Start loading engines and learners, in parallel; `join` waits for them."""
         config, deadline = self._prepared.config, self._prepared.config.cluster.start_deadline_s
         self._cluster.reserve(_demand(self._prepared))
         if self._prepared.data.prompts:
-            self.engines = EnginePool(_spawner(self._prepared, self._cluster), config.rollout.engines, deadline)
+            spawn, rollout = _spawner(self._prepared, self._cluster), config.rollout
+            self.engines = EnginePool(spawn, rollout.engines, deadline, rollout.stall_s, self._supervisor)
         self._ranks = _start_learners(self._prepared, self._cluster)
         meeting = self._ranks.call("address")[0]
         self._loading = self._ranks.start("start", *[[meeting]] * config.learner.workers, deadline_s=deadline)
@@ -77,7 +79,9 @@ class RunWorkers:
         return {"learners": self._ranks.nodes(), "engines": self.engines.nodes if self.engines else {}}
 
     def close(self) -> None:
-        close_all([*(self.engines.workers if self.engines else []), *([self._ranks] if self._ranks else [])])
+        """End all of them, and our own cluster."""
+        if not self._cluster.fault:
+            close_all([*(self.engines.workers if self.engines else []), *([self._ranks] if self._ranks else [])])
         self._cluster.close()
 
 
@@ -113,6 +117,7 @@ def _start_learners(prepared: Prepared, cluster: Cluster) -> Workers:
         bucket_bytes=config.sync.bucket_mib * 2**20,
         verify=config.sync.verify,
         deadline_s=config.cluster.step_deadline_s,
+        stall_s=config.rollout.stall_s,
         seed=config.run.seed,
     )
     world = config.learner.workers

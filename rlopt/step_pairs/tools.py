@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rlopt.cluster.actors import Cluster, Workers
+from rlopt.cluster.actors import Workers
 from rlopt.cluster.placement import Demand
+from rlopt.cluster.ray_cluster import Cluster
 from rlopt.config.commands import PairsJob
 from rlopt.core.errors import Fault
 from rlopt.core.requests import Answer, Continuation

@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO
 
 from rich.console import Console
 from rich.progress import (
@@ -21,6 +20,7 @@ from rich.progress import (
 )
 from torch import Tensor
 
+from rlopt.core.appended import AppendedFile
 from rlopt.core.atomic_write import write_whole
 from rlopt.core.errors import RloptError, first_line
 from rlopt.core.samples import Group
@@ -57,21 +57,21 @@ class Journal:
         console: Console,
         recorder: Recorder | None,
         row: Mapping[str, object] | None = None,
+        waits: bool = False,
     ) -> None:
         """Open the files.
 
         Args:
             step: the run continues after it; later lines of an interrupted attempt are cut off.
             row: the metrics of that step as the checkpoint has them, in case their line was cut short.
+            waits: lines wait for room where the disk is full.
         """
         self._recorder = recorder
         _keep_until(run / "metrics.jsonl", step, row)
         _keep_until(run / "samples.jsonl", step)
         _drop_half_line(run / "events.jsonl")
         self.row = row
-        self._files: dict[str, IO[str]] = {
-            name: (run / f"{name}.jsonl").open("a", buffering=1) for name in ("metrics", "samples", "events")
-        }
+        self._files = {name: AppendedFile(run / f"{name}.jsonl", waits) for name in ("metrics", "samples", "events")}
         self._log_samples, self._loggers = log_samples, list(loggers)
         self._progress = Progress(
             SpinnerColumn(),
@@ -155,7 +155,7 @@ class Journal:
         self._console.print(f"warning: {line}", highlight=False, markup=False, soft_wrap=True)
 
     def _write(self, name: str, row: Mapping[str, object]) -> None:
-        self._files[name].write(json.dumps(row) + "\n")
+        self._files[name].write(json.dumps(row).encode() + b"\n")
 
 
 def _shown(step: int, group: Group) -> dict[str, object]:

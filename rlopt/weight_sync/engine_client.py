@@ -14,12 +14,18 @@ class EngineClient:
     """`sender.Client` for a learner: every verb goes to all engines and returns when all have done it.
 
     An engine that fails gets no further verb of that synchronization; `faults` says why, by its number. It stays paused, as
-    the first verb left it, until a synchronization reaches it; those in `dead` are gone.
+    the first verb left it, until a synchronization reaches it; those in `dead` are gone, or do not answer.
     """
 
-    def __init__(self, engines: Mapping[int, Any], ranks_per_engine: int, deadline_s: float) -> None:
-        """`engines` are actor handles by number."""
+    def __init__(self, engines: Mapping[int, Any], ranks_per_engine: int, deadline_s: float, stall_s: float) -> None:
+        """`engines` are actor handles by number.
+
+        Args:
+            deadline_s: for the first verb, which may have to wait for responses to end.
+            stall_s: for each of the others.
+        """
         self._engines, self._ranks, self._deadline_s = engines, ranks_per_engine, deadline_s
+        self._stall_s = min(stall_s, deadline_s)
         self._here = node_id(None)
         self.version = 0
         self.faults: dict[int, str] = {}
@@ -40,7 +46,7 @@ class EngineClient:
         self._all("init_weight_transfer_engine", {number: (info,) for number, info in infos.items()})
 
     def start_weight_update(self) -> None:
-        self._all("start_weight_update")
+        self._all("start_weight_update", deadline_s=self._deadline_s)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         if "path" not in update_info or all(node == self._here for node in self._nodes.values()):
@@ -63,17 +69,21 @@ class EngineClient:
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         self._all("finish_weight_update", dict.fromkeys(self._engines, (weight_version or str(self.version),)))
 
-    def _all(self, method: str, arguments: Mapping[int, tuple[Any, ...]] | None = None) -> dict[int, Any]:
+    def _all(
+        self, method: str, arguments: Mapping[int, tuple[Any, ...]] | None = None, deadline_s: float | None = None
+    ) -> dict[int, Any]:
         """Call `method` on all chosen engines without faults; what each returned."""
         meant = [number for number in self._engines if number in self._only and number not in self.faults]
         refs = {n: getattr(self._engines[n], method).remote(*(arguments or {}).get(n, ())) for n in meant}
-        ends = time.monotonic() + self._deadline_s
+        deadline_s = deadline_s or self._stall_s
+        ends = time.monotonic() + deadline_s
         answers = {}
         for number, ref in refs.items():
             try:
                 answers[number] = ray.get(ref, timeout=max(0.0, ends - time.monotonic()))
             except ray.exceptions.GetTimeoutError:
-                self.faults[number] = f"{method} took over {self._deadline_s:.0f} s (cluster.step_deadline_s)"
+                self.faults[number] = f"{method} took over {deadline_s:.0f} s (rollout.stall_s, cluster.step_deadline_s)"
+                self.dead.add(number)
             except GONE:
                 self.faults[number] = f"the engine died during {method}"
                 self.dead.add(number)

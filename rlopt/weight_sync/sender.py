@@ -20,6 +20,8 @@ import torch
 import xxhash
 from torch import Tensor
 
+from rlopt.cluster.leftovers import name_shared_memory, shared_prefix
+
 T = TypeVar("T")
 
 SHM_BACKEND = "rlopt_shm"
@@ -175,7 +177,7 @@ def write_shared(data: bytes) -> str:
     """Write to a new file in shared memory (`/dev/shm`, else the temporary folder) and return its path."""
     shared = Path("/dev/shm")
     folder = shared if os.access(shared, os.W_OK) else None
-    with tempfile.NamedTemporaryFile(dir=folder, prefix="rlopt-", delete=False) as file:
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=shared_prefix(), delete=False) as file:
         file.write(data)
     return file.name
 
@@ -213,7 +215,10 @@ def difference(sent: Mapping[str, str], received: Mapping[str, str]) -> str | No
 
 
 def register() -> None:
-    """Make `SHM_BACKEND` known to vLLM. Named in the entry points, so that each of vLLM's processes calls it."""
+    """Make `SHM_BACKEND` known to vLLM, and name its shared memory. Named in the entry points, so that each of vLLM's processes
+    calls it.
+    """
+    name_shared_memory()
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
     if SHM_BACKEND not in WeightTransferEngineFactory._registry:

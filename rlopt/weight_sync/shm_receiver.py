@@ -75,6 +75,22 @@ class ShmWeightTransferEngine(WeightTransferEngine[ShmInitInfo, ShmUpdateInfo]):
 class Receipts:
     """Methods that are added to vLLM's worker; vLLM makes this a base of the worker's class."""
 
+    _steps_made = 0
+
+    def count_steps(self) -> None:
+        """From now on count the steps that the model makes."""
+        run = self.model_runner.execute_model  # type: ignore[attr-defined]
+
+        def counted(*arguments: Any, **named: Any) -> Any:
+            self._steps_made += 1
+            return run(*arguments, **named)
+
+        self.model_runner.execute_model = counted  # type: ignore[attr-defined]
+
+    def steps_made(self) -> int:
+        """Steps since `count_steps`."""
+        return self._steps_made
+
     def received_weights(self) -> dict[str, str]:
         """Tensor name to digest, of all that the last weight update delivered."""
         return dict(self.weight_transfer_engine.received)  # type: ignore[attr-defined]

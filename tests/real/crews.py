@@ -221,7 +221,7 @@ def train(
     saved: list[tuple[Position, PendingRollouts]] = []
     loop = wiring.make_loop(prepared, crew, journal)
     if not keep:
-        loop = replace(loop, save=lambda position, pending: saved.append((replace(position), pending)))
+        loop = replace(loop, save=lambda position, pending: saved.append((replace(position), pending)) is None)
     try:
         loop.run(position)
     finally:

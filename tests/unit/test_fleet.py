@@ -1,14 +1,18 @@
 """Engines that come and go, hand-written: what is asked for comes back once, whoever dies."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 from builders import group
 
-from rlopt.cluster.actors import Lost, Stalled
+from rlopt.cluster.actors import Lost
+from rlopt.core.errors import RloptError
 from rlopt.core.samples import Key
+from rlopt.core.supervisor import Supervisor
 from rlopt.rollout import engine_pool as module
+from rlopt.rollout.engine import Engine
 from rlopt.rollout.engine_pool import EnginePool
 
 
@@ -43,6 +47,8 @@ class Workers:
 
     def close(self) -> None: ...
 
+    def kill(self) -> None: ...
+
 
 @dataclass
 class Inbox:
@@ -73,8 +79,11 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Made:
         engines.append(Workers(name))
         return engines[-1]
 
-    fleet = EnginePool(spawn, 2, 1.0)
-    fleet.report = lambda kind, **facts: events.append(f"{kind} {facts.get('asked_again', '')}")
+    def report(kind: str, **facts: Any) -> None:
+        events.append(f"{kind} {facts.get('asked_again', '')}")
+
+    fleet = EnginePool(spawn, 2, 1.0, 60.0, Supervisor(engines=2, report=report))
+    fleet.report = report
     fleet.join_all()
     return fleet, engines, events
 
@@ -119,7 +128,7 @@ def test_engines_that_die_of_what_they_are_asked_for_are_not_replaced_for_ever(m
             fleet.poll()
             restore_engines(fleet)
 
-    with pytest.raises(Stalled, match="6 engines were lost since a group came back, the last one, engine 5: the engine died"):
+    with pytest.raises(RloptError, match="no group comes back, the last one, engine 5: the engine died"):
         die_for_ever()
     assert len(events) == 6
 
@@ -159,3 +168,76 @@ def test_an_engine_that_cannot_load_is_given_up_while_another_can_whichever_come
 def test_a_run_whose_engines_all_cannot_load_ends(made: Made) -> None:
     with pytest.raises(Lost, match="the engine died during: starting up"):
         reload(made[0], [False, False])
+
+
+@dataclass
+class Silent(Workers):
+    """An engine that has work; its answers to `progress` are the test's."""
+
+    progress: list[Call] = field(default_factory=list)
+
+    def start(self, verb: str, *_: Any, **__: Any) -> Call:
+        if verb == "progress":
+            self.progress.append(Call())
+            return self.progress[-1]
+        return super().start(verb)
+
+    def check(self) -> None: ...
+
+
+@pytest.fixture
+def silent(monkeypatch: pytest.MonkeyPatch) -> tuple[Engine, Silent, Callable[[float], str | None]]:
+    """An engine with one request; `look` looks once a second for so many seconds, for a silence of 40 s."""
+    now = [1000.0]
+    monkeypatch.setattr("rlopt.rollout.engine.finished", lambda calls: [call for call in calls if call.answer is not None])
+    monkeypatch.setattr("rlopt.rollout.engine.time.monotonic", lambda: now[0])
+    workers = Silent("engine 4")
+    engine = Engine(4, workers, _seen=now[0], _looked=now[0])  # type: ignore[arg-type]
+    engine.calls[Call()] = ((1, 0), None)  # type: ignore[index,assignment]
+
+    def look(seconds: float) -> str | None:
+        why = None
+        for _ in range(int(seconds)):
+            now[0] += 1
+            why = why or engine.trouble(40)
+        return why
+
+    return engine, workers, look
+
+
+Look = tuple[Engine, Silent, Callable[[float], str | None]]
+
+
+def test_an_engine_that_has_work_and_does_not_answer_is_given_up_after_the_silence_that_is_allowed(silent: Look) -> None:
+    _, workers, look = silent
+    assert look(40) is None
+    assert len(workers.progress) == 1
+    assert look(1) == "engine 4 had 1 request(s) and computed nothing for 41 s (rollout.stall_s)"
+
+
+@pytest.mark.parametrize(("computing", "given_up"), [(3, True), (0, False)])
+def test_an_engine_that_answers_and_makes_no_step_is_given_up_unless_rewards_are_all_it_waits_for(
+    silent: Look, computing: int, given_up: bool
+) -> None:
+    _, workers, look = silent
+    found = None
+    for _ in range(120):
+        found = found or look(1)
+        for call in workers.progress:
+            call.answer = (computing, 17)
+    assert bool(found) == given_up
+
+
+def test_an_engine_that_makes_steps_is_kept_however_long_its_groups_take(silent: Look) -> None:
+    _, workers, look = silent
+    for second in range(200):
+        assert look(1) is None
+        for call in workers.progress:
+            call.answer = call.answer or (3, second)
+
+
+def test_an_engine_is_not_given_up_for_a_time_in_which_nobody_looked(silent: Look, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, _, look = silent
+    assert look(15) is None
+    monkeypatch.setattr("rlopt.rollout.engine.time.monotonic", lambda: 5000.0)
+    assert engine.trouble(40) is None

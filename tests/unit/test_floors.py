@@ -31,7 +31,7 @@ ORDER = (
 )
 """From top to bottom. The commands are the files beside the packages."""
 ENTRANCES = {
-    "ray": {"cluster.actors", "cluster.ray_jobs", "weight_sync.engine_client"},
+    "ray": {"cluster.actors", "cluster.ray_cluster", "cluster.own_ray", "cluster.ray_jobs", "weight_sync.engine_client"},
     "deepspeed": {"learner.deepspeed_engine"},
     "vllm": {
         "rollout.worker",

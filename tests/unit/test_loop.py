@@ -36,7 +36,7 @@ def make(
     sampled: int = 0,
     plan: Plan | None = None,
     evaluation: Evaluation | None = None,
-    is_best: Callable[[Mapping[str, float]], bool] = lambda metrics: False,
+    asked_to_save: Callable[[Mapping[str, float]], bool] = lambda metrics: False,
     stop: int = 0,
     sleep: bool = False,
     restored: Sequence[int] = (),
@@ -61,8 +61,9 @@ def make(
         source=OnlineSource(Shares(2, 0, 0, 2), lockstep, None, None, trainer, evaluation),
         learners=trainer,
         journal=diary,
-        save=lambda position, pending: saved.append((replace(position), pending)),
-        is_best=is_best,
+        save=lambda position, pending: saved.append((replace(position), pending)) is None,
+        asked_to_save=asked_to_save,
+        stepped=lambda: None,
         asked_to_stop=lambda: trainer.updates[-1:] == [stop],
     )
     return loop, engines, trainer, diary, saved
@@ -227,9 +228,10 @@ def run_rows(folder: Path, total: int, reference: bool = True) -> tuple[Trainer,
         source,
         trainer,
         diary,
-        lambda *_: None,
+        lambda *_: True,
         lambda _: False,
         lambda: False,
+        lambda: None,
     ).run(Position())
     return trainer, diary
 
@@ -286,7 +288,7 @@ def test_held_out_prompts_are_answered_by_the_weights_of_their_step_and_after_th
 
 
 def test_a_step_that_is_the_best_so_far_is_saved() -> None:
-    loop, _, _, _, saved = make(1, 0, 6, save_every=4, is_best=lambda metrics: metrics["step"] in (2, 3))
+    loop, _, _, _, saved = make(1, 0, 6, save_every=4, asked_to_save=lambda metrics: metrics["step"] in (2, 3))
     loop.run(Position())
     assert [position.step for position, _ in saved] == [2, 3, 4, 6]
 

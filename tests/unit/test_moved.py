@@ -12,7 +12,7 @@ from test_settings import compose
 
 from rlopt.config.cli import current_key
 from rlopt.config.compose import current_algo, normalized
-from rlopt.core import sandbox
+from rlopt.core import user_code
 from rlopt.data.rollout_log import blocks, group_from_json
 from rlopt.run.resume import find_resume, write_config
 
@@ -43,7 +43,7 @@ class Old:
 
 @pytest.mark.parametrize("name", ["rlopt.grading:mathematics", "rlopt.grading:exact", "rlopt.arithmetic:reward"])
 def test_earlier_names_of_rewards_stay_valid(name: str) -> None:
-    assert sandbox.load("reward.fn", name) is sandbox.load("reward.fn", sandbox.current_name(name))
+    assert user_code.load("reward.fn", name) is user_code.load("reward.fn", user_code.current_name(name))
 
 
 def test_configs_of_earlier_runs_are_read_with_the_names_of_today() -> None:

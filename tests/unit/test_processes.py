@@ -52,8 +52,9 @@ def test_what_fails_is_told_apart_and_the_other_calls_are_answered() -> None:
     assert kinds == ["raised", "timeout", "died"]
 
 
-def test_what_a_function_started_ends_with_it(tmp_path: Path) -> None:
-    (answer,) = made("leave_a_child_behind", str(tmp_path / "pid"), timeout_s=3.0)
+@pytest.mark.parametrize("name", ["leave_a_child_behind", "leave_an_orphan_behind"])
+def test_what_a_function_started_ends_with_it(name: str, tmp_path: Path) -> None:
+    (answer,) = made(name, str(tmp_path / "pid"), timeout_s=3.0)
     assert isinstance(answer, Failed)
     assert answer.kind == "timeout"
     child = int((tmp_path / "pid").read_text())

@@ -45,6 +45,14 @@ def leave_a_child_behind(completion: str) -> None:
     child.wait()
 
 
+def leave_an_orphan_behind(completion: str) -> None:
+    """Hangs, and what it started has left its parent and its session; `completion` is where its pid goes."""
+    daemon = "import os, sys, time; os.fork() and os._exit(0); os.setsid(); os.fork() and os._exit(0)"
+    line = f"{daemon}; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"
+    subprocess.run([sys.executable, "-c", line, completion], check=True)
+    time.sleep(60)
+
+
 def fork(completion: str) -> str:
     os.fork()
     return completion

@@ -15,8 +15,9 @@ import ray
 import torch
 from ray.cluster_utils import Cluster as Nodes
 
-from rlopt.cluster.actors import Cluster, Inbox, Lost, Pending, Stalled
+from rlopt.cluster.actors import Inbox, Lost, Pending, Stalled
 from rlopt.cluster.placement import Demand
+from rlopt.cluster.ray_cluster import Cluster
 from rlopt.config.sections import ClusterConfig
 from rlopt.core.errors import RloptError
 from rlopt.weight_sync.engine_client import EngineClient

@@ -1,0 +1,67 @@
+"""Ray on this machine, for one command: started without what nobody needs, watched, and ended with all that it started."""
+
+import logging
+import os
+import subprocess
+from functools import cache, partial
+from typing import Any
+
+import psutil
+import ray
+
+from rlopt.cluster import fork_server, leftovers
+from rlopt.cluster.watch import Watch
+
+LEAN = {"enable_worker_prestart": False, "prestart_worker_first_driver": False}
+"""No idle workers: each would import Ray twice, and all of ours are actors with an environment of their own."""
+
+QUIET = {"task_events_report_interval_ms": 0, "task_events_shutdown_flush_timeout_ms": 100}
+"""No record of tasks, which Ray's dashboard would show; without GCS the driver would wait for it at the end."""
+
+COMMON: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "namespace": "rlopt"}
+"""Arguments of `ray.init`, on any cluster."""
+
+
+class OwnRay:
+    """Starting it is making it."""
+
+    def __init__(self) -> None:
+        _start_few_processes()
+        # Ray replaces a loopback address by the machine's own and then listens on every interface; here it may not.
+        ray._private.services.resolve_ip_for_localhost = lambda address: address
+        # Signals that end a job reach our whole process group. In their own session Ray's processes, and the workers
+        # that they start, go on until the driver has saved and ends them.
+        ray._private.services.ConsolePopen = partial(subprocess.Popen, start_new_session=True)
+        if fork_server.ADDRESS in os.environ:
+            ray._private.ray_constants.SETUP_WORKER_FILENAME = fork_server.CLIENT
+        os.environ[leftovers.MARK] = leftovers.mark()
+        try:
+            ray.init(address="local", _node_ip_address="127.0.0.1", _system_config=LEAN | QUIET, **COMMON)
+        finally:
+            del os.environ[leftovers.MARK]  # W&B's process, which the driver starts, may outlive what is swept
+        parts = ray._private.worker._global_node.all_processes
+        self._watch = Watch({f"Ray's {name}": psutil.Process(parts[name][0].process.pid) for name in ("gcs_server", "raylet")})
+
+    def fault(self) -> str | None:
+        """What is wrong with Ray's own processes, or None."""
+        return self._watch.fault()
+
+    def end(self) -> None:
+        """End it and all that it started, also where it does not answer."""
+        if self.fault():
+            self._sweep()  # first: Ray would wait for what is dead
+        ray.shutdown()
+        self._sweep()
+
+    def _sweep(self) -> None:
+        leftovers.sweep(leftovers.mark(), spare=fork_server.running)
+
+
+@cache
+def _start_few_processes() -> None:
+    """Leave out what Ray starts beside a cluster: autoscaler, log monitor and dashboard. Nothing here asks one of them; each
+    imports for a second of CPU time.
+    """
+    params = partial(ray._private.parameter.RayParams, no_monitor=True, include_log_monitor=False)
+    ray._private.parameter.RayParams = params
+    ray._private.services.start_api_server = lambda *_, **__: ("", None)

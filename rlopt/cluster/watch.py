@@ -1,0 +1,52 @@
+"""Processes of this machine that must neither die nor be stopped."""
+
+import time
+from collections.abc import Mapping
+
+import psutil
+
+STOPPED_S = 5.0
+"""Seconds that a process may be stopped, by a SIGSTOP: nobody would start it again."""
+
+
+class Watch:
+    """Looks at processes by number, never by name."""
+
+    def __init__(self, processes: Mapping[str, psutil.Process]) -> None:
+        self._processes = processes
+        self._stopped = dict[str, float]()
+
+    def fault(self, stopped_alone: bool = False) -> str | None:
+        """What is wrong with one of them, or None; with `stopped_alone` a death is not."""
+        for name, process in self._processes.items():
+            try:
+                status = process.status()
+            except psutil.NoSuchProcess:
+                status = psutil.STATUS_DEAD
+            if status in (psutil.STATUS_DEAD, psutil.STATUS_ZOMBIE):
+                if stopped_alone:
+                    continue
+                return f"{name} (process {process.pid}) died"
+            if status != psutil.STATUS_STOPPED:
+                self._stopped.pop(name, None)
+                continue
+            since = self._stopped.setdefault(name, time.monotonic())
+            if (seconds := time.monotonic() - since) > STOPPED_S:
+                return f"{name} (process {process.pid}) has been stopped for {seconds:.0f} s"
+        return None
+
+
+def end_tree(pid: int, began: float) -> None:
+    """End a process that began then, and all of its children, also where they are stopped."""
+    try:
+        process = psutil.Process(pid)
+        if process.create_time() != began:  # another one has its number
+            return
+        family = [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
+    for member in family:
+        try:
+            member.kill()
+        except psutil.NoSuchProcess:
+            continue
