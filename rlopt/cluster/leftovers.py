@@ -82,6 +82,20 @@ def sweep(word: str, spare: Collection[int] = (), seconds: float = 5.0) -> None:
         _remove(lambda name, *_: name == word)
 
 
+def remove_sessions(root: Path) -> None:
+    """Remove the folders, with logs, that Ray left for commands of ours that are gone; not the newest `KEPT_SESSIONS`."""
+    here, gone = _namespace(), list[Path]()
+    for note in root.glob(f"session_*/{OURS}"):
+        found = NAMED.match(note.read_text())
+        if found and found[1].startswith(f"{here:x}-") and _began(int(found[2], 16)) != int(found[3], 16):
+            gone.append(note.parent)
+    for folder in sorted(gone)[:-KEPT_SESSIONS]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+KEPT_SESSIONS, OURS = 3, ".rlopt"
+
+
 def remove_stale() -> None:
     """Remove the files of commands that are gone, with whoever should have swept behind them."""
     here = _namespace()

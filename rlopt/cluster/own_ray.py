@@ -2,8 +2,10 @@
 
 import logging
 import os
+import shutil
 import subprocess
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -39,7 +41,11 @@ class OwnRay:
             ray.init(address="local", _node_ip_address="127.0.0.1", _system_config=LEAN | QUIET, **COMMON)
         finally:
             del os.environ[leftovers.MARK]  # W&B's process, which the driver starts, may outlive what is swept
-        parts = ray._private.worker._global_node.all_processes
+        node = ray._private.worker._global_node
+        self._session = Path(node.get_session_dir_path())
+        (self._session / leftovers.OURS).write_text(f"rlopt-{leftovers.mark()}-")
+        leftovers.remove_sessions(self._session.parent)
+        parts = node.all_processes
         self._watch = Watch({f"Ray's {name}": psutil.Process(parts[name][0].process.pid) for name in ("gcs_server", "raylet")})
 
     def fault(self) -> str | None:
@@ -48,10 +54,13 @@ class OwnRay:
 
     def end(self) -> None:
         """End it and all that it started, also where it does not answer."""
-        if self.fault():
+        fault = self.fault()
+        if fault:
             self._sweep()  # first: Ray would wait for what is dead
         ray.shutdown()
         self._sweep()
+        if not fault:  # its logs say why
+            shutil.rmtree(self._session, ignore_errors=True)
 
     def _sweep(self) -> None:
         leftovers.sweep(leftovers.mark(), spare=fork_server.running)

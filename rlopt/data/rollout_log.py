@@ -126,7 +126,7 @@ class Recorder:
             with path.open("r+b") as file:
                 file.truncate(end)
         self._file = AppendedFile(path, waits)
-        if not self._file.size:
+        if not path.stat().st_size:
             self._write([about])
 
     def step(self, step: int, groups: list[Group], policy: Tensor) -> None:
@@ -140,9 +140,6 @@ class Recorder:
                     sample["logprobs"] = None
             rows.append(row)
         self._write(rows)
-
-    def close(self) -> None:
-        self._file.close()
 
     def _write(self, rows: list[Any]) -> None:
         self._file.write(member(rows))

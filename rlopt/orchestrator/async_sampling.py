@@ -5,7 +5,8 @@ being sampled can still be learned from in time, the oldest first. If a group is
 (`stale=wait`) or the group is dropped and counted (`stale=drop`). No Ray, no engine.
 """
 
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -14,6 +15,7 @@ import numpy as np
 from rlopt.core.errors import NoEngine, RloptError
 from rlopt.core.requests import SampleRequest
 from rlopt.core.samples import Group, Key, PendingRollouts
+from rlopt.orchestrator.decisions import Decision, Decisions
 from rlopt.orchestrator.lockstep import Engines, restore_engines
 from rlopt.weight_sync.synchronizer import Synchronizer
 
@@ -47,11 +49,20 @@ def streamed(pending: PendingRollouts) -> Under:
     return Under(facts["next"], dict(zip(keys, pending.sections.get("stream", []), strict=True)), facts["again"])
 
 
+def after(under: Under, decisions: Iterable[Decision]) -> Under:
+    """The state without the prompts of steps that were decided after it was saved."""
+    used = {number for one in decisions for number in [*one.dropped, *(number for _, number in one.keys)]}
+    following = max([under.next, *(number + 1 for number in used)])
+    again = {*under.under_way, *range(under.next, following)} - used
+    return Under(following, {key: group for key, group in under.done.items() if key[1] not in used}, sorted(again))
+
+
 @dataclass
 class AsyncSampler:
     """Prompts one after another, each with a number; a key is (version at the time of the request, number).
 
     `next` is the number of the next prompt. `again` are prompts that were being sampled when the run was interrupted.
+    `decisions` is where batches are written down; those that it has already are taken from there.
     """
 
     plan: AsyncPlan
@@ -60,17 +71,23 @@ class AsyncSampler:
     sync: Synchronizer
     next: int
     again: list[int]
+    decisions: Decisions | None = None
     finished: list[int] = field(default_factory=list)
     dropped: int = 0
     _counted: set[Key] = field(default_factory=set)
+    _given_up: list[int] = field(default_factory=list)
 
     def open(self, step: int) -> None:
         self.sync.to(step)
         self.engines.idle_frac()
 
     def take(self, step: int) -> tuple[list[Group], dict[str, float]]:
-        """The oldest finished groups, once there are enough and the others can still be in time."""
+        """The oldest finished groups, once there are enough and the others can still be in time; or what was decided before."""
         self.engines.poll()
+        if self._ahead and self._ahead[0].step == step:
+            decided = self._ahead.popleft()
+            self.ask(step + 1)
+            return decided.groups, dict(decided.metrics)
         self._drop_late(step)
         while True:
             self.ask(step)
@@ -84,7 +101,16 @@ class AsyncSampler:
         self._counted -= {*chosen}
         self._check(step, groups)
         self.ask(step + 1)
-        return groups, self._metrics(groups)
+        metrics = self._metrics(groups)
+        if self.decisions:
+            self.decisions.add(Decision(step, chosen, self._given_up, groups, metrics))
+        self._given_up = []
+        return groups, metrics
+
+    @property
+    def _ahead(self) -> deque[Decision]:
+        """What was decided for the next steps."""
+        return self.decisions.ahead if self.decisions else deque()
 
     def learned(self, step: int) -> dict[str, float]:
         metrics: dict[str, float] = {}
@@ -95,13 +121,15 @@ class AsyncSampler:
 
     def pending(self, step: int) -> PendingRollouts:
         """The finished groups, and the numbers of the prompts that are being sampled; does not wait for them."""
-        done = sorted(self.engines.done.items())
+        decided = [pair for one in self._ahead for pair in zip(one.keys, one.groups, strict=True)]
+        done = sorted([*self.engines.done.items(), *decided], key=lambda pair: pair[0])
         under_way = [number for version, number in self.engines.asked if (version, number) not in self.engines.done]
         facts = {"keys": [list(key) for key, _ in done], "again": sorted(under_way + self.again), "next": self.next}
         return PendingRollouts({"stream": [group for _, group in done]}, {"stream": facts})
 
     def ask(self, step: int) -> None:
         """Request prompts while what is requested now can be learned from in time, at learner step `step` or later."""
+        step = max([step, *(one.step + 1 for one in self._ahead)])
         plan, version = self.plan, self.sync.version
         left = (plan.total_steps - step + 1) * plan.per_step
         while True:
@@ -130,6 +158,7 @@ class AsyncSampler:
             if self._due(version) < step:
                 self.engines.cancel((version, number))
                 self._counted.discard((version, number))
+                self._given_up.append(number)
                 self.dropped += 1
 
     def _wait(self, step: int) -> None:

@@ -11,6 +11,7 @@ from rlopt.core.errors import DiskFull, RloptError
 from rlopt.core.samples import PendingRollouts
 from rlopt.core.supervisor import Loss, Supervisor
 from rlopt.models.loading import Shape
+from rlopt.orchestrator.decisions import Decisions
 from rlopt.orchestrator.progress import Position
 from rlopt.run import checkpoint
 from rlopt.run.memory import checkpoint_bytes, readable
@@ -30,9 +31,10 @@ class Saving:
         journal: Journal,
         supervisor: Supervisor,
         canaries: list[tuple[int, ...]],
+        decisions: Decisions | None = None,
     ) -> None:
         self._prepared, self._workers, self._journal, self._supervisor = prepared, workers, journal, supervisor
-        self._canaries = canaries
+        self._canaries, self._decisions = canaries, decisions
         start, trainer = prepared.start, prepared.config.trainer
         self._best = checkpoint.Best(start.run, trainer.best, start.state["position"]["step"])
         self._needs: float | None = None  # bytes, while the disk has no room for them
@@ -63,6 +65,8 @@ class Saving:
             return False
         self._needs = None
         self._supervisor.saved()
+        if self._decisions:
+            self._decisions.saved(position.step)
         facts = {"path": str(path), "seconds": time.monotonic() - began, "sampled_again": len(pending.facts.get("again", []))}
         self._journal.event("checkpoint", step=position.step, **facts)
         return True

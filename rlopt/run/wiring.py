@@ -10,7 +10,8 @@ from rlopt.core.supervisor import Supervisor
 from rlopt.data.prompt_sampler import PromptSampler
 from rlopt.data.reference_scores import ReferenceScores
 from rlopt.evaluation.evaluator import Evaluator, sampling_specs
-from rlopt.orchestrator.async_sampling import AsyncPlan, AsyncSampler, streamed
+from rlopt.orchestrator.async_sampling import AsyncPlan, AsyncSampler, after, streamed
+from rlopt.orchestrator.decisions import Decisions
 from rlopt.orchestrator.lockstep import LockstepSampler, restore_engines, sampled_groups
 from rlopt.orchestrator.loop import Loop, Plan, Source
 from rlopt.orchestrator.online_source import Evaluation, OnlineSource, Samplers, Shares
@@ -35,7 +36,9 @@ def make_loop(
 ) -> Loop:
     config, supervisor = prepared.config, supervisor or Supervisor()
     shared = config.algo.group_relative
-    saving = Saving(prepared, workers, journal, supervisor, canary_texts(_some_prompts(prepared), CANARY_PLACES))
+    decisions = _decisions(prepared)
+    canaries = canary_texts(_some_prompts(prepared), CANARY_PLACES)
+    saving = Saving(prepared, workers, journal, supervisor, canaries, decisions)
     return Loop(
         plan=Plan(
             total_steps=config.trainer.total_steps,
@@ -47,7 +50,7 @@ def make_loop(
         ),
         objective=prepared.objective,
         terms=prepared.terms,
-        source=_source(prepared, workers, journal),
+        source=_source(prepared, workers, journal, decisions),
         learners=workers.learners,
         journal=journal,
         save=saving.save,
@@ -55,6 +58,15 @@ def make_loop(
         asked_to_stop=asked_to_stop,
         stepped=supervisor.stepped,
     )
+
+
+def _decisions(prepared: Prepared) -> Decisions | None:
+    """What an asynchronous run had decided after its checkpoint."""
+    start, config = prepared.start, prepared.config
+    if config.sync.mode != "async" or not prepared.data.prompts:
+        return None
+    step, waits = start.state["position"]["step"], config.trainer.on_disk_full == "pause"
+    return Decisions(start.run, step, begins=start.origin is not None, waits=waits)
 
 
 def _some_prompts(prepared: Prepared) -> list[Prompt]:
@@ -66,7 +78,7 @@ def _some_prompts(prepared: Prepared) -> list[Prompt]:
     return prepared.data.prompts
 
 
-def _source(prepared: Prepared, workers: RunWorkers, journal: Journal) -> Source:
+def _source(prepared: Prepared, workers: RunWorkers, journal: Journal, decisions: Decisions | None) -> Source:
     config, pending = prepared.config, workers.pending
     if recordings := prepared.data.recordings:
         return RecordedSource(
@@ -86,7 +98,9 @@ def _source(prepared: Prepared, workers: RunWorkers, journal: Journal) -> Source
         replay = ReplayBuffer(ReplayPlan(kept.capacity, kept.reuse, kept.decay, config.sync.max_lag))
         if "replay" in pending.facts:
             replay.restore(pending)
-    samplers = _samplers(prepared, workers, workers.engines, journal) if workers.engines and prepared.data.prompts else None
+    samplers = None
+    if workers.engines and prepared.data.prompts:
+        samplers = _samplers(prepared, workers, workers.engines, journal, decisions)
     evaluation = None
     if workers.engines and samplers and prepared.data.evals:
         every, interval, steps = config.trainer.eval_every, config.sync.interval, config.trainer.total_steps
@@ -119,7 +133,9 @@ def _evaluator(prepared: Prepared, engines: EnginePool, sync: Synchronizer) -> E
     )
 
 
-def _samplers(prepared: Prepared, workers: RunWorkers, engines: EnginePool, journal: Journal) -> Samplers:
+def _samplers(
+    prepared: Prepared, workers: RunWorkers, engines: EnginePool, journal: Journal, decisions: Decisions | None
+) -> Samplers:
     config, pending, sync, prompts = prepared.config, workers.pending, prepared.config.sync, prepared.data.prompts
     new, deadline_s = config.shares[0], config.cluster.step_deadline_s
     refills = config.algo.group_relative.refills if config.algo.group_relative else 0
@@ -150,7 +166,8 @@ def _samplers(prepared: Prepared, workers: RunWorkers, engines: EnginePool, jour
             restored=set(pending.facts.get("revived", [])),
             again=again,
         )
-    under = streamed(pending)
+    assert decisions is not None
+    under = after(streamed(pending), decisions.ahead)
     engines.put_back(under.done)
     assert sync.max_lag is not None
     return AsyncSampler(
@@ -168,6 +185,7 @@ def _samplers(prepared: Prepared, workers: RunWorkers, engines: EnginePool, jour
         sync=synchronizer,
         next=under.next,
         again=under.under_way,
+        decisions=decisions,
     )
 
 

@@ -124,9 +124,7 @@ class Journal:
     def close(self, exit_code: int) -> None:
         self._progress.stop()
         for file in self._files.values():
-            file.close()
-        if self._recorder:
-            self._recorder.close()
+            file.write(b"")  # what waits for room
         for logger in self._loggers:
             try:
                 logger.close(exit_code)

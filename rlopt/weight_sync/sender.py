@@ -21,6 +21,8 @@ import xxhash
 from torch import Tensor
 
 from rlopt.cluster.leftovers import name_shared_memory, shared_prefix
+from rlopt.core.appended import FULL
+from rlopt.core.errors import RloptError
 
 T = TypeVar("T")
 
@@ -174,12 +176,24 @@ def write_bucket(tensors: list[tuple[str, Tensor]]) -> dict[str, Any]:
 
 
 def write_shared(data: bytes) -> str:
-    """Write to a new file in shared memory (`/dev/shm`, else the temporary folder) and return its path."""
-    shared = Path("/dev/shm")
-    folder = shared if os.access(shared, os.W_OK) else None
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=shared_prefix(), delete=False) as file:
-        file.write(data)
-    return file.name
+    """Write to a new file in shared memory (`/dev/shm`, or in the temporary folder where that has no room) and return its path.
+
+    Raises:
+        RloptError: neither has room.
+    """
+    shared, here = Path("/dev/shm"), Path(tempfile.gettempdir())
+    for folder in (shared, here) if os.access(shared, os.W_OK) else (here,):
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=shared_prefix(), delete=False) as file:
+            try:
+                file.write(data)
+                file.flush()
+            except OSError as error:
+                Path(file.name).unlink()
+                if error.errno not in FULL:
+                    raise
+                continue
+        return file.name
+    raise RloptError(f"sync.bucket_mib: {len(data) / 2**20:.0f} MiB fit neither into /dev/shm nor into {here}; make room there")
 
 
 def read_bucket(path: str, names: list[str], dtypes: list[str], shapes: list[list[int]]) -> list[tuple[str, Tensor]]:

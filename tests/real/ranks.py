@@ -211,5 +211,6 @@ def _setup(case: Case) -> LearnerSetup:
         bucket_bytes=10_000,
         verify=True,
         deadline_s=60.0,
+        stall_s=60.0,
         seed=1,
     )

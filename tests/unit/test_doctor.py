@@ -214,7 +214,6 @@ def test_a_record_is_read_up_to_its_damage_and_turns_are_counted_from_their_firs
     object.__setattr__(long, "action_mask", np.array([False, True]))
     recorder.step(4, [one], torch.full((1, 5), -0.7))
     recorder.step(5, [group("b", (1.0,), version=1)], torch.full((1, 5), -0.5))
-    recorder.close()
     path = tmp_path / "experience.jsonl.gz"
     (tmp_path / "metrics.jsonl").write_text('{"step": 4, "version": 1}\n')
     whole = read(tmp_path).tokens
@@ -256,7 +255,6 @@ def test_a_long_record_is_thinned_out_within_its_steps_and_not_by_whole_ones(
     recorder = Recorder(tmp_path, 0, header("0", "m", 1.0, 1.0), logprobs_known=True)
     for step in range(1, 9):
         recorder.step(step, [group(str(n), (1.0,), version=step - 1) for n in range(60)], torch.zeros(60, 5))
-    recorder.close()
     record = tmp_path / "experience.jsonl.gz"
     monkeypatch.setattr(rlopt.diagnosis.evidence, "MOST_TOKENS", record.stat().st_size // 16)
     made, why = read_tokens(record)

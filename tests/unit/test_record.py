@@ -39,7 +39,6 @@ def write(run: Path, steps: range, first: int = 0, known: bool = True) -> Path:
     for step in steps:
         groups = [group(f"{step}/{i}", (1.0, 0.0)) for i in range(2)]
         recorder.step(step, groups, torch.arange(24, dtype=torch.float32).reshape(4, 6) * -0.1)
-    recorder.close()
     return run / NAME
 
 

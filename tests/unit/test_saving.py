@@ -1,7 +1,6 @@
 """Saving where the disk is full: ending, pausing until there is room, and refusing to start where there never will be."""
 
 import errno
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -137,14 +136,12 @@ def test_the_last_checkpoint_is_not_left_out_in_silence(tmp_path: Path, monkeypa
         run.save(at(40), NOTHING)
 
 
-class Disk(io.RawIOBase):
-    """A file on a disk with `room` bytes left; it writes what fits, as Linux does."""
+class Crowded(AppendedFile):
+    """On a disk with `room` bytes left; it writes what fits, as Linux does."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.content, self.room = b"", 5
+    content, room = b"", 5
 
-    def write(self, data: Any) -> int:
+    def _append(self, data: bytes) -> int:
         if not self.room:
             raise OSError(errno.ENOSPC, "No space left on device")
         written = bytes(data[: self.room])
@@ -153,20 +150,25 @@ class Disk(io.RawIOBase):
 
 
 def test_lines_wait_for_room_and_come_in_order_and_whole(tmp_path: Path) -> None:
-    disk, file = Disk(), AppendedFile(tmp_path / "a", waits=True)
-    file._file.close()
-    file._file = disk  # type: ignore[assignment]
+    file = Crowded(tmp_path / "a", waits=True)
     for line in (b"one\n", b"two\n", b"three\n"):
         file.write(line)
-    assert disk.content == b"one\nt"
-    disk.room = 100
+    assert file.content == b"one\nt"
+    file.room = 100
     file.write(b"four\n")
-    assert disk.content == b"one\ntwo\nthree\nfour\n"
+    assert file.content == b"one\ntwo\nthree\nfour\n"
 
 
 def test_a_full_disk_is_an_error_where_nothing_is_to_wait(tmp_path: Path) -> None:
-    disk, file = Disk(), AppendedFile(tmp_path / "a")
-    file._file.close()
-    file._file = disk  # type: ignore[assignment]
+    file = Crowded(tmp_path / "a")
     with pytest.raises(OSError, match="No space left"):
         file.write(b"longer\n")
+
+
+def test_a_file_that_was_removed_is_noticed_and_not_made_again(tmp_path: Path) -> None:
+    file = AppendedFile(tmp_path / "a")
+    file.write(b"one\n")
+    (tmp_path / "a").unlink()
+    with pytest.raises(FileNotFoundError):
+        file.write(b"two\n")
+    assert not (tmp_path / "a").exists()

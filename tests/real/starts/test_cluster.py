@@ -162,7 +162,7 @@ def test_an_inbox_hands_over_each_answer_once_when_it_has_come_whether_good_or_b
 
 def test_weights_reach_engines_on_both_nodes(cluster: Cluster) -> None:
     workers = cluster.workers("engine", Engine, 0, PATHS, [], [], [], [])
-    client = EngineClient(dict(enumerate(workers.handles)), ranks_per_engine=1, deadline_s=90.0)
+    client = EngineClient(dict(enumerate(workers.handles)), ranks_per_engine=1, deadline_s=90.0, stall_s=90.0)
     client.begin(7, None)
     ShmSender(Weights(), client, is_sender=True, bucket_bytes=40, verify=True).send_weights()
     reports = workers.call("report")
@@ -175,7 +175,7 @@ def test_weights_reach_engines_on_both_nodes(cluster: Cluster) -> None:
 
 def test_an_engine_that_is_dead_gets_no_further_verb_and_the_others_get_theirs(cluster: Cluster) -> None:
     workers = cluster.workers("engine", Engine, 0, PATHS, [], [])
-    client = EngineClient(dict(zip((4, 6), workers.handles, strict=True)), ranks_per_engine=1, deadline_s=90.0)
+    client = EngineClient(dict(zip((4, 6), workers.handles, strict=True)), ranks_per_engine=1, deadline_s=90.0, stall_s=90.0)
     sender = ShmSender(Weights(), client, is_sender=True, bucket_bytes=40, verify=True)
     ray.kill(workers.handles[0])
     with suppress(ray.exceptions.RayActorError):  # until it is, it may take a verb or two

@@ -1,0 +1,265 @@
+"""`python matrix.py FOLDER [WORD ...]`: what becomes of a run in every fault, in every phase, as a table.
+
+Each row is a real run of 12 steps in which one thing happens once (`stand.py`). A run that ends is given the same command
+again, as a user would. Then its numbers are compared with those of a run that nothing happened to: in lockstep all metrics but
+times, to the last bit; asynchronously, where no two runs are alike, the number of groups of each step, and that no group is
+there twice. With words only the rows whose names have them all are run.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from rlopt.data.rollout_log import blocks
+
+HERE = Path(__file__).parent
+STEPS = 12
+SMALL = ["+algo=grpo", "data.prompts_per_step=4", "algo.group_size=4", "rollout.max_new_tokens=48", "tracking.wandb=disabled"]
+SMALL += [f"trainer.total_steps={STEPS}", "trainer.save_every=4", "rollout.stall_s=8", "cluster.step_deadline_s=60"]
+SMALL += ["data.eval=arithmetic", "eval.limit=4", "eval.samples=1", "eval.greedy=false", "trainer.eval_every=4"]
+SHAPES = {
+    "lockstep 1+1": ["sync.interval=2"],
+    "async 2+1": ["sync.mode=async", "sync.interval=1", "sync.max_lag=4", "rollout.engines=2", "run.record=true"],
+    "lockstep 2+2": ["sync.interval=2", "rollout.engines=2", "learner.workers=2", "learner.zero_stage=2"],
+    "async 1+2": ["sync.mode=async", "sync.interval=1", "sync.max_lag=4", "learner.workers=2", "run.record=true"],
+}
+"""How a run samples, its engines and its learner ranks."""
+PHASES = ("starting", "sampling", "learning", "syncing", "saving", "evaluating", "ending")
+KINDS = {
+    **dict.fromkeys(("engine", "scheduler", "learner", "raylet", "gcs_server", "driver"), ("killed", "stopped", "slow")),
+    "reward": ("killed", "stopped"),
+    "disk": ("full",),
+    "run folder": ("gone",),
+    "clock": ("slow",),
+}
+LATEST_S = 150
+"""Seconds that a run of 12 steps and its recovery may take."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One fault."""
+
+    victim: str
+    kind: str
+    phase: str
+    shape: str
+
+    def __str__(self) -> str:
+        return f"{self.victim} {self.kind} while {self.phase}, {self.shape}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of it.
+
+    Attributes:
+        outcome: undisturbed, recovered (by itself), continued (by the same command), or failed.
+        detected_s: from the fault to the event that names it.
+        recovered_s: from the fault to the next step after that.
+        equal: the numbers, or where these cannot be, the groups of each step.
+        left: processes and files that outlived it by 10 seconds.
+        said: the last line on standard error.
+    """
+
+    row: Row
+    outcome: str
+    detected_s: float | None
+    recovered_s: float | None
+    equal: bool
+    left: list[str]
+    said: str
+
+
+def rows() -> list[Row]:
+    """All faults; the shapes take turns, so that every kind and every phase meets several."""
+    made, shapes = [], list(SHAPES)
+    for number, victim in enumerate(KINDS):
+        for place, kind in enumerate(KINDS[victim]):
+            for turn, phase in enumerate(PHASES):
+                if victim in ("scheduler", "reward") and phase in ("starting", "ending"):
+                    continue  # they are not there yet, or no longer
+                if (victim, kind, phase) == ("run folder", "gone", "starting"):
+                    continue  # it is made while a run starts
+                made.append(Row(victim, kind, phase, shapes[(number + place + turn) % len(shapes)]))
+    return made
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """What can be compared: all but times, and the events of a fault."""
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    away = ("timing_s", "perf", "idle", "sync/seconds", "sync/faults", "reward/timeout_frac")
+    return [{name: value for name, value in json.loads(line).items() if not name.startswith(away)} for line in lines]
+
+
+def groups(run: Path) -> list[Counter[str]]:
+    """The groups of each step, by prompt and tokens."""
+    by_step: dict[int, Counter[str]] = {}
+    lines = [line for block in blocks(run / "experience.jsonl.gz") for line in block.lines]
+    for line in lines[1:]:
+        group = json.loads(line)
+        tokens = [sample["token_ids"] for sample in group["samples"]]
+        by_step.setdefault(group["step"], Counter())[f"{group['prompt']['id']} {tokens}"] += 1
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def nothing_lost_or_doubled(run: Path) -> bool:
+    """Whether every step has its four groups, and no group was learned from twice."""
+    found = groups(run)
+    total = sum(found, Counter[str]())
+    return [step.total() for step in found] == [4] * STEPS and set(total.values()) == {1} and len(metrics(run)) == STEPS
+
+
+@contextmanager
+def disk(folder: Path, limited: bool) -> Iterator[Path]:
+    """A folder; on a small disk of its own if it is to become full."""
+    folder.mkdir(parents=True)
+    if not limited:
+        yield folder
+        return
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "none", folder], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+def execute(row: Row, whole: Path, home: Path) -> Result:
+    """Run one row. `whole` is an undisturbed run of its shape, or where one is to be made."""
+    with disk(home / str(uuid.uuid4())[:8], row.victim == "disk") as folder:
+        run, mark = folder / "run", uuid.uuid4().hex
+        fault = {"victim": row.victim, "kind": row.kind, "phase": row.phase, "folder": str(run)}
+        (folder / "fault.json").write_text(json.dumps(fault))
+        keys = [*SMALL, *SHAPES[row.shape], f"run.dir={run}"]
+        keys += ["trainer.on_disk_full=pause"] if row.victim == "disk" else []
+        before = _files()
+        code, said = _run([str(HERE / "stand.py"), str(folder / "fault.json"), *keys], mark, folder)
+        times = json.loads((folder / "times.json").read_text())
+        events = _events(run)
+        outcome = "failed"
+        if code == 0:
+            noticed = any(event["event"].endswith(("_lost", "_failed")) or event["event"] == "sync_fault" for event in events)
+            outcome = "recovered" if noticed else "undisturbed"
+        elif len(said.splitlines()) == 1 or code < 0:
+            again, _ = _run(["-m", "rlopt.train", *keys], mark, folder)
+            outcome = "continued" if again == 0 else "failed"
+        left = _left(mark, before, run)
+        equal = outcome != "failed" and (
+            nothing_lost_or_doubled(run) if "async" in row.shape else metrics(run) == metrics(whole)
+        )
+        struck = times.get("fault")
+        lost = [e["time"] - struck for e in events if struck and e["event"].endswith("_lost") and e["time"] > struck]
+        steps = [at - struck for _, at in times["steps"] if struck and at - struck > (lost or [0])[0]]
+        said = (said.splitlines() or [""])[-1].replace(str(folder), "")
+        found = lost[0] if lost else None
+        return Result(row, outcome if struck else "no fault", found, steps[0] if steps and lost else None, equal, left, said)
+
+
+def _run(arguments: list[str], mark: str, folder: Path) -> tuple[int, str]:
+    """Run a command to its end; its exit code, and what it said on standard error."""
+    file = folder.parent / f"{folder.name}.err"
+    with file.open("w") as errors:
+        environment = os.environ | {"RLOPT_TEST_MARK": mark}
+        process = subprocess.Popen(
+            [sys.executable, *arguments], stdout=subprocess.DEVNULL, stderr=errors, stdin=subprocess.DEVNULL, env=environment
+        )
+        ends = time.monotonic() + LATEST_S
+        while process.poll() is None and time.monotonic() < ends:
+            time.sleep(0.1)
+            if psutil.Process(process.pid).status() == psutil.STATUS_STOPPED:  # as a shell's fg does
+                time.sleep(3)
+                process.send_signal(signal.SIGCONT)
+        if process.poll() is None:
+            process.kill()
+            return 1, f"killed after {LATEST_S} s\n(second line)"
+    return process.wait(), file.read_text()
+
+
+def _events(run: Path) -> list[dict[str, Any]]:
+    file = run / "events.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def _files() -> set[str]:
+    return {str(path) for pattern in ("/dev/shm/*", "/tmp/rlopt-*") for path in Path("/").glob(pattern[1:])}
+
+
+def _left(mark: str, before: set[str], run: Path) -> list[str]:
+    """What is still there ten seconds later."""
+    ends, left = time.monotonic() + 10, ["?"]
+    while left and time.monotonic() < ends:
+        left = [_name(process) for process in psutil.process_iter() if _marked(process, mark)]
+        left += sorted(_files() - before) + [path.name for path in run.glob("checkpoints/.*.partial")]
+        time.sleep(0.2)
+    return left
+
+
+def _marked(process: psutil.Process, mark: str) -> bool:
+    with suppress(psutil.Error):
+        return process.environ().get("RLOPT_TEST_MARK") == mark and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def _name(process: psutil.Process) -> str:
+    with suppress(psutil.Error):
+        return " ".join(process.cmdline())[:60]
+    return "?"
+
+
+def undisturbed(shape: str, home: Path) -> Path:
+    """A run of this shape that nothing happens to."""
+    run = home / shape.replace(" ", "-") / "run"
+    if not run.exists():
+        run.parent.mkdir(parents=True, exist_ok=True)
+        code, said = _run(["-m", "rlopt.train", *SMALL, *SHAPES[shape], f"run.dir={run}"], uuid.uuid4().hex, run.parent)
+        assert code == 0, said
+    return run
+
+
+def table(results: list[Result]) -> str:
+    """Markdown."""
+
+    def seconds(value: float | None) -> str:
+        return "" if value is None else f"{value:.1f}"
+
+    lines = [
+        "| fault | while | run | outcome | detected, s | going on, s | equal | left |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for one in results:
+        row, left = one.row, ", ".join(one.left) or "nothing"
+        lines.append(
+            f"| {row.victim} {row.kind} | {row.phase} | {row.shape} | {one.outcome} | {seconds(one.detected_s)} | "
+            f"{seconds(one.recovered_s)} | {'yes' if one.equal else 'NO'} | {left} |"
+        )
+    return "\n".join(lines)
+
+
+def main(home: Path, words: list[str]) -> None:
+    home.mkdir(parents=True, exist_ok=True)
+    results, chosen = list[Result](), [row for row in rows() if all(word in str(row) for word in words)]
+    for number, row in enumerate(chosen, 1):
+        began = time.monotonic()
+        result = execute(row, undisturbed(row.shape, home), home)
+        results.append(result)
+        with (home / "results.jsonl").open("a") as file:
+            file.write(json.dumps(asdict(result)) + "\n")
+        print(f"{number}/{len(chosen)} {row}: {result.outcome}, equal {result.equal}, left {result.left}, "
+              f"{time.monotonic() - began:.0f} s  {result.said[:200]}", flush=True)  # fmt: skip
+    (home / "matrix.md").write_text(table(results) + "\n")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]).resolve(), sys.argv[2:])

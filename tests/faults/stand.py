@@ -1,0 +1,171 @@
+"""`python stand.py FAULT.json +algo=grpo ...`: a run in which one fault happens, while it does one thing.
+
+The hooks are here and not in rlopt. A victim is found by its actor or by Ray's own list of processes, never by a name. When the
+fault happened, and when each step was written, goes to `times.json` beside the fault's file.
+"""
+
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+
+from rlopt.evaluation.evaluator import Evaluator
+from rlopt.learner.group import Learners
+from rlopt.rollout.engine_pool import EnginePool
+from rlopt.run.workers import RunWorkers
+from rlopt.tracking.journal import Journal
+from rlopt.train import main
+
+DELAY_S = {
+    "starting": 0.8,
+    "sampling": 0.05,
+    "learning": 0.01,
+    "syncing": 0.01,
+    "saving": 0.01,
+    "evaluating": 0.05,
+    "ending": 0.0,
+}
+"""Seconds from the beginning of a phase to the fault."""
+
+SLOW_S = 3.0
+"""Seconds that what is slow is stopped for."""
+
+
+class Stand:
+    """The fault, the workers of the run, and what is written down."""
+
+    def __init__(self, file: Path) -> None:
+        fault = json.loads(file.read_text())
+        self.victim, self.kind, self.phase, self.folder = fault["victim"], fault["kind"], fault["phase"], Path(fault["folder"])
+        self.file, self.entered, self.workers = file.with_name("times.json"), 0, None
+        self.times: dict[str, Any] = {"steps": []}
+
+    def note(self, **times: object) -> None:
+        self.times |= times
+        aside = self.file.with_suffix(".new")
+        aside.write_text(json.dumps(self.times))
+        aside.rename(self.file)
+
+    def enter(self, phase: str, at: int = 2) -> None:
+        """The run does this now. The fault comes when it does it for the `at`-th time."""
+        if phase != self.phase:
+            return
+        self.entered += 1
+        if self.entered == at:
+            threading.Timer(DELAY_S[phase], self.strike).start()
+
+    def strike(self) -> None:
+        pids = self.pids()
+        self.note(fault=time.time(), pids=pids)
+        if self.kind == "killed":
+            _signal(pids, signal.SIGKILL)
+        elif self.kind in ("stopped", "slow"):
+            _signal(pids, signal.SIGSTOP)
+            if self.kind == "slow":
+                time.sleep(SLOW_S)
+                _signal(pids, signal.SIGCONT)
+        elif (self.victim, self.kind) == ("disk", "full"):
+            fill(self.folder, SLOW_S)
+        elif (self.victim, self.kind) == ("run folder", "gone"):
+            shutil.rmtree(self.folder)
+        elif (self.victim, self.kind) == ("clock", "slow"):  # set back by an hour
+            now = time.time
+            time.time = lambda: now() - 3600
+        else:
+            raise ValueError(f"{self.victim} {self.kind}")
+
+    def pids(self) -> list[int]:
+        """The processes of the victim."""
+        if self.victim in ("disk", "run folder", "clock"):
+            return []
+        if self.victim == "driver":
+            return [os.getpid()]
+        if self.victim in ("raylet", "gcs_server"):
+            return [ray._private.worker._global_node.all_processes[self.victim][0].process.pid]
+        workers: Any = self.workers
+        actors = {"learner": workers._ranks, "engine": workers.engines._up[0].workers if workers.engines._up else None}
+        actor = (actors["learner"] if self.victim == "learner" else actors["engine"]) or workers.engines._starting[0][0].workers
+        pid = actor._known()[0].pid
+        if self.victim in ("learner", "engine"):
+            return [pid]
+        inside = {"scheduler": scheduler_of, "reward": rewards_of}[self.victim]
+        return list(ray.get(actor.handles[0].__ray_call__.remote(inside), timeout=30))
+
+
+def scheduler_of(worker: Any) -> list[int]:
+    """The process of vLLM's engine, in the actor."""
+    return [process.pid for process in worker._llm.engine_core.resources.engine_manager.processes]
+
+
+def rewards_of(worker: Any) -> list[int]:
+    """The processes that grade, in the actor."""
+    return [one._process.pid for one in worker._rewards._pool._workers]
+
+
+def _signal(pids: list[int], number: int) -> None:
+    for pid in pids:
+        psutil.Process(pid).send_signal(number)
+
+
+def fill(folder: Path, seconds: float) -> None:
+    """Fill the disk of a folder for so long."""
+    ballast = folder.parent / "ballast"
+    with ballast.open("wb", buffering=0) as file:
+        try:
+            while file.write(b"\0" * 2**16):
+                pass
+        except OSError:
+            pass
+    time.sleep(seconds)
+    ballast.unlink()
+
+
+def hook(
+    cls: type, name: str, before: Callable[[Any], None], after: Callable[[Any, tuple[Any, ...]], None] | None = None
+) -> None:
+    method = getattr(cls, name)
+
+    def hooked(self: Any, *arguments: Any, **named: Any) -> Any:
+        before(self)
+        result = method(self, *arguments, **named)
+        if after:
+            after(self, arguments)
+        return result
+
+    setattr(cls, name, hooked)
+
+
+def prepare(stand: Stand) -> None:
+    """Have the run tell what it does."""
+
+    def starting(workers: Any) -> None:
+        stand.workers = workers
+        stand.enter("starting", at=1)
+
+    hook(RunWorkers, "join", starting)
+    hook(EnginePool, "wait", lambda _: stand.enter("sampling", at=4))
+    hook(Learners, "update", lambda _: stand.enter("learning", at=6))
+    hook(Learners, "sync", lambda _: stand.enter("syncing", at=3))
+    hook(Learners, "save", lambda _: stand.enter("saving"))
+    hook(Evaluator, "measure", lambda _: stand.enter("evaluating", at=1))
+    hook(RunWorkers, "close", lambda _: stand.enter("ending", at=1))
+
+    def stepped(_: Any, arguments: tuple[Any, ...]) -> None:
+        stand.times["steps"].append([int(arguments[0]["step"]), time.time()])
+        stand.note()
+
+    hook(Journal, "step", lambda _: None, stepped)
+
+
+if __name__ == "__main__":
+    prepare(Stand(Path(sys.argv.pop(1))))
+    main()
