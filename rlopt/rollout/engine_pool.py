@@ -31,7 +31,6 @@ class EnginePool:
         """`spawn(name, 1)` makes an actor. All begin to load at once; `join` waits for them."""
         self._spawn, self._start_deadline_s, self._stall_s = spawn, start_deadline_s, stall_s
         self._supervisor = supervisor or Supervisor(count)
-        self.report: Report = lambda kind, **facts: None
         self.asked_to_stop: Callable[[], bool] = lambda: False
         self._made, self._count = 0, count
         self._starting: list[tuple[Engine, Pending]] = []
@@ -51,6 +50,15 @@ class EnginePool:
         call = engine.workers.start("sample", (request,))
         engine.calls[call] = (key, request)
         self._inbox.watch(call)
+
+    @property
+    def report(self) -> Report:
+        """Where events are written: the supervisor's."""
+        return self._supervisor.report
+
+    @report.setter
+    def report(self, write: Report) -> None:
+        self._supervisor.report = write
 
     @property
     def asked(self) -> list[Key]:

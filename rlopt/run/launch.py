@@ -106,7 +106,6 @@ def _attempt(prepared: Prepared, supervisor: Supervisor, events: Events, console
         events.to(journal.event)
         _tell(prepared, workers, journal)
         if workers.engines:
-            workers.engines.report = journal.event
             workers.engines.asked_to_stop = stop.is_set
         with told_to_end(stop.set):
             make_loop(prepared, workers, journal, supervisor, stop.is_set).run(position)

@@ -10,7 +10,6 @@ from builders import group
 from rlopt.cluster.actors import Lost
 from rlopt.core.errors import RloptError
 from rlopt.core.samples import Key
-from rlopt.core.supervisor import Supervisor
 from rlopt.rollout import engine_pool as module
 from rlopt.rollout.engine import Engine
 from rlopt.rollout.engine_pool import EnginePool
@@ -82,7 +81,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Made:
     def report(kind: str, **facts: Any) -> None:
         events.append(f"{kind} {facts.get('asked_again', '')}")
 
-    fleet = EnginePool(spawn, 2, 1.0, 60.0, Supervisor(engines=2, report=report))
+    fleet = EnginePool(spawn, 2, 1.0, 60.0)
     fleet.report = report
     fleet.join_all()
     return fleet, engines, events
