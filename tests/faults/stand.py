@@ -94,6 +94,8 @@ class Stand:
         workers: Any = self.workers
         actors = {"learner": workers._ranks, "engine": workers.engines._up[0].workers if workers.engines._up else None}
         actor = (actors["learner"] if self.victim == "learner" else actors["engine"]) or workers.engines._starting[0][0].workers
+        while not actor._known():  # it is being started
+            time.sleep(0.02)
         pid = actor._known()[0].pid
         if self.victim in ("learner", "engine"):
             return [pid]
