@@ -38,8 +38,8 @@ SHAPES = {
 """How a run samples, its engines and its learner ranks."""
 PHASES = ("starting", "sampling", "learning", "syncing", "saving", "evaluating", "ending")
 KINDS = {
-    **dict.fromkeys(("engine", "scheduler", "learner", "raylet", "gcs_server", "driver"), ("killed", "stopped", "slow")),
-    "reward": ("killed", "stopped"),
+    **dict.fromkeys(("engine", "learner", "driver"), ("killed", "stopped", "slow")),
+    **dict.fromkeys(("scheduler", "reward", "raylet", "gcs_server"), ("killed", "stopped")),
     "disk": ("full",),
     "run folder": ("gone",),
     "clock": ("slow",),

@@ -26,7 +26,7 @@ from rlopt.tracking.journal import Journal
 from rlopt.train import main
 
 DELAY_S = {
-    "starting": 0.8,
+    "starting": 0.3,
     "sampling": 0.05,
     "learning": 0.01,
     "syncing": 0.01,
