@@ -1,8 +1,9 @@
 """What becomes of a run that loses something: one plain state machine, to which every loss is reported.
 
-    an engine    -> replace it; where engines die one after another and nothing comes back, end
-    a rank, Ray  -> restart from the last checkpoint; where no new checkpoint follows several restarts, end
-    the disk     -> pause saving, or end
+    an engine   -> replace it; where engines die one after another and nothing comes back, end
+    a rank, Ray -> restart from the last checkpoint; where no new checkpoint follows several restarts, end
+    the start   -> all engines died while they loaded: restart too
+    the disk    -> pause saving, or end
 
 A stall (nobody died, and a deadline passed) is restarted from once: what takes too long every time will not be quicker.
 """
@@ -33,7 +34,7 @@ class Loss:
         stalled: nobody died: a deadline passed.
     """
 
-    part: Literal["engine", "learner", "cluster", "disk"]
+    part: Literal["engine", "start", "learner", "cluster", "disk"]
     who: str
     why: str
     waited_s: float

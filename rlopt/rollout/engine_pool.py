@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
-from rlopt.cluster.actors import Inbox, Lost, Pending, Stalled, Workers, close_all, finished
+from rlopt.cluster.actors import ClusterLost, Inbox, Lost, Pending, Stalled, Workers, close_all, finished
 from rlopt.core.errors import Interrupted, NoEngine, RloptError, first_line, last_line
 from rlopt.core.requests import EngineLogprobs, SampleRequest
 from rlopt.core.samples import Group, Key
@@ -168,14 +168,17 @@ class EnginePool:
     def _join(self, ready: list[tuple[Engine, Pending]]) -> bool:
         failed: list[Exception] = []
         for engine, pending in ready:
-            self._starting.remove((engine, pending))
             try:
                 pending.result("starting up")
+            except ClusterLost:
+                raise
             except Exception as error:  # whatever loading a model may raise
+                self._starting.remove((engine, pending))
                 engine.workers.close()
                 self.report("engine_failed", engine=engine.number, why=first_line(error))
                 failed.append(error)
                 continue
+            self._starting.remove((engine, pending))
             self._up.append(engine)
         if failed and not self._up and not self._starting:
             raise failed[0]

@@ -157,6 +157,8 @@ def loss_of(lost: Stalled | ClusterLost) -> Loss | None:
     """What the supervisor is told of; None if restarting cannot help: Ray or engines do not get ready in time."""
     if isinstance(lost, ClusterLost):
         return Loss("cluster", "Ray", first_line(lost), 0.0)
+    if isinstance(lost, Lost) and lost.who != "learner":
+        return Loss("start", lost.who, first_line(lost), lost.waited_s)
     if lost.who != "learner":
         return None
     return Loss("learner", lost.who, first_line(lost), lost.waited_s, stalled=not isinstance(lost, Lost))

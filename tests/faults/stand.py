@@ -92,8 +92,7 @@ class Stand:
         if self.victim in ("raylet", "gcs_server"):
             return [ray._private.worker._global_node.all_processes[self.victim][0].process.pid]
         workers: Any = self.workers
-        actors = {"learner": workers._ranks, "engine": workers.engines._up[0].workers if workers.engines._up else None}
-        actor = (actors["learner"] if self.victim == "learner" else actors["engine"]) or workers.engines._starting[0][0].workers
+        actor = workers._ranks if self.victim == "learner" else workers.engines.workers[0]
         while not actor._known():  # it is being started
             time.sleep(0.02)
         pid = actor._known()[0].pid

@@ -74,5 +74,6 @@ def test_a_death_a_stall_and_the_end_of_ray_are_losses_and_engines_that_do_not_g
     assert loss_of(Lost("learner died", "learner", 2.0)) == Loss("learner", "learner", "learner died", 2.0)
     assert loss_of(Stalled("waited", "learner", 9.0)) == Loss("learner", "learner", "waited", 9.0, stalled=True)
     assert loss_of(ClusterLost("Ray's raylet died")) == Loss("cluster", "Ray", "Ray's raylet died", 0.0)
+    assert loss_of(Lost("died", "engine 0", 9.0)) == Loss("start", "engine 0", "died", 9.0)
     assert loss_of(Stalled("waited", "engine 0", 9.0)) is None
     assert loss_of(Stalled("Ray did not start")) is None
