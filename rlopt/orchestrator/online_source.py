@@ -83,21 +83,19 @@ class OnlineSource:
 
     def take(self, step: int) -> StepData:
         shares, metrics = self.shares, dict[str, float]()
-        groups, asked = list[Group](), shares.new * shares.group_size
+        groups = list[Group]()
         if self.samplers:
             groups, metrics = self.samplers.take(step)
         if self.replay:
             again = self.replay.draw(step, shares.replayed)
             self.replay.insert(groups)
             groups = groups + again
-            asked += _samples(again)
             metrics |= self.replay.metrics()
         if self.recorded:
             kept = self.recorded((step - 1) * shares.recorded, shares.recorded)
             groups = groups + kept
-            asked += _samples(kept)
         sequences = tabulate(groups, step)
-        metrics = batch_metrics(groups, step, asked) | metrics
+        metrics = batch_metrics(groups, step, asked_for(groups, shares.new, shares.group_size)) | metrics
         return StepData(sequences, lambda: self.learners.score_reference(sequences), metrics, groups)
 
     def learned(self, step: int) -> dict[str, float]:
@@ -120,5 +118,6 @@ class OnlineSource:
         return pending.joined(self.replay.pending()) if self.replay else pending
 
 
-def _samples(groups: list[Group]) -> int:
-    return sum(len(group.samples) for group in groups)
+def asked_for(groups: list[Group], new: int, group_size: int) -> int:
+    """The samples that were asked for, of groups of which the first `new` are new."""
+    return new * group_size + sum(len(group.samples) for group in groups[new:])

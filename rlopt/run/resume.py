@@ -37,7 +37,7 @@ def find_resume(config: Config, run: Path) -> Path | None:
     Raises:
         RloptError: the folder holds another run, or this one cannot continue.
     """
-    resume, kept, found = config.run.resume, _kept_config(run), checkpoint.find_all(run)
+    resume, kept, found = config.run.resume, kept_config(run), checkpoint.find_all(run)
     if resume == "never":
         if kept is not None:
             raise RloptError(f"run.resume=never: {run} holds a run already; choose another run.dir, or run.resume=auto")
@@ -95,7 +95,7 @@ def _check_extension(config: Config, run: Path, folder: Path) -> None:
         )
 
 
-def _kept_config(run: Path) -> dict[str, Any] | None:
+def kept_config(run: Path) -> dict[str, Any] | None:
     """The config of the run in a folder."""
     file = run / "config.yaml"
     if not file.exists():
@@ -114,7 +114,7 @@ def _kept_config(run: Path) -> dict[str, Any] | None:
 
 def continued(run: Path, resume: Path | None) -> Mapping[str, Any] | None:
     """The config of the run that this one continues: the one in its folder, or the one that `resume` is of."""
-    return _kept_config(run) or (_kept_config(resume.parent.parent) if resume else None)
+    return kept_config(run) or (kept_config(resume.parent.parent) if resume else None)
 
 
 def of_another_run(folder: Path, run: Path) -> bool:
@@ -124,7 +124,7 @@ def of_another_run(folder: Path, run: Path) -> bool:
 
 def write_config(config: Config, run: Path, resume: Path | None) -> dict[str, Any]:
     """Make the run's folder and write its config, after `find_resume` accepted it. Returns the state to begin with."""
-    mine, theirs = _plain(config), _kept_config(run)
+    mine, theirs = _plain(config), kept_config(run)
     if theirs is not None and mine["rollout"]["engines"] != theirs["rollout"]["engines"]:
         forget_wish(run)
     forked = resume if resume and of_another_run(resume, run) else _origin(theirs, run)
@@ -186,7 +186,7 @@ def why_left_behind(config: Config, run: Path, resume: Path | None) -> str | Non
     """Why this run cannot use the samples that another run had not learned from; None if it can, or there are none."""
     if not resume or not of_another_run(resume, run) or not config.samples:
         return None
-    mine, theirs = _plain(config), _kept_config(resume.parent.parent)
+    mine, theirs = _plain(config), kept_config(resume.parent.parent)
     if theirs is None:
         return "no config.yaml beside them says how they were sampled"
     pairs = [

@@ -2,8 +2,9 @@
 
 Each row is a real run of 12 steps in which one thing happens once (`stand.py`). A run that ends is given the same command
 again, as a user would. Then its numbers are compared with those of a run that nothing happened to: in lockstep all metrics but
-times, to the last bit; asynchronously, where no two runs are alike, the number of groups of each step, and that no group is
-there twice. With words only the rows whose names have them all are run.
+times, to the last bit; asynchronously, where no two runs are alike, the number of groups of each step, that no group is there
+twice, and that the steps before the fault are as they were, to the last bit. With words only the rows whose names have them all
+are run.
 """
 
 import json
@@ -97,9 +98,9 @@ def rows() -> list[Row]:
     return made
 
 
-def metrics(run: Path) -> list[dict[str, Any]]:
+def metrics(file: Path) -> list[dict[str, Any]]:
     """What can be compared: all but times, and the events of a fault."""
-    lines = (run / "metrics.jsonl").read_text().splitlines()
+    lines = file.read_text().split("\n")[:-1] if file.exists() else []
     away = ("timing_s", "perf", "idle", "sync/seconds", "sync/faults", "reward/timeout_frac")
     return [{name: value for name, value in json.loads(line).items() if not name.startswith(away)} for line in lines]
 
@@ -115,11 +116,11 @@ def groups(run: Path) -> list[Counter[str]]:
     return [by_step[step] for step in sorted(by_step)]
 
 
-def nothing_lost_or_doubled(run: Path) -> bool:
-    """Whether every step has its four groups, and no group was learned from twice."""
-    found = groups(run)
-    total = sum(found, Counter[str]())
-    return [step.total() for step in found] == [4] * STEPS and set(total.values()) == {1} and len(metrics(run)) == STEPS
+def nothing_lost_or_doubled(run: Path, before: Path) -> bool:
+    """Whether every step has four groups, none is there twice, and the steps before the fault are as they were."""
+    found, written, kept = groups(run), metrics(run / "metrics.jsonl"), metrics(before)
+    whole = [step.total() for step in found] == [4] * STEPS and set(sum(found, Counter[str]()).values()) == {1}
+    return whole and len(written) == STEPS and written[: len(kept)] == kept
 
 
 @contextmanager
@@ -157,7 +158,9 @@ def execute(row: Row, whole: Path, home: Path) -> Result:
             outcome = "continued" if again == 0 else "failed"
         left = _left(mark, before, run)
         equal = outcome != "failed" and (
-            nothing_lost_or_doubled(run) if "async" in row.shape else metrics(run) == metrics(whole)
+            nothing_lost_or_doubled(run, folder / "before.jsonl")
+            if "async" in row.shape
+            else metrics(run / "metrics.jsonl") == metrics(whole / "metrics.jsonl")
         )
         struck = times.get("fault")
         lost = [e["time"] - struck for e in events if struck and e["event"].endswith("_lost") and e["time"] > struck]

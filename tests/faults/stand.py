@@ -65,6 +65,8 @@ class Stand:
 
     def strike(self) -> None:
         pids = self.pids()
+        if (written := self.folder / "metrics.jsonl").exists():
+            shutil.copy(written, self.file.with_name("before.jsonl"))
         self.note(fault=time.time(), pids=pids)
         if self.kind == "killed":
             _signal(pids, signal.SIGKILL)
