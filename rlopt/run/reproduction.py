@@ -49,7 +49,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Replayed:
+class Reproduced:
     """The result: which steps were made again, from where, how many metrics were compared, and which differ."""
 
     first: int
@@ -89,23 +89,25 @@ class _Recorded:
 
 
 def config_of(run: Path) -> Config:
-    """The config of a run that can be replayed.
+    """The config of a run that can be reproduced.
 
     Raises:
-        RloptError: there is none, or it kept no record.
+        RloptError: there is none, it kept no record, or another release made it.
     """
     kept = kept_config(run)
     if kept is None:
         raise RloptError(f"{run}: holds no run; give the folder of one")
     for (section, key), before in NEW_KEYS.items():
         kept.setdefault(section, {}).setdefault(key, before)
-    config = read(Config, kept, "")
     if not (run / NAME).is_file():
         raise RloptError(f"{run}: kept no record of what it learned from; set run.record=true in the next one")
-    return config
+    try:
+        return read(Config, kept, "")
+    except RloptError as error:
+        raise RloptError(f"{run}: was made by another release ({error}); use that one") from error
 
 
-def replay(run: Path, config: Config, first: int, last: int | None, console: Console) -> Replayed:
+def reproduce(run: Path, config: Config, first: int, last: int | None, console: Console) -> Reproduced:
     """Make the steps from `first` to `last` (None: the last one recorded) again, from the newest checkpoint before them.
 
     Raises:
@@ -150,7 +152,7 @@ def replay(run: Path, config: Config, first: int, last: int | None, console: Con
         made = map(json.loads, (prepared.start.run / "metrics.jsonl").read_text().splitlines())
         compared = [one for row in made if row["step"] >= first for one in _compared(written[row["step"]], row)]
     origin = Path(start) if start != "never" else prepared.model.folder
-    return Replayed(first, last, origin, len(compared), [one for one in compared if one.there != one.here])
+    return Reproduced(first, last, origin, len(compared), [one for one in compared if one.there != one.here])
 
 
 def _step(folder: Path) -> int:

@@ -1,4 +1,4 @@
-"""`python -m rlopt.replay RUN [--steps FIRST:LAST]`: make steps of a recorded run again, and compare every number.
+"""`python -m rlopt.reproduce RUN [--steps FIRST:LAST]`: make steps of a recorded run again, and compare every number.
 
 It starts the learner alone, from the newest checkpoint before FIRST, and learns from the groups that the run kept
 (`run.record=true`), asynchronous runs too. On CPU the numbers are the same to the last bit; it exits with 1 where one is not.
@@ -32,7 +32,7 @@ def steps(text: str) -> tuple[int, int | None]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m rlopt.replay", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m rlopt.reproduce", description=__doc__)
     parser.add_argument("run", type=at_home, metavar="RUN", help="the folder of a run with run.record=true")
     parser.add_argument("--steps", type=steps, default=(1, None), metavar="FIRST:LAST", help="to make again; default: all")
     arguments = parser.parse_args()
@@ -40,7 +40,7 @@ def main() -> None:
     console = Console()
     try:
         first, last = arguments.steps
-        same = _replay(arguments.run.resolve(), first, last, console)
+        same = _reproduce(arguments.run.resolve(), first, last, console)
     except RloptError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -49,12 +49,12 @@ def main() -> None:
     sys.exit(0 if same else 1)
 
 
-def _replay(run: Path, first: int, last: int | None, console: Console) -> bool:
-    from rlopt.run import replaying
+def _reproduce(run: Path, first: int, last: int | None, console: Console) -> bool:
+    from rlopt.run import reproduction
 
-    config = replaying.config_of(run)
+    config = reproduction.config_of(run)
     with fork_server.imported(config.cluster, "rlopt.learner.preload"):
-        found = replaying.replay(run, config, first, last, console)
+        found = reproduction.reproduce(run, config, first, last, console)
     console.print(f"steps {found.first} to {found.last}, made again from {found.origin}", highlight=False, soft_wrap=True)
     for one in found.differences[:SHOWN]:
         console.print(f"step {one.step}: {one.metric} was {one.there}, is {one.here}", highlight=False, soft_wrap=True)
