@@ -1,6 +1,6 @@
 """`python -m rlopt.submit --address http://HEAD:8265 -- +algo=NAME [key=value ...]`: a run as a Ray job.
 
-python -m rlopt.submit --address URL [--wait] [--include FILE ...] -- +algo=grpo run.dir=/shared/runs/grpo
+python -m rlopt.submit --address URL [--wait] [--send-keys] [--include FILE ...] -- +algo=grpo run.dir=/shared/runs/grpo
 python -m rlopt.submit --address URL status|logs|stop JOB
 """
 
@@ -25,12 +25,13 @@ def main() -> None:
     parser.add_argument("--address", default=os.environ.get("RAY_DASHBOARD_ADDRESS", "http://127.0.0.1:8265"))
     parser.add_argument("--include", type=at_home, nargs="+", default=[], action="extend", help="files that the run needs")
     parser.add_argument("--wait", action="store_true", help="follow the log; exit as the job does")
+    parser.add_argument("--send-keys", action="store_true", help="send your keys, masked; else the cluster's own are used")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args(before)
-    if arguments.inside:
-        ray_jobs.open_keys(Path.cwd())
-        os.execv(sys.executable, [sys.executable, "-m", "rlopt.train", *overrides])
     try:
+        if arguments.inside:
+            ray_jobs.open_keys(Path.cwd())
+            os.execv(sys.executable, [sys.executable, "-m", "rlopt.train", *overrides])
         sys.exit(_do(arguments, overrides))
     except RloptError as error:
         sys.exit(f"error: {error}")
@@ -42,7 +43,10 @@ def main() -> None:
 def _do(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """What was asked for; the exit status."""
     if not arguments.verb:
-        cluster, job = ray_jobs.submit_run(arguments.address, arguments.include, overrides)
+        kept = [] if arguments.send_keys else [name for name in ray_jobs.KEYS if name in os.environ]
+        cluster, job = ray_jobs.submit_run(arguments.address, arguments.include, overrides, arguments.send_keys)
+        if kept:
+            print(f"{' and '.join(kept)} stay here: the job uses the cluster's own (or --send-keys)", file=sys.stderr)
         print(job, flush=True)
         return _follow(cluster, job) if arguments.wait else 0
     if not arguments.job:

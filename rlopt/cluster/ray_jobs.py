@@ -1,8 +1,9 @@
 """Runs as Ray jobs: what is packed, how keys travel, and what a cluster answers.
 
-Ray writes the environment that a job is given into its logs and shows it to everybody who can see the job, and it keeps the
-files of a package on every node. So keys travel sealed in the environment, with the random pad that opens them in the package:
-neither reveals anything without the other, and only the job combines them, in its own process.
+Ray writes the environment that a job is given into its logs and answers everybody with it who may ask about the job, so keys of
+services do not travel in it. They belong on the cluster: in the environment of its nodes (a secret of Kubernetes), or in a file
+that their user alone can read (`KEYS_FILE`). With `--send-keys` they travel masked in the environment, with the mask in the
+package: that keeps them out of logs and pages, and not from those who may read both, as everybody may who can submit jobs.
 """
 
 import json
@@ -17,10 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import rlopt
+from rlopt.core.atomic_write import at_home
 from rlopt.core.errors import RloptError, first_line
 
-KEYS = ("WANDB_API_KEY", "WANDB_ENTITY", "WANDB_BASE_URL", "HF_TOKEN", "HF_ENDPOINT", "RLOPT_CACHE")
+KEYS = ("WANDB_API_KEY", "HF_TOKEN")
+"""Environment variables that nobody else may read."""
+
+INHERITED = ("WANDB_ENTITY", "WANDB_BASE_URL", "HF_ENDPOINT", "RLOPT_CACHE")
 """Environment variables that a job inherits."""
+
+KEYS_FILE = "~/.config/rlopt/keys.env"
+"""Lines `NAME=value` on the node that a job runs on, for `KEYS`; another path in `RLOPT_KEYS_FILE`."""
 
 PAD_FILE, SEALED = ".pad", "RLOPT_SEALED_KEYS"
 
@@ -32,7 +40,7 @@ LARGEST_MIB = 64
 
 
 def seal(keys: Mapping[str, str]) -> tuple[bytes, str]:
-    """A random pad, and the keys encrypted with it (a one-time pad) as hexadecimal digits."""
+    """A random mask, and the keys masked with it (by exclusive or) as hexadecimal digits."""
     text = json.dumps(dict(keys)).encode()
     pad = secrets.token_bytes(len(text))
     return pad, bytes(a ^ b for a, b in zip(text, pad, strict=True)).hex()
@@ -65,11 +73,30 @@ def pack(folder: Path, include: Sequence[Path], pad: bytes) -> None:
 
 
 def open_keys(folder: Path) -> None:
-    """Put the keys of a job into this process's environment."""
+    """Put the keys of a job into this process's environment: those that were sent, and those of the node's file.
+
+    Raises:
+        RloptError: others can read that file, or a line of it is none.
+    """
     sealed = bytes.fromhex(os.environ.pop(SEALED, ""))
     if sealed:
         pad = (folder / PAD_FILE).read_bytes()
         os.environ.update(json.loads(bytes(a ^ b for a, b in zip(sealed, pad, strict=True))))
+    for name, value in _of_node(at_home(os.environ.get("RLOPT_KEYS_FILE", KEYS_FILE))).items():
+        os.environ.setdefault(name, value)
+
+
+def _of_node(file: Path) -> dict[str, str]:
+    if not file.is_file():
+        return {}
+    mode = file.stat().st_mode & 0o777
+    if mode & 0o077:
+        raise RloptError(f"{file}: others can read it (mode {mode:o}); chmod 600 it")
+    lines = [line.strip() for line in file.read_text().splitlines()]
+    pairs = [line.partition("=") for line in lines if line and not line.startswith("#")]
+    if wrong := [name for name, equals, _ in pairs if not equals or name not in KEYS]:
+        raise RloptError(f"{file}: {wrong[0][:40]} is none of {', '.join(KEYS)}; want lines NAME=value")
+    return {name: value for name, _, value in pairs}
 
 
 def command(overrides: Sequence[str]) -> str:
@@ -88,7 +115,7 @@ def refuse_secrets(overrides: Sequence[str]) -> None:
         ):
             raise RloptError(
                 f"{name}=...: looks like a secret, and configs are written to files and logs; "
-                f"export it as {' or '.join(KEYS[:1] + KEYS[3:4])} instead"
+                f"set {' or '.join(KEYS)} on the cluster, or export it and give --send-keys"
             )
 
 
@@ -112,7 +139,8 @@ class Jobs:
         """Submit a packed folder, with its sealed keys; the job's id."""
         environment = {
             "working_dir": str(folder),
-            "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), "PYTHONUNBUFFERED": "1", SEALED: sealed},
+            "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), "PYTHONUNBUFFERED": "1", SEALED: sealed}
+            | {name: os.environ[name] for name in INHERITED if name in os.environ},
         }
         try:
             return str(self._client.submit_job(entrypoint=command(overrides), runtime_env=environment))
@@ -160,7 +188,7 @@ class Jobs:
             ) from error
 
 
-def submit_run(address: str, include: Sequence[Path], overrides: Sequence[str]) -> tuple[Jobs, str]:
+def submit_run(address: str, include: Sequence[Path], overrides: Sequence[str], send_keys: bool = False) -> tuple[Jobs, str]:
     """Pack and submit a run; the cluster, and the job's id."""
     refuse_secrets(overrides)
     if not any(override.startswith("+algo=") for override in overrides):
@@ -169,6 +197,6 @@ def submit_run(address: str, include: Sequence[Path], overrides: Sequence[str]) 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "package"
         folder.mkdir()
-        pad, sealed = seal({key: os.environ[key] for key in KEYS if key in os.environ})
+        pad, sealed = seal({key: os.environ[key] for key in KEYS if send_keys and key in os.environ})
         pack(folder, include, pad)
         return jobs, jobs.submit(folder, sealed, overrides)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rlopt import submit
-from rlopt.cluster.ray_jobs import PAD_FILE, SEALED, Jobs, command, open_keys, pack, refuse_secrets, seal, submit_run
+from rlopt.cluster.ray_jobs import KEYS, PAD_FILE, SEALED, Jobs, command, open_keys, pack, refuse_secrets, seal, submit_run
 from rlopt.core.errors import RloptError
 
 
@@ -92,3 +92,36 @@ def test_a_verb_needs_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["submit", "status"])
     with pytest.raises(SystemExit, match="error: status: of which job"):
         submit.main()
+
+
+@pytest.fixture
+def keys_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The keys of a node."""
+    for name in KEYS:
+        monkeypatch.delenv(name, raising=False)
+    file = tmp_path / "keys.env"
+    monkeypatch.setenv("RLOPT_KEYS_FILE", str(file))
+    file.write_text("# of this node\nHF_TOKEN=theirs=1\n\nWANDB_API_KEY=also\n")
+    file.chmod(0o600)
+    return file
+
+
+def test_a_job_has_the_keys_of_its_node_unless_it_has_its_own(
+    keys_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "mine")
+    open_keys(tmp_path)
+    assert (os.environ.pop("HF_TOKEN"), os.environ["WANDB_API_KEY"]) == ("theirs=1", "mine")
+
+
+def test_keys_that_others_can_read_are_refused(keys_file: Path, tmp_path: Path) -> None:
+    keys_file.chmod(0o640)
+    with pytest.raises(RloptError, match=r"keys.env: others can read it \(mode 640\); chmod 600 it"):
+        open_keys(tmp_path)
+
+
+@pytest.mark.parametrize("line", ["PATH=/evil", "HF_TOKEN", "LD_PRELOAD=x"])
+def test_a_file_of_keys_sets_nothing_but_keys(line: str, keys_file: Path, tmp_path: Path) -> None:
+    keys_file.write_text(line + "\n")
+    with pytest.raises(RloptError, match="is none of WANDB_API_KEY, HF_TOKEN; want lines NAME=value"):
+        open_keys(tmp_path)

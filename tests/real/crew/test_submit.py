@@ -104,7 +104,7 @@ def test_a_job_over_two_nodes_survives_an_engine_saves_when_stopped_continues_an
     address, logs = head
     (tmp_path / "mine.py").write_text("from rlopt.data.arithmetic import reward as score\n")
     run = tmp_path / "run"
-    keys = ["--address", address, "--include", str(tmp_path / "mine.py")]
+    keys = ["--address", address, "--send-keys", "--include", str(tmp_path / "mine.py")]
     overrides = ["+algo=grpo", *SMALL, "trainer.save_every=0", "sync.interval=2", "tracking.wandb=offline"]
     overrides += [f"run.dir={run}", "reward.fn=mine:score", "rollout.engines=2", "learner.workers=2", "learner.zero_stage=3"]
     overrides += ["learner.token_budget=300"]
