@@ -1,7 +1,7 @@
 """All learner ranks, as the loop sees them."""
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +70,19 @@ class Learners:
         way = [engines, ranks_per_engine, self._workers.call("address")[0]]
         self._workers.call("connect", *[way] * len(self._workers))
 
-    def sync(self, version: int, only: list[int] | None) -> Sent:
-        """Send the weights as `version` to all engines, or to those numbered in `only`; returns when the last one has them."""
-        sent: Sent = self._workers.call("sync", *([version, only] for _ in range(len(self._workers))))[0]
+    def sync(self, version: int, only: list[int] | None, meanwhile: Callable[[], None] = lambda: None) -> Sent:
+        """Send the weights as `version` to all engines, or to those numbered in `only`; returns when the last one has them.
+
+        `meanwhile` is called about once a second.
+        """
+
+        def check() -> None:
+            self._workers.check()
+            meanwhile()
+
+        pending = self._workers.start("sync", *([version, only] for _ in range(len(self._workers))))
+        pending.check = check
+        sent: Sent = pending.result("sync")[0]
         return sent
 
     def release(self) -> None:

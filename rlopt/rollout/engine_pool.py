@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 from rlopt.cluster.actors import ClusterLost, Inbox, Lost, Pending, Stalled, Workers, close_all, finished
-from rlopt.core.errors import Interrupted, NoEngine, RloptError, first_line, last_line
+from rlopt.core.errors import Interrupted, NoEngine, RloptError, first_line
 from rlopt.core.requests import EngineLogprobs, SampleRequest
 from rlopt.core.samples import Group, Key
 from rlopt.core.supervisor import Loss, Report, Supervisor
@@ -127,6 +127,13 @@ class EnginePool:
             if why := engine.trouble(self._stall_s):
                 self.lose(engine.number, why)
 
+    def end_silent(self) -> None:
+        """End the engines that were stopped or do not answer while they receive weights: the sender then waits no longer."""
+        for engine in self._up:
+            if not engine.given_up and (why := engine.trouble(self._stall_s, receives=True)):
+                engine.given_up = why
+                engine.workers.kill()
+
     def wait_idle(self, seconds: float) -> None:
         """Wait until all requests have come back, or `seconds` have passed; also where the run is to end."""
         ends = time.monotonic() + seconds
@@ -231,13 +238,9 @@ class EnginePool:
         shares = []
         for engine, pending in [(e, e.workers.start("busy_s", deadline_s=self._stall_s)) for e in self._up]:
             try:
-                busy_s, now = pending.result("telling how long it was busy")[0], time.monotonic()
+                shares += engine.idle_share(pending)
             except Stalled as lost:
                 self.lose(engine.number, str(lost))
-                continue
-            if engine.asked_at:
-                shares.append(1 - (busy_s - engine.busy_s) / (now - engine.asked_at))
-            engine.busy_s, engine.asked_at = busy_s, now
         return sum(shares) / len(shares) if shares else 0.0
 
     @property
@@ -257,13 +260,9 @@ class EnginePool:
         told = [engine for engine in self._up if engine.asleep != (verb == "sleep")]
         for engine, pending in [(engine, engine.workers.start(verb)) for engine in told]:
             try:
-                pending.result("sleeping" if verb == "sleep" else "waking up")
+                engine.told(verb, pending)
             except Stalled as lost:
                 self.lose(engine.number, str(lost))
-            except Exception as error:  # CUDA's own, when the learner left too little of the card
-                why = last_line(error)
-                raise RloptError(f"engine {engine.number} could not {verb} ({why}); lower rollout.gpu_memory_share") from error
-            engine.asleep = verb == "sleep"
 
     def lose(self, number: int, why: str) -> None:
         """Give an engine up: end it, assign its requests to others, and start another in its place.
@@ -274,6 +273,7 @@ class EnginePool:
         engine = next(engine for engine in self._up if engine.number == number)
         self._up.remove(engine)
         engine.workers.kill()
+        why = engine.given_up or why
         loss = Loss("engine", f"engine {number}", why, engine.silent_s)
         if self._supervisor.lost(loss, engine=number, asked_again=len(engine.calls)) != "replace":
             raise RloptError(

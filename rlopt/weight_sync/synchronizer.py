@@ -44,6 +44,7 @@ class Engines(Protocol):
     def canary(
         self, texts: list[tuple[int, ...]], numbers: list[int]
     ) -> Callable[[], Mapping[int, Sequence[EngineLogprobs]]]: ...
+    def end_silent(self) -> None: ...
     def lose(self, number: int, why: str) -> None: ...
 
 
@@ -114,7 +115,7 @@ class Synchronizer:
         self._scores = None
         seconds, gaps, only = 0.0, dict[int, float](), None
         for attempt in range(1, ATTEMPTS + 1):
-            sent = self.learners.sync(version, only)
+            sent = self.learners.sync(version, only, self.engines.end_silent)
             verdict = self._check(version, only, sent)
             seconds, gaps, only = seconds + sent.seconds, gaps | verdict.gaps, sorted(verdict.faults)
             if not only:

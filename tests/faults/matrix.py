@@ -101,7 +101,7 @@ def rows() -> list[Row]:
 def metrics(file: Path) -> list[dict[str, Any]]:
     """What can be compared: all but times, and the events of a fault."""
     lines = file.read_text().split("\n")[:-1] if file.exists() else []
-    away = ("timing_s", "perf", "idle", "sync/seconds", "sync/faults", "reward/timeout_frac")
+    away = ("timing_s", "perf", "idle", "sync/", "reward/timeout_frac")
     return [{name: value for name, value in json.loads(line).items() if not name.startswith(away)} for line in lines]
 
 

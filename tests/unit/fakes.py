@@ -63,6 +63,9 @@ class Engines:
     def poll(self) -> None:
         pass
 
+    def end_silent(self) -> None:
+        pass
+
     def wait(self, deadline_s: float) -> None:
         if not self.numbers:
             raise NoEngine
@@ -161,7 +164,7 @@ class Trainer:
     def connect(self, engines: Mapping[int, object], ranks_per_engine: int) -> None:
         self.connected.append(sorted(engines))
 
-    def sync(self, version: int, only: list[int] | None) -> Sent:
+    def sync(self, version: int, only: list[int] | None, meanwhile: Callable[[], None] = lambda: None) -> Sent:
         assert not self.engines.asleep
         self.synced.append(version)
         self.sent_to.append(only)

@@ -240,3 +240,26 @@ def test_an_engine_is_not_given_up_for_a_time_in_which_nobody_looked(silent: Loo
     assert look(15) is None
     monkeypatch.setattr("rlopt.rollout.engine.time.monotonic", lambda: 5000.0)
     assert engine.trouble(40) is None
+
+
+def test_an_engine_that_receives_weights_and_does_not_answer_is_ended_and_then_lost_for_that_reason(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet, engines, events = made
+    written = list[Any]()
+    fleet.report = lambda kind, **facts: written.append((kind, facts.get("engine"), facts.get("why")))
+    monkeypatch.setattr(Workers, "check", lambda self: None, raising=False)
+    monkeypatch.setattr("rlopt.rollout.engine.finished", lambda calls: [])
+    now = [0.0]
+    monkeypatch.setattr("rlopt.rollout.engine.time.monotonic", lambda: now[0])
+    killed = list[str]()
+    monkeypatch.setattr(Workers, "kill", lambda self: killed.append(self.name))
+    fleet._up[1]._seen = fleet._up[1]._looked = fleet._up[0]._seen = fleet._up[0]._looked = 0.0
+    for _ in range(70):
+        now[0] += 1
+        fleet._up[0].alive()
+        fleet.end_silent()
+    assert killed == ["engine 1"]
+    fleet.lose(1, "the engine died during update_weights")
+    assert written == [("engine_lost", 1, "engine 1 had 0 request(s) and computed nothing for 61 s (rollout.stall_s)")]
+    assert not events
