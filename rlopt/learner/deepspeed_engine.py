@@ -1,11 +1,14 @@
 """Everything that calls DeepSpeed: how ranks meet, and a policy in DeepSpeed's engine, trained or frozen."""
 
 import os
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -14,6 +17,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from rlopt.config.passthrough import merged
 from rlopt.config.sections import LearnerConfig
+from rlopt.core.errors import RloptError, first_line
 from rlopt.models.policy import Policy
 from rlopt.weight_sync.sender import TensorSpec, in_buckets
 
@@ -134,3 +138,38 @@ def gathered(named: list[tuple[str, torch.nn.Parameter]], zero_stage: int, bucke
 def spec(name: str, parameter: torch.nn.Parameter) -> TensorSpec:
     """Type and shape of the whole parameter, also where this rank holds a shard of it (ZeRO-3)."""
     return TensorSpec(name, parameter.dtype, tuple(getattr(parameter, "ds_shape", parameter.shape)))
+
+
+def load_state(engine: Any, folder: Path, strict: bool) -> None:
+    """Load what `save_checkpoint` wrote to `folder`; `strict`: every weight must be in it.
+
+    DeepSpeed itself would run whatever a file says that it was given. Here tensors, plain values and `written_by_deepspeed` are
+    read, and nothing else.
+
+    Raises:
+        RloptError: a file holds something else.
+    """
+    from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
+
+    TorchCheckpointEngine.load = lambda _, path, map_location=None: read_tensors(path, map_location)
+    engine.load_checkpoint(str(folder), tag="state", load_module_strict=strict)
+
+
+def read_tensors(path: str, map_location: Any) -> Any:
+    """The content of one file of a checkpoint, as `load_state` reads it."""
+    with torch.serialization.safe_globals(written_by_deepspeed()):
+        try:
+            return torch.load(path, map_location=map_location, weights_only=True)
+        except UnpicklingError as error:
+            found = re.search(r"GLOBAL ([\w.]+)", str(error))
+            what = found[1] if found else first_line(error)
+            raise RloptError(f"run.resume: {path} holds {what}, which no checkpoint of rlopt does; use another one") from None
+
+
+def written_by_deepspeed() -> list[Any]:
+    """The classes whose objects DeepSpeed keeps beside tensors."""
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    return [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]

@@ -24,7 +24,7 @@ from rlopt.core.errors import RloptError
 from rlopt.core.protocols import Sent
 from rlopt.core.reduce import Max, Metric, fetched
 from rlopt.core.table import SequenceTable, Update
-from rlopt.learner.deepspeed_engine import frozen_engine, meet, sharded_at_once, trained_engine
+from rlopt.learner.deepspeed_engine import frozen_engine, load_state, meet, sharded_at_once, trained_engine
 from rlopt.learner.lr_schedule import lr_factor
 from rlopt.learner.weight_source import WeightSource
 from rlopt.models import lora
@@ -238,7 +238,7 @@ class LearnerWorker:
 
     def load(self, folder: Path) -> None:
         """Load what `save` wrote."""
-        self._engine.load_checkpoint(str(folder / "learner"), tag="state", load_module_strict=not self._adapted)
+        load_state(self._engine, folder / "learner", strict=not self._adapted)
         self._moved = 0.0
 
     def close(self) -> None:

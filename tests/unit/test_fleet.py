@@ -245,7 +245,7 @@ def test_an_engine_is_not_given_up_for_a_time_in_which_nobody_looked(silent: Loo
 def test_an_engine_that_receives_weights_and_does_not_answer_is_ended_and_then_lost_for_that_reason(
     made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fleet, engines, events = made
+    fleet, _, events = made
     written = list[Any]()
     fleet.report = lambda kind, **facts: written.append((kind, facts.get("engine"), facts.get("why")))
     monkeypatch.setattr(Workers, "check", lambda self: None, raising=False)
