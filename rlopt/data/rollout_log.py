@@ -31,6 +31,9 @@ from rlopt.core.samples import Group, Prompt, Sample
 NAME = "experience.jsonl.gz"
 """Of the record in a run's folder."""
 
+LARGEST = 2**30
+"""Bytes of a block: one step of a run. A small file can unpack to any size."""
+
 PIECE = 2**20
 """Bytes of a file that are read at a time, and about the bytes of a block of a file that is not compressed."""
 
@@ -91,9 +94,11 @@ def _members(file: IO[bytes], start: int) -> Iterator[tuple[int, int, bytes]]:
             if not rest:
                 raise Damaged(start, "the file ends in the middle of a block")
             try:
-                content += member.decompress(rest)
+                content += member.decompress(rest, LARGEST - len(content) + 1)
             except zlib.error as error:
                 raise Damaged(start, f"not what was written ({error})") from None
+            if len(content) > LARGEST:
+                raise Damaged(start, f"a block unpacks to over {LARGEST / 2**30:.0f} GiB")
             end += len(rest) - len(member.unused_data)
             rest = member.unused_data if member.eof else file.read(PIECE)
         yield start, end, _whole(bytes(content))

@@ -15,6 +15,7 @@ from filelock import FileLock
 from rlopt.config.sections import LoraConfig
 from rlopt.core.errors import RloptError, first_line
 from rlopt.models import lora, tiny
+from rlopt.models.untrusted import check_folder
 
 Progress = Callable[[int, int, float], None]
 
@@ -43,6 +44,7 @@ def find_model(path: str, progress: Progress) -> Path:
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise RloptError(f"model.path={path}: the folder has no config.json; give a folder that transformers saved")
+        check_folder(path, folder)
         return folder.resolve()
     if path.count("/") != 1 or path.startswith((".", "/", "~")):
         raise RloptError(f"model.path={path}: no such folder; give a folder, a Hub name, or one of {', '.join(tiny.RECIPES)}")
@@ -50,12 +52,14 @@ def find_model(path: str, progress: Progress) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     try:
-        return Path(snapshot_download(path, ignore_patterns=["*.bin", "*.pth", "*.pt", "original/*"]))
+        fetched = Path(snapshot_download(path, ignore_patterns=["*.bin", "*.pth", "*.pt", "original/*"]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         reason = first_line(error)
         raise RloptError(
             f"model.path={path}: no such folder, and the Hub did not give it ({reason}); check name and network"
         ) from error
+    check_folder(path, fetched)
+    return fetched
 
 
 def cache_dir() -> Path:
@@ -64,8 +68,15 @@ def cache_dir() -> Path:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer in `folder`, without its warning about long texts: our readers check lengths themselves."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    """The tokenizer in `folder`, without its warning about long texts: our readers check lengths themselves.
+
+    Raises:
+        RloptError: it cannot be read.
+    """
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # each kind of tokenizer raises errors of its own
+        raise RloptError(f"model.path={folder}: its tokenizer cannot be read ({first_line(error)}); check the files") from error
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     return tokenizer
 
@@ -91,15 +102,15 @@ def shape_of(folder: Path | str, adapters: LoraConfig | None = None) -> Shape:
         RloptError: there is no such config, or the Hub does not give it; or it has no such layers to adapt.
     """
     try:
-        config = transformers.AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        with torch.device("meta"):
+            lm = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as error:  # configs check themselves, each in its own way
         reason = first_line(error)
         raise RloptError(f"model.path={folder}: its config cannot be read ({reason}); check name and network") from error
     text = config.get_text_config()
     heads = text.num_attention_heads
     hidden: int = text.hidden_size
-    with torch.device("meta"):
-        lm = transformers.AutoModelForCausalLM.from_config(config)
     parameters = trainable = sum(p.numel() for p in lm.parameters())
     if adapters and adapters.rank:
         lora.adapt(lm, adapters)

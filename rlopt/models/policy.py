@@ -24,13 +24,15 @@ class Policy(torch.nn.Module):
 
     def __init__(self, folder: Path, dtype: torch.dtype, chunk: int, recompute: bool = False, device: str = "cpu") -> None:
         super().__init__()
-        config = transformers.AutoConfig.from_pretrained(folder)
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         for part in _parts(config):
             for name, value in vars(part).items():
                 if _is_noise(name) and isinstance(value, int | float):
                     setattr(part, name, 0.0)
         attention = _attention(config, dtype, device)
-        self.lm = transformers.AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype, **attention)
+        self.lm = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, config=config, dtype=dtype, trust_remote_code=False, **attention
+        )
         for module in self.lm.modules():
             if isinstance(module, torch.nn.modules.dropout._DropoutNd):
                 module.p = 0.0

@@ -171,8 +171,8 @@ def verify(folder: Path) -> None:
         raise RloptError(f"run.resume={folder}: no manifest.json, so it is not a complete checkpoint; give another or use auto")
     try:
         manifest = json.loads(file.read_text())
-        sizes, digests = manifest["files"], manifest.get("digests", {})
-    except (ValueError, KeyError):
+        sizes, digests = dict(manifest["files"]), dict(manifest.get("digests", {}))
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise RloptError(f"run.resume={folder}: manifest.json cannot be read; use an older checkpoint") from None
     for name, size in sizes.items():
         path = folder / name
