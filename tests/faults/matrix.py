@@ -4,7 +4,7 @@ Each row is a real run of 12 steps in which one thing happens once (`stand.py`).
 again, as a user would. Then its numbers are compared with those of a run that nothing happened to: in lockstep all metrics but
 times, to the last bit; asynchronously, where no two runs are alike, the number of groups of each step, that no group is there
 twice, and that the steps before the fault are as they were, to the last bit. With words only the rows whose names have them all
-are run.
+are run. Rows that the folder has already are not run again.
 """
 
 import json
@@ -145,8 +145,8 @@ def execute(row: Row, whole: Path, home: Path) -> Result:
         (folder / "fault.json").write_text(json.dumps(fault))
         keys = [*SMALL, *SHAPES[row.shape], f"run.dir={run}"]
         keys += ["trainer.on_disk_full=pause"] if row.victim == "disk" else []
-        before = _files()
-        code, said = _run([str(HERE / "stand.py"), str(folder / "fault.json"), *keys], mark, folder)
+        before, pids = _files(set()), set[int]()
+        code, said = _run([str(HERE / "stand.py"), str(folder / "fault.json"), *keys], mark, folder, pids)
         times = json.loads((folder / "times.json").read_text())
         events = _events(run)
         outcome = "failed"
@@ -154,9 +154,9 @@ def execute(row: Row, whole: Path, home: Path) -> Result:
             noticed = any(event["event"].endswith(("_lost", "_failed")) or event["event"] == "sync_fault" for event in events)
             outcome = "recovered" if noticed else "undisturbed"
         elif len(said.splitlines()) == 1 or code < 0:
-            again, _ = _run(["-m", "rlopt.train", *keys], mark, folder)
+            again, _ = _run(["-m", "rlopt.train", *keys], mark, folder, pids)
             outcome = "continued" if again == 0 else "failed"
-        left = _left(mark, before, run)
+        left = _left(mark, before, run, pids)
         equal = outcome != "failed" and (
             nothing_lost_or_doubled(run, folder / "before.jsonl")
             if "async" in row.shape
@@ -170,14 +170,15 @@ def execute(row: Row, whole: Path, home: Path) -> Result:
         return Result(row, outcome if struck else "no fault", found, steps[0] if steps and lost else None, equal, left, said)
 
 
-def _run(arguments: list[str], mark: str, folder: Path) -> tuple[int, str]:
-    """Run a command to its end; its exit code, and what it said on standard error."""
+def _run(arguments: list[str], mark: str, folder: Path, pids: set[int]) -> tuple[int, str]:
+    """Run a command to its end; its exit code, and what it said on standard error. Its process goes to `pids`."""
     file = folder.parent / f"{folder.name}.err"
     with file.open("w") as errors:
         environment = os.environ | {"RLOPT_TEST_MARK": mark}
         process = subprocess.Popen(
             [sys.executable, *arguments], stdout=subprocess.DEVNULL, stderr=errors, stdin=subprocess.DEVNULL, env=environment
         )
+        pids.add(process.pid)
         ends = time.monotonic() + LATEST_S
         while process.poll() is None and time.monotonic() < ends:
             time.sleep(0.1)
@@ -195,16 +196,19 @@ def _events(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
-def _files() -> set[str]:
-    return {str(path) for pattern in ("/dev/shm/*", "/tmp/rlopt-*") for path in Path("/").glob(pattern[1:])}
+def _files(pids: set[int]) -> set[str]:
+    """Files of these commands outside of their folders, and those in shared memory that have nobody's name."""
+    there = [path for pattern in ("dev/shm/*", "tmp/rlopt-*") for path in Path("/").glob(pattern)]
+    mine = [f"-{pid:x}-" for pid in pids]
+    return {str(path) for path in there if "rlopt-" not in path.name or any(name in path.name for name in mine)}
 
 
-def _left(mark: str, before: set[str], run: Path) -> list[str]:
+def _left(mark: str, before: set[str], run: Path, pids: set[int]) -> list[str]:
     """What is still there ten seconds later."""
     ends, left = time.monotonic() + 10, ["?"]
     while left and time.monotonic() < ends:
         left = [_name(process) for process in psutil.process_iter() if _marked(process, mark)]
-        left += sorted(_files() - before) + [path.name for path in run.glob("checkpoints/.*.partial")]
+        left += sorted(_files(pids) - before) + [path.name for path in run.glob("checkpoints/.*.partial")]
         time.sleep(0.2)
     return left
 
@@ -226,7 +230,7 @@ def undisturbed(shape: str, home: Path) -> Path:
     run = home / shape.replace(" ", "-") / "run"
     if not run.exists():
         run.parent.mkdir(parents=True, exist_ok=True)
-        code, said = _run(["-m", "rlopt.train", *SMALL, *SHAPES[shape], f"run.dir={run}"], uuid.uuid4().hex, run.parent)
+        code, said = _run(["-m", "rlopt.train", *SMALL, *SHAPES[shape], f"run.dir={run}"], uuid.uuid4().hex, run.parent, set())
         assert code == 0, said
     return run
 
@@ -250,10 +254,19 @@ def table(results: list[Result]) -> str:
     return "\n".join(lines)
 
 
+def there_already(file: Path) -> list[Result]:
+    """The rows of an interrupted matrix."""
+    lines = file.read_text().splitlines() if file.exists() else []
+    return [Result(**{**kept, "row": Row(**kept["row"])}) for kept in map(json.loads, lines)]
+
+
 def main(home: Path, words: list[str]) -> None:
     home.mkdir(parents=True, exist_ok=True)
-    results, chosen = list[Result](), [row for row in rows() if all(word in str(row) for word in words)]
+    results = there_already(home / "results.jsonl")
+    chosen = [row for row in rows() if all(word in str(row) for word in words)]
     for number, row in enumerate(chosen, 1):
+        if row in [result.row for result in results]:
+            continue
         began = time.monotonic()
         result = execute(row, undisturbed(row.shape, home), home)
         results.append(result)
@@ -261,7 +274,8 @@ def main(home: Path, words: list[str]) -> None:
             file.write(json.dumps(asdict(result)) + "\n")
         print(f"{number}/{len(chosen)} {row}: {result.outcome}, equal {result.equal}, left {result.left}, "
               f"{time.monotonic() - began:.0f} s  {result.said[:200]}", flush=True)  # fmt: skip
-    (home / "matrix.md").write_text(table(results) + "\n")
+        order = {row: place for place, row in enumerate(rows())}
+        (home / "matrix.md").write_text(table(sorted(results, key=lambda result: order[result.row])) + "\n")
 
 
 if __name__ == "__main__":
