@@ -13,12 +13,16 @@ from rlopt.core.table import SequenceTable, Update
 
 @dataclass(frozen=True)
 class Sent:
-    """The size and duration of one sending, why engines failed (`faults`, by number), and which of these are `dead`."""
+    """The size and duration of one sending, why engines failed (`faults`, by number), and which of these are `dead`.
+
+    `broken`: what connected the learner to the engines is gone, and all of them are to be connected, and sent to, again.
+    """
 
     bytes: int
     seconds: float
     faults: Mapping[int, str]
     dead: set[int]
+    broken: bool = False
 
 
 class Learners(Protocol):

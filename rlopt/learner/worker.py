@@ -32,8 +32,10 @@ from rlopt.models.compiled import compile_layers
 from rlopt.models.loading import load_tokenizer
 from rlopt.models.policy import Policy, refuse_other_logits, try_to_save
 from rlopt.objectives.core import LossTerms, Objective, merge, total_loss
+from rlopt.weight_sync.backends import make_sender
 from rlopt.weight_sync.engine_client import EngineClient
-from rlopt.weight_sync.sender import Sender, ShmSender, make_sender
+from rlopt.weight_sync.group_sender import GroupSender
+from rlopt.weight_sync.sender import Sender, ShmSender
 
 Scored = NDArray[np.float32]
 
@@ -77,7 +79,7 @@ class LearnerWorker:
         self._reference: Any = None
         self._source: WeightSource
         self._client: EngineClient  # this and the next by connect
-        self._sender: Sender
+        self._sender: Sender | None = None
         self._manifest: Mapping[str, str] = {}  # of the last sending, on the rank that sends
         self._moved = 0.0  # largest gradient norm since then
 
@@ -188,9 +190,18 @@ class LearnerWorker:
         setup = self._setup
         # A third of the driver's deadline for the whole sending: the error then names a late engine, not this learner.
         self._client = EngineClient(engines, ranks_per_engine, setup.deadline_s / 3, setup.stall_s)
-        receivers = len(engines) * ranks_per_engine
+        if isinstance(self._sender, GroupSender):
+            self._sender.close()
+        meeting = (address, len(engines) * ranks_per_engine)
         self._sender = make_sender(
-            setup.sync_backend, self._source, self._client, self._rank, setup.bucket_bytes, address, receivers, setup.verify
+            setup.sync_backend,
+            self._source,
+            self._client,
+            self._rank,
+            setup.bucket_bytes,
+            *meeting,
+            setup.verify,
+            setup.deadline_s / 3,
         )
 
     def sync(self, version: int, only: list[int] | None) -> Sent:
@@ -201,6 +212,7 @@ class LearnerWorker:
         """
         started = time.monotonic()
         before = self._manifest
+        assert self._sender, "connect comes first"
         self._client.begin(version, only)
         self._sender.send_weights()
         if isinstance(self._sender, ShmSender) and self._rank == 0:
@@ -212,7 +224,8 @@ class LearnerWorker:
             )
         self._moved = 0.0
         size, seconds = sum(spec.nbytes for spec in self._source.metadata()), time.monotonic() - started
-        return Sent(size, seconds, self._client.faults, self._client.dead)
+        broken = isinstance(self._sender, GroupSender) and self._sender.broken
+        return Sent(size, seconds, self._client.faults, self._client.dead, broken)
 
     def release(self) -> None:
         """Give the GPU memory back that torch keeps for the next update, to an engine on the same card."""

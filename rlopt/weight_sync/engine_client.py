@@ -21,7 +21,7 @@ class EngineClient:
         """`engines` are actor handles by number.
 
         Args:
-            deadline_s: for the first verb, which may have to wait for responses to end.
+            deadline_s: for the first verb, which may have to wait for responses to end, and for a whole model.
             stall_s: for each of the others.
         """
         self._engines, self._ranks, self._deadline_s = engines, ranks_per_engine, deadline_s
@@ -49,7 +49,10 @@ class EngineClient:
         self._all("start_weight_update", deadline_s=self._deadline_s)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        if "path" not in update_info or all(node == self._here for node in self._nodes.values()):
+        if "path" not in update_info:  # the whole model at once
+            self._all("update_weights", dict.fromkeys(self._engines, (update_info,)), self._deadline_s)
+            return
+        if all(node == self._here for node in self._nodes.values()):
             self._all("update_weights", dict.fromkeys(self._engines, (update_info,)))
             return
         import numpy as np
@@ -68,6 +71,12 @@ class EngineClient:
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         self._all("finish_weight_update", dict.fromkeys(self._engines, (weight_version or str(self.version),)))
+
+    def blame(self, why: str) -> None:
+        """Every engine that is meant and has no fault yet has this one."""
+        for number in self._engines:
+            if number in self._only:
+                self.faults.setdefault(number, why)
 
     def _all(
         self, method: str, arguments: Mapping[int, tuple[Any, ...]] | None = None, deadline_s: float | None = None

@@ -107,8 +107,11 @@ class Synchronizer:
         else:
             self.engines.join_all()
         if frozenset(self.engines.handles) != self._connected:
-            self.learners.connect(self.engines.handles, self.ranks_per_engine)
-            self._connected = frozenset(self.engines.handles)
+            self._connect()
+
+    def _connect(self) -> None:
+        self.learners.connect(self.engines.handles, self.ranks_per_engine)
+        self._connected = frozenset(self.engines.handles)
 
     def _send_until_sound(self, version: int) -> "_Sending":
         """Send to all engines, and again to those that did not get the weights or do not score with them."""
@@ -118,11 +121,14 @@ class Synchronizer:
             sent = self.learners.sync(version, only, self.engines.end_silent)
             verdict = self._check(version, only, sent)
             seconds, gaps, only = seconds + sent.seconds, gaps | verdict.gaps, sorted(verdict.faults)
-            if not only:
+            if not only and not (sent.broken and self.engines.handles):
                 return _Sending(seconds, sent.bytes, attempt - 1, gaps)
             for number, why in verdict.faults.items():
                 self.journal.event("sync_fault", version=version, engine=number, attempt=attempt, why=why)
-        number, why = next(iter(verdict.faults.items()))
+            if sent.broken and attempt < ATTEMPTS:
+                self._connect()
+                only = None
+        number, why = next(iter((verdict.faults or sent.faults).items()))
         raise RloptError(f"sync of version {version}: engine {number}: {why}; sent {ATTEMPTS} times without success")
 
     def _check(self, version: int, only: list[int] | None, sent: Sent) -> "_Verdict":

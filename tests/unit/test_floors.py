@@ -40,6 +40,7 @@ ENTRANCES = {
         "rollout.cpu_fork",
         "rollout.cpu_sampler",
         "rollout.scheduler",
+        "weight_sync.backends",
         "weight_sync.sender",
         "weight_sync.shm_receiver",
     },

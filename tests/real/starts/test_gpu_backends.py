@@ -14,8 +14,9 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from rlopt.config.compose import conf_dir, typed
 from rlopt.learner.weight_source import WeightSource
 from rlopt.run import wiring
+from rlopt.weight_sync.backends import gpu_init_info, make_sender
 from rlopt.weight_sync.engine_client import EngineClient
-from rlopt.weight_sync.sender import SHM_BACKEND, TensorSpec, gpu_init_info, make_sender, register
+from rlopt.weight_sync.sender import SHM_BACKEND, TensorSpec, register
 
 
 def test_the_init_infos_are_those_of_the_registered_senders() -> None:
@@ -44,7 +45,7 @@ def test_a_bucket_holds_the_largest_tensor_however_small_it_was_asked_for(
     monkeypatch.setattr(WeightTransferTrainerFactory, "trainer_init", lambda info, **others: given.append(info))
     for mib in (1, 4):
         client: Any = None
-        make_sender(backend, Large(), client, 0, mib * 2**20, ("127.0.0.1", 1), 1, verify=False)
+        make_sender(backend, Large(), client, 0, mib * 2**20, ("127.0.0.1", 1), 1, verify=False, deadline_s=1.0)
     assert [info.packed_buffer_size_bytes for info in given] == [3 * 2**20, 4 * 2**20]
 
 
