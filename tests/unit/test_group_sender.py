@@ -1,4 +1,4 @@
-"""A communicator that hangs, dies and comes back, hand-written: nobody is waited for without end, and everything is sent again."""
+"""A communicator that hangs, dies and comes back, hand-written: nobody waits without end, and everything is sent again."""
 
 import threading
 from collections.abc import Callable, Iterator
