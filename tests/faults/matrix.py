@@ -154,8 +154,9 @@ def execute(row: Row, whole: Path, home: Path) -> Result:
             noticed = any(event["event"].endswith(("_lost", "_failed")) or event["event"] == "sync_fault" for event in events)
             outcome = "recovered" if noticed else "undisturbed"
         elif len(said.splitlines()) == 1 or code < 0:
-            again, _ = _run(["-m", "rlopt.train", *keys], mark, folder, pids)
-            outcome = "continued" if again == 0 else "failed"
+            again, refused = _run(["-m", "rlopt.train", *keys], mark, folder, pids)
+            whole_already = f"has made {STEPS} steps already" in refused  # it ended after its last step
+            outcome = "continued" if again == 0 or whole_already else "failed"
         left = _left(mark, before, run, pids)
         equal = outcome != "failed" and (
             nothing_lost_or_doubled(run, folder / "before.jsonl")
@@ -163,7 +164,8 @@ def execute(row: Row, whole: Path, home: Path) -> Result:
             else metrics(run / "metrics.jsonl") == metrics(whole / "metrics.jsonl")
         )
         struck = times.get("fault")
-        lost = [e["time"] - struck for e in events if struck and e["event"].endswith("_lost") and e["time"] > struck]
+        kinds = ("_lost", "_failed")
+        lost = [e["time"] - struck for e in events if struck and e["event"].endswith(kinds) and e["time"] > struck]
         steps = [at - struck for _, at in times["steps"] if struck and at - struck > (lost or [0])[0]]
         said = (said.splitlines() or [""])[-1].replace(str(folder), "")
         found = lost[0] if lost else None
@@ -254,6 +256,23 @@ def table(results: list[Result]) -> str:
     return "\n".join(lines)
 
 
+def grid(results: list[Result]) -> str:
+    """The same in short: a line for each fault, a column for each phase; the seconds from the fault to the next step."""
+    found = {(one.row.victim, one.row.kind, one.row.phase): one for one in results}
+    lines = [f"| fault | {' | '.join(PHASES)} |", "|---|" + "---|" * len(PHASES)]
+    for victim, kind in dict.fromkeys((one.row.victim, one.row.kind) for one in results):
+        cells = [_cell(found.get((victim, kind, phase))) for phase in PHASES]
+        lines.append(f"| {victim} {kind} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(one: Result | None) -> str:
+    if one is None:
+        return ""
+    wrong = "" if one.equal and not one.left else " **not equal**" if not one.equal else " **something left**"
+    return one.outcome + (f", {one.recovered_s:.0f} s" if one.recovered_s is not None else "") + wrong
+
+
 def there_already(file: Path) -> list[Result]:
     """The rows of an interrupted matrix."""
     lines = file.read_text().splitlines() if file.exists() else []
@@ -275,7 +294,8 @@ def main(home: Path, words: list[str]) -> None:
         print(f"{number}/{len(chosen)} {row}: {result.outcome}, equal {result.equal}, left {result.left}, "
               f"{time.monotonic() - began:.0f} s  {result.said[:200]}", flush=True)  # fmt: skip
         order = {row: place for place, row in enumerate(rows())}
-        (home / "matrix.md").write_text(table(sorted(results, key=lambda result: order[result.row])) + "\n")
+        ordered = sorted(results, key=lambda result: order[result.row])
+        (home / "matrix.md").write_text(f"{grid(ordered)}\n\n{table(ordered)}\n")
 
 
 if __name__ == "__main__":
