@@ -43,7 +43,7 @@ class Failed:
 
 class Pool:
     """`workers` processes that call a function. A call that takes over `timeout_s` seconds is killed with its process and its
-    children.
+    children. One whose process died, or was stopped from outside, is made again, once.
 
     A call is a dataclass: its fields are the function's keyword arguments, and errors show it. All three of the user's
     functions (reward, split, locate) keep to `reward.timeout_s`. What they print goes into errors alone.
@@ -114,18 +114,35 @@ class Pool:
             self._idle.put(worker)
 
     def _one(self, worker: "_Worker", call: Any) -> object:
+        answer = self._once(worker, call)
+        if (
+            isinstance(answer, _Lost) and not self._closed
+        ):  # perhaps by somebody else's hand; if it is the call's, it happens again
+            answer = self._once(worker, call)
+        return answer.failed if isinstance(answer, _Lost) else answer
+
+    def _once(self, worker: "_Worker", call: Any) -> object:
         if self._closed:
             return Failed("died", "was closed")
         try:
             return worker.ask(call, self._timeout_s)
         except (TimeoutError, EOFError, OSError) as error:
+            stopped = worker.stopped
             with self._changing:
                 worker.kill()
                 if not self._closed:
                     worker.start()
             if isinstance(error, TimeoutError):
-                return Failed("timeout", f"took over reward.timeout_s={self._timeout_s}")
-            return Failed("died", "died")
+                late = Failed("timeout", f"took over reward.timeout_s={self._timeout_s}")
+                return _Lost(late) if stopped else late
+            return _Lost(Failed("died", "died"))
+
+
+@dataclass(frozen=True)
+class _Lost:
+    """A process that died or was stopped in a call, and what the call has to show for it."""
+
+    failed: Failed
 
 
 class _Worker:
@@ -147,6 +164,13 @@ class _Worker:
             self._ready = True
         self._pipe.send(vars(call))  # not the dataclass: a child need not import where it comes from
         return self._receive(timeout_s)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether somebody stopped its process, with a signal."""
+        with suppress(psutil.NoSuchProcess):
+            return psutil.Process(self._process.pid).status() == psutil.STATUS_STOPPED
+        return False
 
     def end(self) -> None:
         """Kill it and all that it started; a waiting caller gets an EOFError."""

@@ -1,6 +1,8 @@
 """Any function of the user's in processes of its own: how it is called, named when it fails, and ended."""
 
 import multiprocessing
+import os
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -111,3 +113,19 @@ def test_closing_waits_for_no_call_and_leaves_no_process() -> None:
         with pytest.raises(RloptError, match="died"):
             call.result(timeout=5)
     assert set(multiprocessing.active_children()) == others
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_call_whose_process_was_killed_or_stopped_from_outside_is_made_again(number: int, tmp_path: Path) -> None:
+    """The function writes its process down, and waits where it is the first of all calls."""
+    pool = Pool("reward.fn", "user_rewards:first_waits", workers=1, timeout_s=3.0)
+    with ThreadPoolExecutor() as threads:
+        call = threads.submit(pool.call, [Split(str(tmp_path))])
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.iterdir()):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        (first,) = tmp_path.iterdir()
+        os.kill(int(first.name), number)
+        assert call.result(timeout=60) == [2.0]
+    pool.close()

@@ -195,3 +195,12 @@ def two(completion: str, **columns: object) -> float:
 
 def three(completion: str, **columns: object) -> float:
     return 1.0
+
+
+def first_waits(completion: str) -> float:
+    """The number of processes that were asked; the first of them does not answer."""
+    Path(completion, str(os.getpid())).touch()
+    asked = len(list(Path(completion).iterdir()))
+    if asked == 1:
+        time.sleep(60)
+    return float(asked)
