@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import subprocess
+import threading
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ LEAN = {"enable_worker_prestart": False, "prestart_worker_first_driver": False}
 
 QUIET = {"task_events_report_interval_ms": 0, "task_events_shutdown_flush_timeout_ms": 100}
 """No record of tasks, which Ray's dashboard would show; without GCS the driver would wait for it at the end."""
+
+END_S = 20.0
+"""Seconds that Ray has to end by itself."""
 
 COMMON: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "namespace": "rlopt"}
 """Arguments of `ray.init`, on any cluster."""
@@ -54,10 +58,15 @@ class OwnRay:
 
     def end(self) -> None:
         """End it and all that it started, also where it does not answer."""
-        fault = self.fault()
+        fault = self._watch.fault(patience_s=0.0)
         if fault:
-            self._sweep()  # first: Ray would wait for what is dead
-        ray.shutdown()
+            self._sweep()  # first: Ray would wait for what is dead or stopped, for minutes
+        impatient = threading.Timer(END_S, self._sweep)
+        impatient.start()
+        try:
+            ray.shutdown()
+        finally:
+            impatient.cancel()
         self._sweep()
         if not fault:  # its logs say why
             shutil.rmtree(self._session, ignore_errors=True)

@@ -16,8 +16,14 @@ class Watch:
         self._processes = processes
         self._stopped = dict[str, float]()
 
-    def fault(self, stopped_alone: bool = False) -> str | None:
-        """What is wrong with one of them, or None; with `stopped_alone` a death is not."""
+    def fault(self, stopped_alone: bool = False, patience_s: float | None = None) -> str | None:
+        """What is wrong with one of them, or None.
+
+        Args:
+            stopped_alone: a death is not.
+            patience_s: seconds that one may be stopped; None: `STOPPED_S`.
+        """
+        patience_s = STOPPED_S if patience_s is None else patience_s
         for name, process in self._processes.items():
             try:
                 status = process.status()
@@ -31,7 +37,7 @@ class Watch:
                 self._stopped.pop(name, None)
                 continue
             since = self._stopped.setdefault(name, time.monotonic())
-            if (seconds := time.monotonic() - since) > STOPPED_S:
+            if (seconds := time.monotonic() - since) >= patience_s:
                 return f"{name} (process {process.pid}) has been stopped for {seconds:.0f} s"
         return None
 

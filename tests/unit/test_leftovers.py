@@ -106,6 +106,9 @@ def test_a_process_that_is_stopped_for_long_or_dies_is_noticed(monkeypatch: pyte
         process.send_signal(signal.SIGSTOP)
         until(lambda: watch.fault() is not None)
         assert f"learner[1] (process {process.pid}) has been stopped for" in str(watch.fault())
+        at_once = Watch({"learner[1]": psutil.Process(process.pid)})
+        assert at_once.fault(patience_s=60.0) is None
+        assert at_once.fault(patience_s=0.0)
         process.send_signal(signal.SIGCONT)
         until(lambda: watch.fault() is None)
         process.kill()
