@@ -125,7 +125,7 @@ def nothing_lost_or_doubled(run: Path, before: Path) -> bool:
 
 @contextmanager
 def disk(folder: Path, limited: bool) -> Iterator[Path]:
-    """A folder; on a small disk of its own if it is to become full."""
+    """A folder for a run; on a small disk of its own if that is to become full."""
     folder.mkdir(parents=True)
     if not limited:
         yield folder
@@ -139,8 +139,9 @@ def disk(folder: Path, limited: bool) -> Iterator[Path]:
 
 def execute(row: Row, whole: Path, home: Path) -> Result:
     """Run one row. `whole` is an undisturbed run of its shape, or where one is to be made."""
-    with disk(home / str(uuid.uuid4())[:8], row.victim == "disk") as folder:
-        run, mark = folder / "run", uuid.uuid4().hex
+    folder = home / str(uuid.uuid4())[:8]
+    with disk(folder / "disk", row.victim == "disk") as there:
+        run, mark = there / "run", uuid.uuid4().hex
         fault = {"victim": row.victim, "kind": row.kind, "phase": row.phase, "folder": str(run)}
         (folder / "fault.json").write_text(json.dumps(fault))
         keys = [*SMALL, *SHAPES[row.shape], f"run.dir={run}"]
