@@ -196,7 +196,8 @@ def _run(arguments: list[str], mark: str, folder: Path, pids: set[int]) -> tuple
 
 def _events(run: Path) -> list[dict[str, Any]]:
     file = run / "events.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    lines = file.read_text().split("\n")[:-1] if file.exists() else []  # the last one may be cut short by a full disk
+    return [json.loads(line) for line in lines]
 
 
 def _files(pids: set[int]) -> set[str]:

@@ -36,8 +36,8 @@ DELAY_S = {
 }
 """Seconds from the beginning of a phase to the fault."""
 
-SLOW_S = 3.0
-"""Seconds that what is slow is stopped for."""
+SLOW_S, FULL_S = 3.0, 0.8
+"""Seconds that what is slow is stopped for, and that the disk is full."""
 
 
 class Stand:
@@ -76,7 +76,7 @@ class Stand:
                 time.sleep(SLOW_S)
                 _signal(pids, signal.SIGCONT)
         elif (self.victim, self.kind) == ("disk", "full"):
-            fill(self.folder, SLOW_S)
+            fill(self.folder, FULL_S)
         elif (self.victim, self.kind) == ("run folder", "gone"):
             shutil.rmtree(self.folder)
         elif (self.victim, self.kind) == ("clock", "slow"):  # set back by an hour
