@@ -5,6 +5,7 @@ decodes and encodes again; the ids that come back are the ids trained on.
 """
 
 import asyncio
+import inspect
 import os
 import time
 from collections.abc import Callable
@@ -49,7 +50,8 @@ class RolloutWorker(WeightReceiver):
         collect_seldom()
         set_environment(self._engine_config, self._config)
         self._rewards = self._graders(self._reward)
-        self._llm, self._tokenizer = await start_engine(self._engine_config, self._config)
+        llm, self._tokenizer = await start_engine(self._engine_config, self._config)
+        self._llm = _Mortal(llm)
         self._watch = asyncio.create_task(self._die_with_engine())
 
     def _graders(self, reward: RewardConfig) -> RewardPool:
@@ -220,6 +222,28 @@ class RolloutWorker(WeightReceiver):
         # A CPU engine in one process has nothing to give back, and would look for garbage among a million objects first.
         alone = self._engine_config.device == "cpu" and self._config.tensor_parallel == 1
         self._llm.shutdown(timeout=0 if alone else None)
+
+
+class _Mortal:
+    """vLLM's engine. A call that finds its process dead ends this one too: the pool replaces both, and knows no third state."""
+
+    def __init__(self, llm: Any) -> None:
+        self._llm = llm
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._llm, name)
+        if not inspect.iscoroutinefunction(found):
+            return found
+
+        async def called(*arguments: Any, **named: Any) -> Any:
+            from vllm.v1.engine.exceptions import EngineDeadError
+
+            try:
+                return await found(*arguments, **named)
+            except EngineDeadError:
+                os._exit(1)  # as `_die_with_engine` is about to
+
+        return called
 
 
 def spawner(
