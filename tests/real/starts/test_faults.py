@@ -13,7 +13,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::Deprec
 ALONE = "lockstep 1+1"
 ROWS = (
     Row("learner", "killed", "learning", ALONE),
-    Row("scheduler", "stopped", "sampling", ALONE),
     Row("gcs_server", "killed", "syncing", "async 2+1"),
 )
 
