@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlopt.core.appended import AppendedFile
+from rlopt.core.appended import FULL, AppendedFile
 from rlopt.core.samples import Group, Key
 from rlopt.data.rollout_log import Damaged, blocks, group_from_json, group_to_json, member
 
@@ -60,7 +60,11 @@ class Decisions:
     def saved(self, step: int) -> None:
         """Forget those up to `step`, which a checkpoint has."""
         self.ahead = deque(one for one in self.ahead if one.step > step)
-        self._rewrite()
+        try:
+            self._rewrite()
+        except OSError as error:  # those that stay are passed over when they are read
+            if error.errno not in FULL or not self._waits:
+                raise
 
     def _rewrite(self) -> None:
         aside = self._path.with_name(f".{NAME}.aside")

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rlopt.config.schema import Config
+from rlopt.core.appended import FULL
 from rlopt.core.errors import DiskFull, RloptError
 from rlopt.core.samples import PendingRollouts
 from rlopt.core.supervisor import Loss, Supervisor
@@ -57,7 +58,9 @@ class Saving:
         try:
             keep = config.trainer.keep_checkpoints
             path = checkpoint.save(run, position.step, kept, pending, self._write_model, keep, self._best)
-        except DiskFull as full:
+        except (DiskFull, OSError) as full:
+            if isinstance(full, OSError) and full.errno not in FULL:
+                raise
             loss = Loss("disk", str(run), str(full), 0.0)
             if self._supervisor.lost(loss, step=position.step) != "pause" or position.step == config.trainer.total_steps:
                 raise
