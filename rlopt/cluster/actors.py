@@ -94,7 +94,7 @@ class Pending:
             ready, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=max(0.0, min(left, CHECK_S)))
             answers |= {ref: ray.get(ref) for ref in ready}  # raises for one that died, while the others wait for it
             if waiting and left <= 0:
-                late = [name for name, ref in zip(self._names, self.refs, strict=True) if ref in waiting]
+                late = [name for name, ref in zip(_names(self.who, len(self.refs)), self.refs, strict=True) if ref in waiting]
                 waited = time.monotonic() - started
                 raise Stalled(
                     f"the driver waited {waited:.0f} s for {', '.join(late)}: {what} "
@@ -106,14 +106,10 @@ class Pending:
                 self.check()
         return [answers[ref] for ref in self.refs]
 
-    @property
-    def _names(self) -> list[str]:
-        return [self.who] if len(self.refs) == 1 else [f"{self.who}[{i}]" for i in range(len(self.refs))]
-
     def _died(self) -> str | None:
         """The first worker that Ray says is gone."""
         ready, _ = ray.wait(self.refs, num_returns=len(self.refs), timeout=0)
-        for name, ref in zip(self._names, self.refs, strict=True):
+        for name, ref in zip(_names(self.who, len(self.refs)), self.refs, strict=True):
             try:
                 if ref in ready:
                     ray.get(ref)
@@ -136,6 +132,11 @@ def finished(pending: list[Pending]) -> list[Pending]:
     ready, _ = ray.wait([one.refs[0] for one in pending], num_returns=len(pending), timeout=0)
     known = set(ready)
     return [one for one in pending if one.refs[0] in known]
+
+
+def _names(who: str, count: int) -> list[str]:
+    """Of each of several workers, in an error."""
+    return [who] if count == 1 else [f"{who}[{i}]" for i in range(count)]
 
 
 class Inbox:
@@ -193,7 +194,7 @@ class Workers:
             if len(places) < len(self.handles):
                 return
             here = own_node()
-            names = [self.who] if len(places) == 1 else [f"{self.who}[{i}]" for i in range(len(places))]
+            names = _names(self.who, len(places))
             with suppress(psutil.NoSuchProcess):  # Ray tells of it
                 self._watch = Watch({n: psutil.Process(p.pid) for n, p in zip(names, places, strict=True) if p.node == here})
         if self._watch and (fault := self._watch.fault(stopped_alone=True)):

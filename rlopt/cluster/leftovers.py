@@ -79,16 +79,12 @@ def sweep(word: str, spare: Collection[int] = (), seconds: float = 5.0) -> None:
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
     if not spare:
-        _remove(lambda name, *_: name == word)
+        _remove(lambda found: found[1] == word)
 
 
 def remove_sessions(root: Path) -> None:
     """Remove the folders, with logs, that Ray left for commands of ours that are gone; not the newest `KEPT_SESSIONS`."""
-    here, gone = _namespace(), list[Path]()
-    for note in root.glob(f"session_*/{OURS}"):
-        found = NAMED.match(note.read_text())
-        if found and found[1].startswith(f"{here:x}-") and _began(int(found[2], 16)) != int(found[3], 16):
-            gone.append(note.parent)
+    gone = [note.parent for note in root.glob(f"session_*/{OURS}") if _is_stale(NAMED.match(note.read_text()))]
     for folder in sorted(gone)[:-KEPT_SESSIONS]:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -98,14 +94,19 @@ KEPT_SESSIONS, OURS = 3, ".rlopt"
 
 def remove_stale() -> None:
     """Remove the files of commands that are gone, with whoever should have swept behind them."""
-    here = _namespace()
-    _remove(lambda name, pid, began: name.startswith(f"{here:x}-") and _began(pid) != began)
+    _remove(_is_stale)
 
 
-def _remove(is_left: Callable[[str, int, int], bool]) -> None:
+def _is_stale(found: re.Match[str] | None) -> bool:
+    """Whether a name is that of a command of this machine, or container, that is gone."""
+    mine = found and found[1].startswith(f"{_namespace():x}-")
+    return bool(found and mine and _began(int(found[2], 16)) != int(found[3], 16))
+
+
+def _remove(is_left: Callable[[re.Match[str]], bool]) -> None:
     for path in (path for folder in FOLDERS if folder.is_dir() for path in folder.iterdir()):
         found = NAMED.match(path.name)
-        if found and is_left(found[1], int(found[2], 16), int(found[3], 16)):
+        if found and is_left(found):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:

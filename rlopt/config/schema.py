@@ -146,6 +146,11 @@ class Config:
         return steps - recorded - replayed, replayed, recorded
 
     @property
+    def waits_for_room(self) -> bool:
+        """Whether a full disk pauses what is written, rather than to end the run."""
+        return self.trainer.on_disk_full == "pause"
+
+    @property
     def group_size(self) -> int:
         """Samples per prompt; 1 where rows are recorded."""
         return self.algo.group_relative.group_size if self.algo.group_relative else 1

@@ -10,11 +10,13 @@ def at_home(text: str) -> Path:
     return Path(text).expanduser()
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write `text` to `path` atomically: a reader, or an interruption, finds either the old content or the new."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write `content` to `path` atomically: a reader, or an interruption, finds either the old content or the new."""
     aside = path.with_name(f".{path.name}.aside")
-    with aside.open("w", encoding="utf-8", errors="backslashreplace") as file:  # lone surrogates are written as escapes
-        file.write(text)
+    if isinstance(content, str):
+        content = content.encode("utf-8", errors="backslashreplace")  # lone surrogates are written as escapes
+    with aside.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(aside, path)

@@ -115,9 +115,8 @@ class Pool:
 
     def _one(self, worker: "_Worker", call: Any) -> object:
         answer = self._once(worker, call)
-        if (
-            isinstance(answer, _Lost) and not self._closed
-        ):  # perhaps by somebody else's hand; if it is the call's, it happens again
+        if isinstance(answer, _Lost) and not self._closed:
+            # Perhaps it was somebody else's hand. If it is the call's, it happens again.
             answer = self._once(worker, call)
         return answer.failed if isinstance(answer, _Lost) else answer
 

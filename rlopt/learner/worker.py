@@ -189,19 +189,20 @@ class LearnerWorker:
         """Connect to the engines, in place of earlier ones. `engines` are actor handles by number."""
         setup = self._setup
         # A third of the driver's deadline for the whole sending: the error then names a late engine, not this learner.
-        self._client = EngineClient(engines, ranks_per_engine, setup.deadline_s / 3, setup.stall_s)
+        within_s = setup.deadline_s / 3
+        self._client = EngineClient(engines, ranks_per_engine, within_s, setup.stall_s)
         if isinstance(self._sender, GroupSender):
             self._sender.close()
-        meeting = (address, len(engines) * ranks_per_engine)
         self._sender = make_sender(
             setup.sync_backend,
             self._source,
             self._client,
             self._rank,
             setup.bucket_bytes,
-            *meeting,
+            address,
+            len(engines) * ranks_per_engine,
             setup.verify,
-            setup.deadline_s / 3,
+            within_s,
         )
 
     def sync(self, version: int, only: list[int] | None) -> Sent:

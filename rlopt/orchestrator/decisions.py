@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlopt.core.appended import FULL, AppendedFile
+from rlopt.core.atomic_write import write_whole
 from rlopt.core.samples import Group, Key
 from rlopt.data.rollout_log import Damaged, blocks, group_from_json, group_to_json, member
 
@@ -67,9 +68,7 @@ class Decisions:
                 raise
 
     def _rewrite(self) -> None:
-        aside = self._path.with_name(f".{NAME}.aside")
-        aside.write_bytes(b"".join(map(_encoded, self.ahead)))
-        aside.replace(self._path)
+        write_whole(self._path, b"".join(map(_encoded, self.ahead)))
         self._file = AppendedFile(self._path, self._waits)
 
     def _read(self, step: int) -> list[Decision]:

@@ -49,6 +49,10 @@ def save(
         shutil.rmtree(stale, ignore_errors=True)
     try:
         manifest = _write(run, aside, state, pending, write_model) | {"step": step}
+        aside.rename(target)
+        to_disk(target.parent)
+        write_whole(target / "manifest.json", json.dumps(manifest, indent=2))
+        best.write()
     except Exception as error:
         free = shutil.disk_usage(run).free if run.is_dir() else 0
         shutil.rmtree(aside, ignore_errors=True)
@@ -58,10 +62,6 @@ def save(
                 "and the same command continues from the last one"
             ) from error
         raise
-    aside.rename(target)
-    to_disk(target.parent)
-    write_whole(target / "manifest.json", json.dumps(manifest, indent=2))
-    best.write()
     for old in find_all(run)[:-keep]:
         if old.name != f"step_{best.step}":
             _remove(old)
@@ -98,7 +98,7 @@ def forget(run: Path, step: int, damaged: Iterable[Path] = ()) -> None:
         shutil.rmtree(aside := folder.with_name(f"damaged_{folder.name}"), ignore_errors=True)
         folder.rename(aside)
     for later in find_all(run):
-        if _step(later) > step:
+        if step_of(later) > step:
             _remove(later)
     for unfinished in run.glob("checkpoints/.step_*.partial"):
         shutil.rmtree(unfinished)
@@ -109,7 +109,8 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(folder)
 
 
-def _step(folder: Path) -> int:
+def step_of(folder: Path) -> int:
+    """The step after which a checkpoint was written."""
     return int(folder.name.removeprefix("step_"))
 
 
@@ -141,7 +142,7 @@ class Best:
 def find_all(run: Path) -> list[Path]:
     """Complete checkpoints of a run, oldest first."""
     found = [path.parent for path in run.glob("checkpoints/step_*/manifest.json")]
-    return sorted(found, key=_step)
+    return sorted(found, key=step_of)
 
 
 def choose(run: Path, which: str) -> Path:

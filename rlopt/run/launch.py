@@ -66,7 +66,7 @@ def _train(config: Config, console: Console) -> Outcome:
     console.print(summarize(prepared), highlight=False, soft_wrap=True)
     check_room(prepared.config, prepared.model.shape, prepared.model.dtype.itemsize, prepared.start.run)
     trainer, events = config.trainer, Events()
-    supervisor = Supervisor(config.rollout.engines, trainer.restarts, trainer.on_disk_full == "pause", events)
+    supervisor = Supervisor(config.rollout.engines, trainer.restarts, config.waits_for_room, events)
     while True:
         try:
             return _attempt(prepared, supervisor, events, console)
@@ -101,8 +101,7 @@ def _attempt(prepared: Prepared, supervisor: Supervisor, events: Events, console
         recorder = _recorder(prepared, position.step)
         steps, log_samples = config.trainer.total_steps, config.trainer.log_samples
         row = None if start.origin else start.state.get("row")
-        waits = config.trainer.on_disk_full == "pause"
-        journal = Journal(start.run, position.step, steps, log_samples, loggers, console, recorder, row, waits)
+        journal = Journal(start.run, position.step, steps, log_samples, loggers, console, recorder, row, config.waits_for_room)
         events.to(journal.event)
         _tell(prepared, workers, journal)
         if workers.engines:
@@ -167,7 +166,7 @@ def loss_of(lost: Stalled | ClusterLost) -> Loss | None:
 def _recorder(prepared: Prepared, step: int) -> Recorder | None:
     if not prepared.config.run.record:
         return None
-    waits = prepared.config.trainer.on_disk_full == "pause"
+    waits = prepared.config.waits_for_room
     return Recorder(prepared.start.run, step, prepared.about, logprobs_known=prepared.terms.off_policy, waits=waits)
 
 

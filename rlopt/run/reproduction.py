@@ -116,7 +116,7 @@ def reproduce(run: Path, config: Config, first: int, last: int | None, console: 
     written = {row["step"]: row for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())}
     last = min(last or max(written), max(written))
     need(1 <= first <= last, "--steps", f"{first}:{last}", f"the run made steps 1 to {max(written)}")
-    before = [folder for folder in checkpoint.find_all(run) if _step(folder) < first]
+    before = [folder for folder in checkpoint.find_all(run) if checkpoint.step_of(folder) < first]
     began_with = config.run.resume if config.run.resume not in ("auto", "never") else None
     start = str(before[-1]) if before else began_with or "never"
     with tempfile.TemporaryDirectory() as folder:
@@ -153,10 +153,6 @@ def reproduce(run: Path, config: Config, first: int, last: int | None, console: 
         compared = [one for row in made if row["step"] >= first for one in _compared(written[row["step"]], row)]
     origin = Path(start) if start != "never" else prepared.model.folder
     return Reproduced(first, last, origin, len(compared), [one for one in compared if one.there != one.here])
-
-
-def _step(folder: Path) -> int:
-    return int(folder.name.removeprefix("step_"))
 
 
 def _recorded(path: Path, after: int, last: int) -> Iterator[tuple[int, list[Group]]]:

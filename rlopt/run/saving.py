@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rlopt.config.schema import Config
-from rlopt.core.appended import FULL
 from rlopt.core.errors import DiskFull, RloptError
 from rlopt.core.samples import PendingRollouts
 from rlopt.core.supervisor import Loss, Supervisor
@@ -58,9 +57,7 @@ class Saving:
         try:
             keep = config.trainer.keep_checkpoints
             path = checkpoint.save(run, position.step, kept, pending, self._write_model, keep, self._best)
-        except (DiskFull, OSError) as full:
-            if isinstance(full, OSError) and full.errno not in FULL:
-                raise
+        except DiskFull as full:
             loss = Loss("disk", str(run), str(full), 0.0)
             if self._supervisor.lost(loss, step=position.step) != "pause" or position.step == config.trainer.total_steps:
                 raise
@@ -91,7 +88,7 @@ def check_room(config: Config, shape: Shape, width: int, run: Path) -> None:
     kept = min(saved, trainer.keep_checkpoints + 1 + bool(trainer.best))  # one more while the next is written
     there = sum(file.stat().st_size for file in run.glob("checkpoints/**/*") if file.is_file())
     free = _free(run)
-    if trainer.on_disk_full == "end" and free + there < kept * size:
+    if not config.waits_for_room and free + there < kept * size:
         raise RloptError(
             f"run.dir={run}: has {readable(free)} free, and {kept} checkpoint(s) of {readable(size)} will not fit; choose "
             "another disk, lower trainer.keep_checkpoints, or set trainer.on_disk_full=pause"

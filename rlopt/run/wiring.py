@@ -65,7 +65,7 @@ def _decisions(prepared: Prepared) -> Decisions | None:
     start, config = prepared.start, prepared.config
     if config.sync.mode != "async" or not prepared.data.prompts:
         return None
-    step, waits = start.state["position"]["step"], config.trainer.on_disk_full == "pause"
+    step, waits = start.state["position"]["step"], config.waits_for_room
     return Decisions(start.run, step, begins=start.origin is not None, waits=waits)
 
 

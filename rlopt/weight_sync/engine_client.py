@@ -6,7 +6,7 @@ from typing import Any
 
 import ray
 
-from rlopt.cluster.actors import GONE, node_id
+from rlopt.cluster.actors import GONE, node_id, own_node
 from rlopt.weight_sync.sender import difference
 
 
@@ -26,7 +26,7 @@ class EngineClient:
         """
         self._engines, self._ranks, self._deadline_s = engines, ranks_per_engine, deadline_s
         self._stall_s = min(stall_s, deadline_s)
-        self._here = node_id(None)
+        self._here = own_node()
         self.version = 0
         self.faults: dict[int, str] = {}
         self.dead: set[int] = set()
