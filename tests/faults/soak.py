@@ -1,12 +1,15 @@
 """`python soak.py FOLDER [STEPS]`: an asynchronous run in which workers are killed again and again, and one that is left alone.
 
-An engine is killed every 30 seconds and the learner rank every 3 minutes. Both runs' rewards and the memory of the processes
-that live on, in MiB, go to `soak.json` and `soak.png`.
+An engine is killed every 30 seconds and the learner rank every 3 minutes. Both runs' rewards and the memory of all their
+processes, in MiB, go to `soak.json` and `soak.png`; by how much each process grew from step 200 on is printed.
 """
 
+import contextlib
 import json
 import os
+import re
 import signal
+import statistics
 import subprocess
 import sys
 import threading
@@ -18,12 +21,14 @@ import psutil
 from stand import hook
 
 ENGINE_EVERY_S, RANK_EVERY_S, LOOK_EVERY_S = 30.0, 180.0, 5.0
+FLAT_FROM = 200
+COLORS = {"driver": "tab:blue", "fork server": "tab:orange", "gcs_server": "tab:green", "raylet": "tab:purple"}
 KEYS = ["+algo=grpo", "data.prompts_per_step=4", "algo.group_size=4", "tracking.wandb=disabled", "trainer.save_every=50"]
 KEYS += ["sync.mode=async", "sync.interval=1", "sync.max_lag=4", "trainer.restarts=1000", "learner.lr=1e-4"]
 
 
-def inside(notes: Path) -> None:
-    """The run, with threads that kill its workers and look at its memory."""
+def inside(notes: Path, kills: bool) -> None:
+    """The run, with threads that look at its memory and kill its workers."""
     from rlopt.cluster import fork_server
     from rlopt.run.workers import RunWorkers
     from rlopt.train import main
@@ -49,20 +54,38 @@ def inside(notes: Path) -> None:
             actor = workers._ranks if which == "learner" else next(iter(workers.engines.workers), None)
             for place in actor._known() if actor else []:
                 os.kill(place.pid, signal.SIGKILL)
-                _note(notes, kind=which, at=time.monotonic() - began)
+                _note(notes, kind=which, at=time.monotonic() - began, step=len(rewards(notes.with_suffix(""))))
 
     def look() -> None:
         while True:
-            memory = {"driver": psutil.Process().memory_info().rss / 2**20}
-            for pid in fork_server.running:
-                memory["fork server"] = psutil.Process(pid).memory_info().rss / 2**20
             files = sum(file.stat().st_size for file in Path("/dev/shm").glob("*rlopt*")) / 2**20
-            _note(notes, kind="memory", at=time.monotonic() - began, files=files, **memory)
+            memory = _memory(set(fork_server.running))
+            _note(
+                notes,
+                kind="memory",
+                at=time.monotonic() - began,
+                step=len(rewards(notes.with_suffix(""))),
+                files=files,
+                memory=memory,
+            )
             time.sleep(LOOK_EVERY_S)
 
-    for target, arguments in ((kill, ("engine", ENGINE_EVERY_S)), (kill, ("learner", RANK_EVERY_S)), (look, ())):
-        threading.Thread(target=target, args=arguments, daemon=True).start()
+    threading.Thread(target=look, daemon=True).start()
+    for which, every in (("engine", ENGINE_EVERY_S), ("learner", RANK_EVERY_S)) if kills else ():
+        threading.Thread(target=kill, args=(which, every), daemon=True).start()
     main()
+
+
+def _memory(fork_servers: set[int]) -> dict[str, float]:
+    """Resident memory of each process of the run, by what it is and its pid."""
+    driver = psutil.Process()
+    found = {f"driver {driver.pid}": driver.memory_info().rss / 2**20}
+    for process in driver.children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess, IndexError):
+            title = process.cmdline()[0].split("/")[-1] if process.cmdline() else process.name()
+            name = "fork server" if process.pid in fork_servers else re.sub(r"[^A-Za-z_:. -]", "", title)[:40].strip()
+            found[f"{name} {process.pid}"] = process.memory_info().rss / 2**20
+    return found
 
 
 def _note(notes: Path, **facts: object) -> None:
@@ -71,7 +94,9 @@ def _note(notes: Path, **facts: object) -> None:
 
 
 def rewards(run: Path) -> list[float]:
-    """Of every step."""
+    """Of every step that is written down."""
+    if not (run / "metrics.jsonl").exists():
+        return []
     return [json.loads(line)["reward/mean"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -80,56 +105,82 @@ def smooth(values: list[float], span: int = 50) -> list[float]:
     return [sum(values[max(0, i - span + 1) : i + 1]) / min(span, i + 1) for i in range(len(values))]
 
 
+def growth(looks: list[dict[str, Any]]) -> dict[str, float]:
+    """By how much each process that lives from step 200 to the end grew: its last fifth to its first one, less 1."""
+    late = [look["memory"] for look in looks if look["step"] >= FLAT_FROM]
+    fifth = max(1, len(late) // 5)
+    lasting = [name for name in late[0] if all(name in look for look in late)] if late else []
+    return {
+        name: statistics.fmean(look[name] for look in late[-fifth:]) / statistics.fmean(look[name] for look in late[:fifth]) - 1
+        for name in lasting
+    }
+
+
 def draw(home: Path) -> None:
+    """`soak.png` from `soak.json`."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     found = json.loads((home / "soak.json").read_text())
-    figure, (above, below) = plt.subplots(2, 1, figsize=(9, 7), constrained_layout=True)
+    figure, (above, below) = plt.subplots(2, 1, figsize=(9, 8), constrained_layout=True)
     for name, label in (("alone", "left alone"), ("killed", "workers killed")):
-        above.plot(smooth(found[name]), label=label)
+        above.plot(smooth(found[name]["rewards"]), label=label)
+        looks = found[name]["looks"]
+        for process in growth(looks):
+            title = process.rsplit(" ", 1)[0]
+            style = {"color": COLORS.get(title, "lightgrey"), "linestyle": "-" if name == "killed" else ":"}
+            below.plot([look["step"] for look in looks], [look["memory"].get(process) for look in looks], **style)
     above.set(xlabel="learner step", ylabel="training reward (mean of 50 steps)", title="The same run, with and without faults")
     above.legend()
-    for name in ("driver", "fork server"):
-        below.plot([one["at"] for one in found["memory"]], [one.get(name) for one in found["memory"]], label=name)
-    kills = found["kills"]
-    for name, color in (("engine", "tab:grey"), ("learner", "tab:red")):
-        for number, at in enumerate(at for kind, at in kills if kind == name):
-            below.axvline(at, color=color, alpha=0.4, linewidth=0.8, label=f"{name} killed" if not number else None)
-    below.set(xlabel="seconds", ylabel="memory, MiB", ylim=(0, None), title="Memory of what lives on")
-    below.legend()
+    for title, color in COLORS.items():
+        below.plot([], [], color=color, label=title)
+    below.plot([], [], color="lightgrey", label="another process of Ray's")
+    below.plot([], [], color="black", linestyle=":", label="left alone")
+    for kind, color in (("engine", "tab:grey"), ("learner", "tab:red")):
+        steps = [step for which, step in found["killed"]["kills"] if which == kind]
+        for number, step in enumerate(steps):
+            below.axvline(step, color=color, alpha=0.3, linewidth=0.7, label=f"{kind} killed" if not number else None)
+    below.set(
+        xlabel="learner step", ylabel="resident memory, MiB", title="Memory of each process that lives from step 200 to the end"
+    )
+    below.set_ylim(bottom=0)
+    below.legend(ncols=3, fontsize=8)
     figure.savefig(home / "soak.png", dpi=110)
 
 
 def main(home: Path, steps: int) -> None:
+    """Both runs, and what they tell."""
     home.mkdir(parents=True, exist_ok=True)
-    notes = home / "notes.jsonl"
+    found: dict[str, Any] = {}
     for name in ("killed", "alone"):
-        line = [str(Path(__file__)), "--inside", str(notes)] if name == "killed" else ["-m", "rlopt.train"]
+        notes = home / f"{name}.jsonl"
         keys = [*KEYS, f"trainer.total_steps={steps}", f"run.dir={home / name}"]
         began = time.monotonic()
-        subprocess.run([sys.executable, *line, *keys], check=True, stdin=subprocess.DEVNULL)
+        subprocess.run([sys.executable, __file__, "--inside", str(notes), *keys], check=True, stdin=subprocess.DEVNULL)
         print(f"{name}: {steps} steps in {time.monotonic() - began:.0f} s", flush=True)
-    rows = [json.loads(line) for line in notes.read_text().splitlines()]
-    events = [json.loads(line)["event"] for line in (home / "killed" / "events.jsonl").read_text().splitlines()]
-    found = {
-        "killed": rewards(home / "killed"),
-        "alone": rewards(home / "alone"),
-        "memory": [row for row in rows if row["kind"] == "memory"],
-        "kills": [[row["kind"], row["at"]] for row in rows if row["kind"] != "memory"],
-        "events": {name: events.count(name) for name in sorted(set(events))},
-    }
-    (home / "soak.json").write_text(json.dumps(found))
+        rows = [json.loads(line) for line in notes.read_text().splitlines()]
+        events = [json.loads(line)["event"] for line in (home / name / "events.jsonl").read_text().splitlines()]
+        found[name] = {
+            "rewards": rewards(home / name),
+            "looks": [row for row in rows if row["kind"] == "memory"],
+            "kills": [[row["kind"], row["step"]] for row in rows if row["kind"] != "memory"],
+            "events": {event: events.count(event) for event in sorted(set(events))},
+        }
+        (home / "soak.json").write_text(json.dumps(found))
+        late = found[name]["rewards"][-200:]
+        print(f"  events {found[name]['events']}, kills {len(found[name]['kills'])}")
+        print(f"  reward of the last 200 steps {statistics.fmean(late):.3f}")
+        for process, grown in growth(found[name]["looks"]).items():
+            print(f"  {process}: {100 * grown:+.1f}% from step {FLAT_FROM} on")
     draw(home)
-    print(found["events"])
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "--inside":
         where = Path(sys.argv[2])
         del sys.argv[1:3]
-        inside(where)
+        inside(where, kills=where.stem == "killed")
     else:
         main(Path(sys.argv[1]).resolve(), int((*sys.argv, 2000)[2]))
