@@ -33,20 +33,31 @@ class Prompt:
     columns: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Turn:
+    """A turn of the policy in an episode: the tokens `start` to `end` (not included) of a response, and its reward."""
+
+    start: int
+    end: int
+    reward: float
+
+
 @dataclass(frozen=True, eq=False)
 class Sample:
     """One response of the policy that sampled.
 
     Attributes:
         prompt_id: of the prompt that it answers.
-        token_ids: `[n]` int32, the ids that the engine returned.
+        token_ids: `[n]` int32, the ids that the engine returned, with those of observations between turns.
         action_mask: `[n]` bool, False on tokens that the policy did not choose (tool or environment text).
         logprobs: `[n]` float32, nats, of the distribution each token was drawn from; 0 where `action_mask` is False.
-        versions: `[n]` int32, the version of the weights that sampled each token.
-        text: `token_ids` decoded once, for people and rewards.
-        finish: `stop` when the policy ended it, `length` when the limit did.
+        versions: `[n]` int32, the version of the weights that sampled each token; -1 where `action_mask` is False.
+        text: `token_ids` decoded once, for people and rewards; an episode's turns and observations are marked.
+        finish: `stop` when the policy or the environment ended it, `length` when a limit did.
         reward: the total that advantages are made of.
-        parts: what the reward function reported beside the score, by name.
+        parts: what the reward function or the environment reported beside the score, by name.
+        turns: of an episode, in order; empty where there was no environment.
+        episode: numbers of an episode, by name (`environments.episode`); empty as well.
     """
 
     prompt_id: str
@@ -58,11 +69,15 @@ class Sample:
     finish: Literal["stop", "length"]
     reward: float
     parts: Mapping[str, float]
+    turns: tuple[Turn, ...] = ()
+    episode: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         lengths = {name: len(getattr(self, name)) for name in ("token_ids", "action_mask", "logprobs", "versions")}
         if len(set(lengths.values())) != 1 or not lengths["token_ids"]:
             raise RloptError(f"a sample's arrays must have one length of at least 1: {lengths}")
+        if not self.action_mask.any():
+            raise RloptError("a sample must have a token that the policy sampled: all of its tokens are observations")
         if not np.isfinite(self.logprobs).all():
             raise RloptError(f"Sample.logprobs has a value that is not finite: {self.logprobs}; was the engine broken?")
         if not np.isfinite(self.reward):
@@ -71,12 +86,17 @@ class Sample:
     @cached_property
     def version(self) -> int:
         """The oldest version that sampled a token of this sample."""
-        return int(self.versions.min())
+        return int(self.versions[self.action_mask].min())
 
     @cached_property
     def newest_version(self) -> int:
         """The newest version that sampled a token of this sample."""
-        return int(self.versions.max())
+        return int(self.versions[self.action_mask].max())
+
+    @property
+    def sampled(self) -> int:
+        """How many of its tokens the policy sampled."""
+        return int(np.count_nonzero(self.action_mask))
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,36 +1,23 @@
 """The user's functions run in separate processes with a deadline, so that they may hang, leak or crash."""
 
-import ctypes
-import io
 import json
-import multiprocessing
 import os
-import signal
-import sys
-import threading
-import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import redirect_stderr, redirect_stdout, suppress
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
+from threading import Lock
 from typing import Any, Literal
 
-import psutil
-
 from rlopt.core.errors import RloptError
+from rlopt.core.killable import START_DEADLINE_S, Killable, StartMethod, Tail, said_of
 from rlopt.core.user_code import Function, load
 
-StartMethod = Literal["spawn", "forkserver"]
-"""How multiprocessing starts a process: anew, or as a fork of a server that has imported most of what it needs."""
-
-START_DEADLINE_S = 120.0
-"""Seconds that a process may take to import its function."""
-
-PRINTED, SHOWN = 200, 2000
-"""How many characters of a function's output, and of its arguments, an error shows."""
+SHOWN = 2000
+"""How many characters of a function's arguments an error shows."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +49,7 @@ class Pool:
         make = make or partial(load, key, name)
         make()  # a wrong name is refused here rather than in a child
         self._where, self._timeout_s = f"{key}={name}", timeout_s
-        self._closed, self._changing = False, threading.Lock()  # a worker is not started again once all are ended
+        self._closed, self._changing = False, Lock()  # a worker is not started again once all are ended
         self._workers = [_Worker(make, start_method) for _ in range(workers)]
         self._idle: SimpleQueue[_Worker] = SimpleQueue()
         for worker in self._workers:
@@ -145,83 +132,41 @@ class _Lost:
 
 
 class _Worker:
+    """A process that calls the function, for one caller at a time."""
+
     def __init__(self, make: Callable[[], Function], start_method: StartMethod) -> None:
         self._make, self._start_method = make, start_method
         self.start()
 
     def start(self) -> None:
-        context: Any = multiprocessing.get_context(self._start_method)
-        self._pipe, child = context.Pipe()
-        self._process = context.Process(target=_serve, args=(self._make, child), daemon=True)
-        self._process.start()
+        self._process = Killable(_serve, self._make, self._start_method)
         self._ready = False
-        child.close()
 
     def ask(self, call: Any, timeout_s: float) -> object:
         if not self._ready:  # importing the function is not part of its first call
             self._receive(START_DEADLINE_S)
             self._ready = True
-        self._pipe.send(vars(call))  # not the dataclass: a child need not import where it comes from
+        self._process.pipe.send(vars(call))  # not the dataclass: a child need not import where it comes from
         return self._receive(timeout_s)
 
     @property
     def stopped(self) -> bool:
-        """Whether somebody stopped its process, with a signal."""
-        with suppress(psutil.NoSuchProcess):
-            return psutil.Process(self._process.pid).status() == psutil.STATUS_STOPPED
-        return False
+        return self._process.stopped
 
     def end(self) -> None:
-        """Kill it and all that it started; a waiting caller gets an EOFError."""
-        pid = self._process.pid
-        assert pid is not None
-        with suppress(psutil.NoSuchProcess):
-            process = psutil.Process(pid)
-            process.suspend()  # it is the parent of all that lost theirs, and starts no more
-            while children := [child for child in process.children(recursive=True) if _kill(child)]:
-                psutil.wait_procs(children, timeout=1)
-        with suppress(ProcessLookupError):
-            os.killpg(pid, signal.SIGKILL)  # also where it died before
-        self._process.kill()
+        self._process.end()
 
     def kill(self) -> None:
-        self.end()
-        self._process.join()
-        self._pipe.close()
+        self._process.kill()
 
     def _receive(self, timeout_s: float) -> object:
-        if not self._pipe.poll(timeout_s):
+        if not self._process.pipe.poll(timeout_s):
             raise TimeoutError
-        answer: dict[str, Any] = json.loads(self._pipe.recv_bytes())  # never a pickle: the user's code wrote it
+        answer: dict[str, Any] = json.loads(self._process.pipe.recv_bytes())  # never a pickle: the user's code wrote it
         return Failed(**answer["failed"]) if "failed" in answer else answer["answer"]
 
 
-def _kill(process: psutil.Process) -> bool:
-    """Kill a process; whether it was alive."""
-    with suppress(psutil.NoSuchProcess):
-        if process.status() != psutil.STATUS_ZOMBIE:
-            process.kill()
-            return True
-    return False
-
-
-def _adopt_orphans() -> None:
-    """Become the parent of every process whose parent ended and that this one started, in whatever session it is."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-
-
-PR_SET_CHILD_SUBREAPER = 36
-
-
 def _serve(make: Callable[[], Function], pipe: Connection) -> None:
-    os.setsid()  # its own process group, to be killed as one; Ctrl-C, which reaches the whole terminal, is ignored
-    _adopt_orphans()
-    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]  # functions may start processes
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (1, 2):
-        os.dup2(nowhere, stream)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     function, mine = make(), os.getpid()
     _send(pipe, "ready")
     while True:
@@ -229,7 +174,7 @@ def _serve(make: Callable[[], Function], pipe: Connection) -> None:
             call: dict[str, Any] = pipe.recv()
         except EOFError:
             return
-        printed = _Tail()
+        printed = Tail()
         try:
             try:
                 with redirect_stdout(printed), redirect_stderr(printed):
@@ -239,9 +184,7 @@ def _serve(make: Callable[[], Function], pipe: Connection) -> None:
                     os._exit(0)
             _send(pipe, answer)
         except Exception as error:  # whatever user code raises is reported by name in the parent
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            said = f"; before that it printed {printed.text!r}" if printed.text else ""
-            why = f"raised {type(error).__name__}: {error} ({where.filename}:{where.lineno}){said}"
+            why = said_of(error, printed.text)
             pipe.send_bytes(json.dumps({"failed": {"kind": "raised", "why": why}}).encode())
 
 
@@ -250,26 +193,6 @@ def _send(pipe: Connection, answer: object) -> None:
     pipe.send_bytes(json.dumps({"answer": answer}, default=lambda value: value.item()).encode())
 
 
-class _Tail(io.TextIOBase):
-    """Keeps the last characters of what is written."""
-
-    text = ""
-
-    def write(self, text: str) -> int:
-        self.text = (self.text + text[-PRINTED:])[-PRINTED:]
-        return len(text)
-
-
 def _shown(call: object) -> str:
     text = repr(call)
     return text if len(text) <= SHOWN else f"{text[: SHOWN // 2]} ... {text[-SHOWN // 2 :]}"
-
-
-def _end_with_parent() -> None:
-    """Exit when the parent is gone: it cannot kill this process, and a hanging function would not see the pipe close."""
-    parent = multiprocessing.parent_process()
-    if parent:
-        parent.join()
-        for child in psutil.Process().children(recursive=True):
-            _kill(child)
-        os.killpg(0, signal.SIGKILL)

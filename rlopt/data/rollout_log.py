@@ -8,9 +8,10 @@ A record is JSON lines: first one that says what made the groups, then one per g
                   "reward": 1.0, "parts": {}, "policy": [...]}], "refills": 0, "faults": []}
 
 `logprobs` are those of the policy that sampled (null where the run learned from groups that had none), `policy` those of the
-policy that was about to learn, both in nats per token. A run writes `experience.jsonl.gz`, a gzip member per learner step: it
-can be read while it grows (`zcat`), a step that an interruption cut short is detected by its checksum, and damage affects
-nothing before it.
+policy that was about to learn, both in nats per token. `spoken` is 0 on tokens of an environment; its samples also have `turns`
+(start, end and reward of each) and `episode` (their numbers). A run writes `experience.jsonl.gz`, a gzip member per learner
+step: it can be read while it grows (`zcat`), a step that an interruption cut short is detected by its checksum, and damage
+affects nothing before it.
 """
 
 import gzip
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from rlopt.core.appended import AppendedFile
 from rlopt.core.errors import Fault, RloptError
-from rlopt.core.samples import Group, Prompt, Sample
+from rlopt.core.samples import Group, Prompt, Sample, Turn
 
 NAME = "experience.jsonl.gz"
 """Of the record in a run's folder."""
@@ -193,6 +194,7 @@ def group_to_json(group: Group) -> dict[str, Any]:
             "reward": s.reward,
             "parts": dict(s.parts),
         }
+        | ({"turns": [[turn.start, turn.end, turn.reward] for turn in s.turns], "episode": dict(s.episode)} if s.turns else {})
         for s in group.samples
     ]
     prompt = group.prompt
@@ -217,6 +219,8 @@ def group_from_json(row: Mapping[str, Any]) -> Group:
             finish=sample["finish"],
             reward=sample["reward"],
             parts=sample["parts"],
+            turns=tuple(Turn(*turn) for turn in sample.get("turns", ())),
+            episode=sample.get("episode", {}),
         )
         for sample in row["samples"]
     ]

@@ -158,7 +158,8 @@ def _add(columns: list[list[np.ndarray]], step: int, sample: Mapping[str, list[f
     fresh = action_mask & ~np.concatenate([[False], action_mask[:-1]])
     since = place - np.maximum.accumulate(np.where(fresh, place, 0))
     lag = step - 1 - np.array(sample["versions"])
-    about = np.full(len(action_mask), step), lag, np.full(len(action_mask), lag.min() == lag.max())
+    mine = lag[action_mask]
+    about = np.full(len(action_mask), step), lag, np.full(len(action_mask), mine.min() == mine.max())
     for column, values in zip(columns, (*about, place, since, behavior, policy - behavior), strict=True):
         column.append(values[action_mask])
 

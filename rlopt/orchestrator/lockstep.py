@@ -132,10 +132,11 @@ class LockstepSampler:
         for group in groups:
             for sample in group.samples:
                 one = sample.version == sample.newest_version
-                if not expected.issuperset([sample.version] if one else sample.versions.tolist()):
+                versions = {sample.version} if one else set(sample.versions[sample.action_mask].tolist())
+                if not expected.issuperset(versions):
                     raise RloptError(
                         f"step {step}: a sample of prompt {group.prompt.id} was sampled by versions "
-                        f"{sorted(set(sample.versions.tolist()))}, the schedule says {self.schedule.version(step)}"
+                        f"{sorted(versions)}, the schedule says {self.schedule.version(step)}"
                     )
 
 
