@@ -17,7 +17,7 @@ from rlopt.config.compose import typed_job
 from rlopt.core.atomic_write import at_home
 from rlopt.core.errors import RloptError
 
-SHARED = ("data", "reward", "rollout", "eval", "cluster")
+SHARED = ("data", "reward", "env", "rollout", "eval", "cluster")
 """Sections that the evaluation of a run takes over from it."""
 
 

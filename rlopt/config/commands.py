@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from rlopt.config.bounds import AtLeastOne, Seed
+from rlopt.config.environments import EnvConfig
 from rlopt.config.schema import check_whole_cards
 from rlopt.config.sections import (
     ClusterConfig,
@@ -43,6 +44,7 @@ class EvaluateJob:
     model: ModelConfig
     data: DataConfig
     reward: RewardConfig
+    env: EnvConfig
     rollout: RolloutConfig
     cluster: ClusterConfig
 

@@ -30,6 +30,13 @@ def conf_dir() -> Path:
     return inside if inside.is_dir() else package.parent / "conf"
 
 
+def default_section(name: str) -> dict[str, Any]:
+    """A section of `config.yaml`."""
+    found: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / "config.yaml"))
+    section: dict[str, Any] = found[name]
+    return section
+
+
 def algorithms() -> list[str]:
     """The names that `+algo=` takes."""
     return sorted(path.stem for path in (conf_dir() / "algo").glob("[!_]*.yaml"))
@@ -53,11 +60,11 @@ def typed_job(kind: type[T], composed: DictConfig) -> T:
     return read(kind, {name: section for name, section in raw.items() if section is not None}, "")
 
 
-ROWS = ["reward.*", "rollout.*", "sync.*", "replay.*", "run.record", "data.max_prompt_tokens"]
+ROWS = ["reward.*", "env.*", "rollout.*", "sync.*", "replay.*", "run.record", "data.max_prompt_tokens"]
 ROWS += [f"data.{key}" for key in ("prompt_key", "answer_key", "answer_format")]
 ROWS += ["eval.*", "trainer.best", "data.experience", "data.experience_share", "trainer.log_samples", "cluster.gpus_per_engine"]
 """Keys without effect in a run on recorded rows; a star is every key of a section."""
-OFFLINE = ["reward.*", "sync.*", "cluster.gpus_per_engine"]
+OFFLINE = ["reward.*", "env.*", "sync.*", "cluster.gpus_per_engine"]
 OFFLINE += [f"data.{key}" for key in ("train", "size", "subset", "split", "prompt_key", "answer_key", "answer_format")]
 OFFLINE += ["data.max_prompt_tokens"]
 OFFLINE += [f"rollout.{key}" for key in ("engines", "tensor_parallel", "max_num_seqs", "kv_cache_gib", "gpu_memory_share")]

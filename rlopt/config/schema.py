@@ -5,6 +5,7 @@ Each section goes to the package that it is named after; nothing below `run` see
 
 from typing import Literal
 
+from rlopt.config.environments import EnvConfig
 from rlopt.config.sections import (
     AlgoConfig,
     ClusterConfig,
@@ -32,6 +33,7 @@ class Config:
     model: ModelConfig
     data: DataConfig
     reward: RewardConfig
+    env: EnvConfig
     algo: AlgoConfig
     rollout: RolloutConfig
     learner: LearnerConfig

@@ -43,7 +43,7 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True)
 class Fault:
-    """Why a sample has no reward: the function took too long, or it failed. `why` has the function and its input."""
+    """Why a sample is missing: its reward or its environment took too long, or failed. `why` names it and its input."""
 
-    kind: Literal["timeout", "error"]
+    kind: Literal["timeout", "error", "env_timeout", "env_error"]
     why: str

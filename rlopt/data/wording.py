@@ -1,7 +1,7 @@
 """How the prompt of a row becomes token ids: template, chat template, system message."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,12 +26,14 @@ class Wording:
         template: text around a prompt, which stands where it has `{prompt}`; in a conversation, around its last message.
         chat: put it as a conversation, in the words of the tokenizer's chat template.
         system: begins such a conversation that does not begin with a system message of its own.
+        tools: of a row that has none of its own, as chat templates read them.
     """
 
     tokenizer: Tokenizer
     template: str | None
     chat: bool
     system: str | None
+    tools: Sequence[Mapping[str, Any]] = ()
 
     def ids(self, question: str | Messages, tools: Any = None) -> tuple[int, ...]:
         """Token ids of a row's prompt; `tools` as chat templates read them.
@@ -41,6 +43,7 @@ class Wording:
         Raises:
             Unusable: the chat template refuses it, or would leave something of it out.
         """
+        tools = tools or list(self.tools)
         if not self.chat:
             return tuple(
                 encode(self.tokenizer, self._within(question) if isinstance(question, str) else self._plainly(question, tools))

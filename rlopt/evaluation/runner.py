@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from rlopt.evaluation.pass_at_k import Estimate, estimate
 from rlopt.models.loading import context_length, find_model, load_tokenizer
 from rlopt.rewards.pool import load as load_reward
 from rlopt.rollout.engine_pool import EnginePool
+from rlopt.rollout.episode_setup import EpisodeSetup, prepare
 from rlopt.rollout.vllm_engine import EngineConfig
 from rlopt.rollout.worker import spawner
 from rlopt.tracking.journal import TrainingBar
@@ -68,26 +69,34 @@ def evaluate(job: EvaluateJob, console: Console) -> Verdict:
     Raises:
         RloptError: the config cannot be run, or a worker failed; nothing is left running.
     """
-    load_reward(job.reward.fn, job.reward.weights)
+    if job.env.scores != "environment":
+        load_reward(job.reward.fn, job.reward.weights)
     out = _free(job)
     folder = find_model(job.model.path, TrainingBar(console, f"training {job.model.path} (once on this machine)"))
     tokenizer = load_tokenizer(folder)
     room = context_length(folder) - job.rollout.max_new_tokens
-    sets = limited(load_evals(job.data, job.run.seed, wording(job.data, tokenizer), room), job.eval.limit)
+    words = wording(job.data, tokenizer)
+    episodes = prepare(job.env, words, folder)
+    words = replace(words, tools=episodes.tools) if episodes else words
+    sets = limited(load_evals(job.data, job.run.seed, words, room), job.eval.limit)
     for name, loaded in sets.items():
         left_out = sum(map(len, loaded.left_out.values()))
         line = f"{name}: {len(loaded.prompts)} prompts, {loaded.about}"
         console.print(line + (f"; {left_out} left out: {', '.join(loaded.left_out)}" if left_out else ""), highlight=False)
-    answers, seconds = _ask(job, folder, sets, console)
+    answers, seconds = _ask(job, folder, sets, episodes, console)
     rows, unscored = _count(job, answers)
     samples = [sample for one in answers for group in one.groups for sample in group.samples]
-    tokens = sum(len(sample.token_ids) for sample in samples)
+    tokens = sum(sample.sampled for sample in samples)
     truncated = sum(sample.finish == "length" for sample in samples) / len(samples)
     return Verdict(rows, unscored, *_write(job, out, rows, unscored, answers), tokens, truncated, seconds)
 
 
-def _ask(job: EvaluateJob, folder: Path, sets: Mapping[str, Loaded], console: Console) -> tuple[list[Answers], float]:
-    longest = max(len(prompt.token_ids) for loaded in sets.values() for prompt in loaded.prompts) + job.rollout.max_new_tokens
+def _ask(
+    job: EvaluateJob, folder: Path, sets: Mapping[str, Loaded], episodes: EpisodeSetup | None, console: Console
+) -> tuple[list[Answers], float]:
+    prompts = [len(prompt.token_ids) for loaded in sets.values() for prompt in loaded.prompts]
+    opened = job.data.max_prompt_tokens if episodes and job.data.max_prompt_tokens else 0
+    longest = max(*prompts, opened) + job.rollout.max_new_tokens
     engine = EngineConfig.without_learner(folder, job.model, job.cluster, job.rollout.engines, longest, job.run.seed)
     cluster, engines = Cluster(job.cluster), None
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn())
@@ -95,7 +104,7 @@ def _ask(job: EvaluateJob, folder: Path, sets: Mapping[str, Loaded], console: Co
     try:
         with console.status("starting engines"):
             cluster.reserve(Demand.of(job.cluster, job.rollout, job.rollout.engines, learners=0))
-            spawn = spawner(cluster, job.cluster, engine, job.rollout, job.reward, 1)
+            spawn = spawner(cluster, job.cluster, engine, job.rollout, job.reward, 1, episodes)
             engines = EnginePool(spawn, job.rollout.engines, job.cluster.start_deadline_s, job.rollout.stall_s)
             engines.join_all()
         ways = sampling_specs(job.eval.samples, job.eval.temperature, job.eval.top_p, job.eval.greedy)
@@ -180,7 +189,7 @@ def _write(
                         "completion": sample.text,
                         "reward": sample.reward,
                         "parts": dict(sample.parts),
-                        "tokens": len(sample.token_ids),
+                        "tokens": sample.sampled,
                         "finish": sample.finish,
                     }
                     file.write(json.dumps(line, ensure_ascii=False) + "\n")

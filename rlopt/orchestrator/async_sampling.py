@@ -170,7 +170,7 @@ class AsyncSampler:
     def _count(self, ready: list[Key]) -> None:
         """Collect the lengths of all samples that have come back, whether or not they are learned from."""
         for key in {*ready} - self._counted:
-            self.finished += [len(sample.token_ids) for sample in self.engines.done[key].samples]
+            self.finished += [sample.sampled for sample in self.engines.done[key].samples]
             self._counted.add(key)
 
     def _check(self, step: int, groups: list[Group]) -> None:
@@ -184,7 +184,7 @@ class AsyncSampler:
                     )
 
     def _metrics(self, groups: list[Group]) -> dict[str, float]:
-        lengths = [len(sample.token_ids) for group in groups for sample in group.samples]
+        lengths = [sample.sampled for group in groups for sample in group.samples]
         finished, self.finished = self.finished or lengths, []
         dropped, self.dropped = self.dropped, 0
         if not lengths:  # none of its samples has a reward

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from rlopt.core import sandbox, user_code
 from rlopt.core.errors import Fault, RloptError
+from rlopt.core.killable import StartMethod
 
 Value = float | Mapping[str, Any] | None
 RewardFunction = Callable[..., Value]
@@ -70,7 +71,7 @@ class RewardPool:
         workers: int,
         timeout_s: float,
         on_error: Literal["stop", "skip"],
-        start_method: sandbox.StartMethod = "spawn",
+        start_method: StartMethod = "spawn",
     ) -> None:
         shown = names if isinstance(names, str) else ",".join(names)
         self._where, self._on_error = f"reward.fn={shown}", on_error

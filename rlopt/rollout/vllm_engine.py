@@ -1,6 +1,7 @@
 """How vLLM is set up: its environment, its arguments, on CPU and on GPU."""
 
 import ctypes
+import inspect
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -129,6 +130,28 @@ def _device_arguments(engine: EngineConfig, config: RolloutConfig) -> dict[str, 
         "enable_chunked_prefill": False,
         "max_num_batched_tokens": max(engine.max_model_len, 4096),
     } | executor
+
+
+class Mortal:
+    """vLLM's engine. A call that finds its process dead ends this one too: the pool replaces both, and knows no third state."""
+
+    def __init__(self, llm: Any) -> None:
+        self._llm = llm
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._llm, name)
+        if not inspect.iscoroutinefunction(found):
+            return found
+
+        async def called(*arguments: Any, **named: Any) -> Any:
+            from vllm.v1.engine.exceptions import EngineDeadError
+
+            try:
+                return await found(*arguments, **named)
+            except EngineDeadError:
+                os._exit(1)  # as the worker's `_die_with_engine` is about to
+
+        return called
 
 
 def need_libnuma() -> None:

@@ -5,7 +5,6 @@ decodes and encodes again; the ids that come back are the ids trained on.
 """
 
 import asyncio
-import inspect
 import os
 import time
 from collections.abc import Callable
@@ -21,11 +20,16 @@ from rlopt.cluster.ray_cluster import Cluster
 from rlopt.config.sections import ClusterConfig, RewardConfig, RolloutConfig
 from rlopt.core.errors import Fault
 from rlopt.core.garbage import collect_seldom
+from rlopt.core.killable import StartMethod
 from rlopt.core.requests import Answer, Continuation, EngineLogprobs, SampleRequest, SamplingSpec, sample_seed
 from rlopt.core.samples import Group, Prompt, Sample
-from rlopt.core.sandbox import StartMethod
+from rlopt.data.dialogue import stop_tokens
+from rlopt.environments.host import Hosts
 from rlopt.rewards.pool import Question, RewardPool, Scored
-from rlopt.rollout.vllm_engine import EngineConfig, set_environment, start_engine
+from rlopt.rollout.episode_setup import EpisodeSetup
+from rlopt.rollout.episodes import Episodes, Sizes, player
+from rlopt.rollout.transcript import Spoken
+from rlopt.rollout.vllm_engine import EngineConfig, Mortal, set_environment, start_engine
 from rlopt.rollout.weight_receiver import WeightReceiver
 
 T = TypeVar("T")
@@ -34,8 +38,16 @@ T = TypeVar("T")
 class RolloutWorker(WeightReceiver):
     """One vLLM engine and the reward processes beside it. A plain class; `cluster` makes it a Ray actor."""
 
-    def __init__(self, engine: EngineConfig, config: RolloutConfig, reward: RewardConfig, group_size: int) -> None:
+    def __init__(
+        self,
+        engine: EngineConfig,
+        config: RolloutConfig,
+        reward: RewardConfig,
+        group_size: int,
+        episodes: EpisodeSetup | None = None,
+    ) -> None:
         self._engine_config, self._config, self._reward, self._group_size = engine, config, reward, group_size
+        self._setup = episodes
         super().__init__(engine.in_flight)
         # A window's requests come all at once; handing them over as places come free keeps the first batch first.
         self._places = asyncio.Semaphore(config.max_num_seqs)
@@ -50,14 +62,30 @@ class RolloutWorker(WeightReceiver):
         collect_seldom()
         set_environment(self._engine_config, self._config)
         self._rewards = self._graders(self._reward)
+        hosts = Hosts(self._setup.env, self._start_method) if self._setup else None
         llm, self._tokenizer = await start_engine(self._engine_config, self._config)
-        self._llm = _Mortal(llm)
+        self._llm = Mortal(llm)
+        self._stops = stop_tokens(self._tokenizer, self._setup.env.stop) if self._setup else []
+        self._episodes: Episodes | None = None
+        if self._setup and hosts:
+            sizes = Sizes(self._config.max_new_tokens, self._engine_config.max_model_len, self._config.max_num_seqs)
+            seed, score = self._engine_config.seed, self._rewards.score
+            self._episodes = player(self._setup, hosts, self._tokenizer, sizes, seed, self._turn, score)
         self._watch = asyncio.create_task(self._die_with_engine())
 
     def _graders(self, reward: RewardConfig) -> RewardPool:
-        """The processes that score, forked where there is a server to fork them."""
-        method: StartMethod = "forkserver" if self._engine_config.device == "cpu" else "spawn"
-        return RewardPool(reward.fn, reward.weights, reward.workers, reward.timeout_s, reward.on_error, method)
+        """The processes that score."""
+        return RewardPool(reward.fn, reward.weights, reward.workers, reward.timeout_s, reward.on_error, self._start_method)
+
+    @property
+    def _start_method(self) -> StartMethod:
+        """Of processes for the user's code: forked where there is a server to fork them."""
+        return "forkserver" if self._engine_config.device == "cpu" else "spawn"
+
+    async def _turn(self, token_ids: tuple[int, ...], seed: int, sampling: SamplingSpec, limit: int) -> Spoken:
+        output = await self._generate(token_ids, seed, sampling, limit)
+        ids = np.array(output.token_ids, np.int32)
+        return Spoken(ids, output.routed_experts, self._versions(output), output.finish_reason)
 
     async def _die_with_engine(self) -> None:
         """Exit when the engine's processes die: vLLM would raise for some calls, and leave others waiting."""
@@ -136,6 +164,8 @@ class RolloutWorker(WeightReceiver):
 
     async def _samples(self, request: SampleRequest) -> Group:
         sampling, limit = request.sampling or self._sampling_spec(self._group_size), self._config.max_new_tokens
+        if self._episodes:
+            return await self._episodes.group(request, sampling)
         seeds = [sample_seed(self._engine_config.seed, request.prompt.id, request.draw, i) for i in range(sampling.count)]
         outputs = await asyncio.gather(*(self._generate(request.prompt.token_ids, seed, sampling, limit) for seed in seeds))
         texts = [self._tokenizer.decode(output.token_ids, skip_special_tokens=True) for output in outputs]
@@ -159,18 +189,22 @@ class RolloutWorker(WeightReceiver):
         ]
 
     def _sample(self, prompt: Prompt, output: Any, text: str, score: Scored) -> Sample:
-        spans = output.weight_versions
         return Sample(
             prompt_id=prompt.id,
             token_ids=np.array(output.token_ids, np.int32),
             action_mask=np.ones(len(output.token_ids), bool),
             logprobs=output.routed_experts,  # where `scheduler` puts them
-            versions=np.repeat([self._version(s) for s in spans], [s.end - s.start for s in spans]).astype(np.int32),
+            versions=self._versions(output),
             text=text,
             finish=output.finish_reason,
             reward=score.reward,
             parts=score.parts,
         )
+
+    def _versions(self, output: Any) -> np.ndarray:
+        """The version of each token of a response."""
+        spans = output.weight_versions
+        return np.repeat([self._version(s) for s in spans], [s.end - s.start for s in spans]).astype(np.int32)
 
     def _version(self, span: Any) -> int:
         initial = self._engine_config.initial_version
@@ -196,6 +230,7 @@ class RolloutWorker(WeightReceiver):
             top_p=sampling.top_p,
             max_tokens=limit,
             seed=seed,
+            stop_token_ids=self._stops or None,
             logprobs=0,  # of the sampled token alone
             flat_logprobs=True,
             detokenize=False,
@@ -219,35 +254,21 @@ class RolloutWorker(WeightReceiver):
     async def close(self) -> None:
         self._watch.cancel()
         self._rewards.close()
+        if self._episodes:
+            self._episodes.hosts.close()
         # A CPU engine in one process has nothing to give back, and would look for garbage among a million objects first.
         alone = self._engine_config.device == "cpu" and self._config.tensor_parallel == 1
         self._llm.shutdown(timeout=0 if alone else None)
 
 
-class _Mortal:
-    """vLLM's engine. A call that finds its process dead ends this one too: the pool replaces both, and knows no third state."""
-
-    def __init__(self, llm: Any) -> None:
-        self._llm = llm
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self._llm, name)
-        if not inspect.iscoroutinefunction(found):
-            return found
-
-        async def called(*arguments: Any, **named: Any) -> Any:
-            from vllm.v1.engine.exceptions import EngineDeadError
-
-            try:
-                return await found(*arguments, **named)
-            except EngineDeadError:
-                os._exit(1)  # as `_die_with_engine` is about to
-
-        return called
-
-
 def spawner(
-    cluster: Cluster, config: ClusterConfig, engine: EngineConfig, rollout: RolloutConfig, reward: RewardConfig, group_size: int
+    cluster: Cluster,
+    config: ClusterConfig,
+    engine: EngineConfig,
+    rollout: RolloutConfig,
+    reward: RewardConfig,
+    group_size: int,
+    episodes: EpisodeSetup | None = None,
 ) -> Callable[[str, int], Workers]:
     """A function that makes the actors of engines, which are not started yet."""
     env = environment(config)
@@ -255,7 +276,7 @@ def spawner(
         env |= fork_server.variables(first="rlopt.rollout.cpu_fork:fork_here")
 
     def spawn(name: str, count: int) -> Workers:
-        return cluster.engines(name, RolloutWorker, env, *[[engine, rollout, reward, group_size]] * count)
+        return cluster.engines(name, RolloutWorker, env, *[[engine, rollout, reward, group_size, episodes]] * count)
 
     return spawn
 

@@ -85,7 +85,9 @@ def load_data(
         evals = load_evals(config.data, config.run.seed, words, room)
         eval_prompts = [prompt for loaded in evals.values() for prompt in loaded.prompts]
         train, evals = drop_eval_overlap(everything, eval_prompts), limited(evals, config.eval.limit)
-        longest = max(len(p.token_ids) for p in train.prompts + eval_prompts) + config.rollout.max_new_tokens
+        # What an environment opens its episodes with is not known before.
+        opened = config.data.max_prompt_tokens if config.env.fn and config.data.max_prompt_tokens else 0
+        longest = max(opened, *(len(p.token_ids) for p in train.prompts + eval_prompts)) + config.rollout.max_new_tokens
     if not config.algo.group_relative:
         recordings = _load_recordings(config, objective, words, context)
         rows = recordings.train + recordings.held_out

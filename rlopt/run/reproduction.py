@@ -26,14 +26,14 @@ from rlopt.orchestrator.loop import StepData
 from rlopt.orchestrator.online_source import asked_for
 from rlopt.orchestrator.progress import Position
 from rlopt.run import checkpoint
-from rlopt.run.resume import NEW_KEYS, kept_config
+from rlopt.run.resume import kept_config, with_new_keys
 from rlopt.run.validate import validate
 from rlopt.run.wiring import make_loop
 from rlopt.run.workers import RunWorkers
 from rlopt.tracking.journal import Journal
 from rlopt.tracking.metrics import batch_metrics
 
-OTHERS: tuple[str, ...] = ("timing_s/", "perf/", "idle/", "sync/", "eval/", "replay/")
+OTHERS: tuple[str, ...] = ("timing_s/", "perf/", "idle/", "sync/", "eval/", "replay/", "env/seconds")
 OTHERS += ("response_length/p90", "response_length/finished", "offpolicy/dropped_groups")
 """Metrics of clocks, of engines, and of what the sampler had beside the groups."""
 
@@ -97,8 +97,7 @@ def config_of(run: Path) -> Config:
     kept = kept_config(run)
     if kept is None:
         raise RloptError(f"{run}: holds no run; give the folder of one")
-    for (section, key), before in NEW_KEYS.items():
-        kept.setdefault(section, {}).setdefault(key, before)
+    kept = with_new_keys(kept)
     if not (run / NAME).is_file():
         raise RloptError(f"{run}: kept no record of what it learned from; set run.record=true in the next one")
     try:

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from rlopt.config.compose import current_algo, normalized
+from rlopt.config.compose import current_algo, default_section, normalized
 from rlopt.config.schema import Config
 from rlopt.config.sections import DataConfig
 from rlopt.core.atomic_write import write_whole
@@ -24,11 +24,24 @@ from rlopt.run.engine_count import forget_wish
 from rlopt.run.precision import dtype_of
 
 MAY_CHANGE: tuple[str, ...] = ("run", "trainer", "tracking", "cluster", "rollout.engines", "rollout.sleep", "rollout.stall_s")
-MAY_CHANGE += ("algo.group_relative.kl.every", "model.dtype")
+MAY_CHANGE += ("algo.group_relative.kl.every", "model.dtype", "env.workers", "env.episodes")
 """Sections and keys that a resumed run may change; the others decide its numbers. `model.dtype` may change to auto alone."""
 
-NEW_KEYS = {("learner", "compile"): False, ("learner", "deepspeed"): {}, ("rollout", "vllm"): {}}
+NEW_KEYS = {
+    **{("env", key): value for key, value in default_section("env").items()},
+    ("learner", "compile"): False,
+    ("learner", "deepspeed"): {},
+    ("rollout", "vllm"): {},
+}
 """Keys that runs of earlier releases have not recorded, with what these did."""
+
+
+def with_new_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a run's config with the keys that its release did not have."""
+    whole = copy.deepcopy(dict(config))
+    for (section, key), before in NEW_KEYS.items():
+        whole.setdefault(section, {}).setdefault(key, before)
+    return whole
 
 
 def find_resume(config: Config, run: Path) -> Path | None:
@@ -145,9 +158,7 @@ def _plain(config: Config) -> dict[str, Any]:
 
 def _differences(config: Config, theirs: Mapping[str, Any]) -> list[str]:
     """The keys that decide a run's numbers and differ there."""
-    here, there = _deciding(_plain(config)), _deciding(theirs)
-    for (section, key), before in NEW_KEYS.items():
-        there.setdefault(section, {}).setdefault(key, before)
+    here, there = _deciding(_plain(config)), _deciding(with_new_keys(theirs))
     names = [(section, key) for section in here for key in sorted({*here[section], *there.get(section, {})})]
     pairs = [(f"{section}.{key}", here[section].get(key), there.get(section, {}).get(key)) for section, key in names]
     pairs.append(("run.seed", config.run.seed, theirs.get("run", {}).get("seed")))
@@ -176,6 +187,7 @@ SAMPLED_BY = {
     "run": ["seed"],
     "data": [field.name for field in fields(DataConfig)],
     "reward": ["fn", "weights"],
+    "env": ["fn", "tools", "options", "max_turns", "max_turn_tokens", "stop", "max_observation_chars", "parser", "reward"],
     "rollout": ["temperature", "top_p", "max_new_tokens"],
     "sync": ["mode", "interval", "offset", "max_lag", "in_flight", "stale"],
 }
@@ -189,6 +201,7 @@ def why_left_behind(config: Config, run: Path, resume: Path | None) -> str | Non
     mine, theirs = _plain(config), kept_config(resume.parent.parent)
     if theirs is None:
         return "no config.yaml beside them says how they were sampled"
+    theirs = {"env": default_section("env"), **theirs}
     pairs = [
         (f"{section}.{key}", mine[section][key], theirs.get(section, {}).get(key))
         for section in SAMPLED_BY

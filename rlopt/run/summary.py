@@ -41,6 +41,8 @@ def summarize(prepared: Prepared) -> str:
             lines += [_left_out("data.experience", experience.dropped)] if experience.dropped else []
         lines += [f"sync     {_describe_sync(prepared)}"] if new else []
     lines += [f"note     {name}: {note}" for name, notes in prepared.data.notes.items() for note in notes]
+    if prepared.episodes:
+        lines += [f"env      {prepared.episodes.about}", *(f"note     {note}" for note in prepared.episodes.notes)]
     if prepared.data.prompts:
         engine = f"{weights * width / 2**20:.1f} MiB of weights"
         if not config.cluster.gpus_per_engine:

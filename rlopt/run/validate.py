@@ -22,6 +22,7 @@ from rlopt.models.tiny import RECIPES
 from rlopt.objectives.core import LossTerms, Objective
 from rlopt.orchestrator.schedule import Schedule
 from rlopt.rewards.pool import load as load_reward
+from rlopt.rollout.episode_setup import EpisodeSetup, prepare
 from rlopt.run.datasets import RunData, load_data
 from rlopt.run.memory import plan
 from rlopt.run.objective import make_objective, make_terms, reference_every
@@ -88,6 +89,7 @@ class Prepared:
     model: ModelFiles
     data: RunData
     about: Mapping[str, object]
+    episodes: EpisodeSetup | None
 
     @property
     def threads(self) -> Threads:
@@ -109,7 +111,7 @@ class Prepared:
 def validate(config: Config, console: Console) -> Prepared:
     """Check what the typed config could not: files, models, lengths, and what stands in the run's folder."""
     objective, terms = make_objective(config), make_terms(config)
-    if config.samples:
+    if config.samples and config.env.scores != "environment":
         load_reward(config.reward.fn, config.reward.weights)
     run = Path(config.run.dir).resolve()
     resume = find_resume(config, run)
@@ -117,13 +119,15 @@ def validate(config: Config, console: Console) -> Prepared:
     config = replace(config, model=replace(config.model, dtype=model.precision.name))
     about = header(fingerprint(model.tokenizer), config.model.path, config.rollout.temperature, config.rollout.top_p)
     words = wording(config.data, model.tokenizer)
+    episodes = prepare(config.env, words, model.folder)
+    words = replace(words, tools=episodes.tools) if episodes else words
     data = load_data(config, objective, terms, words, about, context_length(model.folder))
     if data.experience:
         terms = replace(terms, off_policy=data.experience.has_logprobs)
     _check_best(config, list(data.evals))
     largest = max(config.group_size, data.experience.largest if data.experience else 0)
     check_sizes(config, objective, data.longest, largest)
-    return Prepared(config, objective, terms, _start(config, run, resume), model, data, about)
+    return Prepared(config, objective, terms, _start(config, run, resume), model, data, about, episodes)
 
 
 def again(prepared: Prepared) -> Prepared:
@@ -152,7 +156,8 @@ def dry_run(config: Config, console: Console) -> list[tuple[str, str]]:
     """What the config asks of the machines, as (subject, text). Reads the model's config and no data; starts nothing."""
     objective = make_objective(config)
     if config.samples:
-        load_reward(config.reward.fn, config.reward.weights)
+        if config.env.scores != "environment":
+            load_reward(config.reward.fn, config.reward.weights)
         if config.data.max_prompt_tokens:
             longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
             check_sizes(config, objective, longest, config.group_size)

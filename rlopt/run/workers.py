@@ -98,7 +98,8 @@ def _spawner(prepared: Prepared, cluster: Cluster) -> Callable[[str, int], Worke
         in_flight=config.sync.in_flight if config.sync.mode == "async" else "wait",
         initial_version=None,
     )
-    return spawner(cluster, config.cluster, engine, config.rollout, config.reward, config.group_size)
+    reward = config.reward
+    return spawner(cluster, config.cluster, engine, config.rollout, reward, config.group_size, prepared.episodes)
 
 
 def _start_learners(prepared: Prepared, cluster: Cluster) -> Workers:

@@ -100,7 +100,8 @@ class Journal:
         self.row = ordered
         for group in groups:
             for fault in group.faults:
-                self.event("reward_fault", step=step, fault=fault.kind, why=fault.why)
+                whose, kind = ("environment", fault.kind[4:]) if fault.kind.startswith("env_") else ("reward", fault.kind)
+                self.event(f"{whose}_fault", step=step, fault=kind, why=fault.why)
         shown = [_shown(step, group) for group in groups[: self._log_samples] if group.samples]
         for row in shown:
             self._write("samples", row)
@@ -168,6 +169,7 @@ def _shown(step: int, group: Group) -> dict[str, object]:
         "parts": dict(sample.parts),
         "version": sample.version,
         "finish": sample.finish,
+        **({"turns": [turn.reward for turn in sample.turns], "episode": dict(sample.episode)} if sample.turns else {}),
     }
 
 

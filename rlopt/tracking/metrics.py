@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from rlopt.core.samples import Group
+from rlopt.core.errors import Fault
+from rlopt.core.samples import Group, Sample
 
 DEFINITIONS: Mapping[str, tuple[str, str]] = {
     "step": ("count", "learner steps made; the only x axis"),
@@ -28,7 +29,17 @@ DEFINITIONS: Mapping[str, tuple[str, str]] = {
     "reward/timeout_frac": ("share", "samples asked for that are left out because their reward took over `reward.timeout_s`"),
     "reward/error_frac": ("share", "samples asked for that are left out because their reward failed"),
     "reward/part/NAME": ("as reported", "mean of what the reward reports as NAME; of several functions, one part each"),
-    "response_length/mean": ("tokens", "mean over samples, end token included"),
+    "env/turns": ("turns", "of the policy in an episode, mean (`env`)"),
+    "env/tool_calls": ("calls", "of tools in an episode, mean (`env`)"),
+    "env/tool_error_frac": ("share", "calls of tools that were answered with an error; on steps with calls"),
+    "env/seconds": ("s", "waiting for the environment of an episode, mean (`env`)"),
+    "env/observation_tokens": ("tokens", "of observations in an episode, mean; the policy learns from none (`env`)"),
+    "env/cut_frac": ("share", "episodes with an observation over `env.max_observation_chars`"),
+    "env/turns_limit_frac": ("share", "episodes that `env.max_turns` ended"),
+    "env/budget_limit_frac": ("share", "episodes that `rollout.max_new_tokens` ended"),
+    "env/timeout_frac": ("share", "samples asked for that are left out because their environment took over `env.timeout_s`"),
+    "env/error_frac": ("share", "samples asked for that are left out because their environment failed"),
+    "response_length/mean": ("tokens", "that the policy sampled, mean over samples; end token included, observations not"),
     "response_length/min": ("tokens", "shortest sample"),
     "response_length/max": ("tokens", "longest sample"),
     "response_length/truncated_frac": ("share", "samples that the length limit ended"),
@@ -97,7 +108,7 @@ def batch_metrics(groups: list[Group], step: int, asked: int) -> dict[str, float
     """Statistics of the data of learner step `step`; `asked` is the number of samples asked for."""
     samples = [sample for group in groups for sample in group.samples]
     rewards = np.array([sample.reward for sample in samples])
-    lengths = np.array([len(sample.token_ids) for sample in samples])
+    lengths = np.array([sample.sampled for sample in samples])
     lags = np.array([step - 1 - sample.version for sample in samples])
     faults = [fault for group in groups for fault in group.faults]
     parts = sorted({part for sample in samples for part in sample.parts})
@@ -120,8 +131,35 @@ def batch_metrics(groups: list[Group], step: int, asked: int) -> dict[str, float
         "offpolicy/lag_mean": lags.mean(),
         "offpolicy/lag_max": lags.max(),
         "offpolicy/dropped_frac": 1 - len(samples) / asked,
+        **_episode_metrics(samples, faults, asked),
     }
     return {name: value.item() if isinstance(value, np.generic) else float(value) for name, value in values.items()}
+
+
+def _episode_metrics(samples: list[Sample], faults: list[Fault], asked: int) -> dict[str, float]:
+    """Of samples that are episodes; empty where none is."""
+    episodes = [sample.episode for sample in samples if sample.turns]
+    lost = {kind: sum(fault.kind == f"env_{kind}" for fault in faults) / asked for kind in ("timeout", "error")}
+    if not episodes and not any(lost.values()):
+        return {}
+
+    def mean(name: str) -> float:
+        return float(np.mean([episode.get(name, 0.0) for episode in episodes])) if episodes else 0.0
+
+    calls = sum(episode.get("tool_calls", 0.0) for episode in episodes)
+    errors = sum(episode.get("tool_errors", 0.0) for episode in episodes)
+    return {
+        "env/turns": mean("turns"),
+        "env/tool_calls": mean("tool_calls"),
+        **({"env/tool_error_frac": errors / calls} if calls else {}),
+        "env/seconds": mean("seconds"),
+        "env/observation_tokens": mean("observation_tokens"),
+        "env/cut_frac": float(np.mean([episode.get("cut", 0.0) > 0 for episode in episodes])) if episodes else 0.0,
+        "env/turns_limit_frac": mean("ended_by_turns"),
+        "env/budget_limit_frac": mean("ended_by_budget"),
+        "env/timeout_frac": lost["timeout"],
+        "env/error_frac": lost["error"],
+    }
 
 
 def table() -> str:
