@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 import yaml
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from rlopt.data import arithmetic
-from rlopt.models.loading import find_model
+from rlopt.models.loading import find_model, load_tokenizer
 from rlopt.run import checkpoint
 
 COUNT, SAMPLES = 500, 4
@@ -27,7 +27,8 @@ def measure(model_folder: Path, split: str) -> dict[str, float]:
     """Share of right answers: the most likely one, and samples at temperature 1."""
     held_out = arithmetic.problems(0, 2 * COUNT, held_out=True)
     problems = held_out[:COUNT] if split == "validation" else held_out[COUNT:]
-    tokenizer = AutoTokenizer.from_pretrained(model_folder, padding_side="left")
+    tokenizer = load_tokenizer(model_folder)
+    tokenizer.padding_side = "left"
     model = AutoModelForCausalLM.from_pretrained(model_folder).eval()
     asked = tokenizer([problem.text for problem in problems], return_tensors="pt", padding=True, return_token_type_ids=False)
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from rlopt.config.sections import DataConfig
 from rlopt.core.errors import RloptError
 from rlopt.core.samples import Prompt
-from rlopt.data import arithmetic
+from rlopt.data import arithmetic, guessing
 from rlopt.data.columns import MEANING, final_answer, guess_format, prompt_of, recognize_columns, text_of
 from rlopt.data.readers import Row, read_rows
 from rlopt.data.unusable import UnusableRow, need_characters, normalize_text, refuse_unusable
@@ -49,17 +49,32 @@ def load_prompts(
         RloptError: nothing to read, no columns that are known, a row that cannot be used, or no prompt left.
     """
     where = f"{key}={name}"
-    if name == "arithmetic":
-        loaded = _embedded_task(seed, config.size, key == "data.eval", words)
+    if name in EMBEDDED:
+        loaded = _embedded_task(name, seed, config.size, key == "data.eval", words)
     else:
         rows = read_rows(key, name, config.subset, config.split if key == "data.train" else config.eval_split)
         loaded = _from_rows(rows, name, where, config, words)
     return _within(loaded, min(max_tokens, config.max_prompt_tokens or max_tokens), where)
 
 
-def _embedded_task(seed: int, size: int, held_out: bool, words: Wording) -> Loaded:
-    problems = arithmetic.problems(seed, size, held_out)
-    prompts = [make_prompt(p.text, p.text, str(p.answer), "arithmetic", words, {}) for p in problems]
+def _arithmetic(seed: int, size: int, held_out: bool) -> list[tuple[str, str, str]]:
+    return [(one.text, one.text, str(one.answer)) for one in arithmetic.problems(seed, size, held_out)]
+
+
+def _guessing(seed: int, size: int, held_out: bool) -> list[tuple[str, str, str]]:
+    return [(f"{one.text}{one.hidden}", one.text, str(one.hidden)) for one in guessing.games(seed, size, held_out)]
+
+
+EMBEDDED: Mapping[str, Callable[[int, int, bool], list[tuple[str, str, str]]]] = {
+    "arithmetic": _arithmetic,
+    "guessing": _guessing,
+}
+"""Embedded tasks: names, prompts and answers, by seed, number and whether they are held out."""
+
+
+def _embedded_task(name: str, seed: int, size: int, held_out: bool, words: Wording) -> Loaded:
+    rows = EMBEDDED[name](seed, size, held_out)
+    prompts = [make_prompt(called, text, answer, name, words, {}) for called, text, answer in rows]
     return Loaded(prompts, list(range(1, len(prompts) + 1)), "the embedded task", {})
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import tokenizers
 import torch
 import transformers
 from filelock import FileLock
@@ -35,7 +36,7 @@ def find_model(path: str, progress: Progress) -> Path:
                 folder.parent.mkdir(parents=True, exist_ok=True)
                 with FileLock(folder.with_suffix(".lock")):  # runs that begin together train it once
                     if not folder.is_dir():
-                        tiny.train(recipe, folder, progress)
+                        tiny.train(recipe, folder, progress, tiny.TASKS.get(path, tiny.ARITHMETIC))
             except OSError as error:
                 why = error.strerror or first_line(error)
                 raise RloptError(f"RLOPT_CACHE={folder.parent}: cannot be written ({why}); name a folder that can") from error
@@ -67,18 +68,36 @@ def cache_dir() -> Path:
     return Path(os.environ.get("RLOPT_CACHE") or "~/.cache/rlopt").expanduser()
 
 
+PROBE = (
+    "Step 1: 7*3=21\nAnswer: 21.\n\n  It's  12,345 \t[x]  na\u00efve caf\u00e9 \u4f60\u597d\u3002 \u0440\u0443\u0441 \U0001f642"
+)
+"""A text with what tokenizers cut in different ways: line breaks, spaces, digits, apostrophes, scripts."""
+
+
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer in `folder`, without its warning about long texts: our readers check lengths themselves.
+
+    It is the one that `tokenizer.json` describes. transformers goes by the type of the model instead, and gives a model of
+    Qwen2's architecture Qwen2's way to cut texts, whatever stands in its file: line breaks and spaces were lost so.
 
     Raises:
         RloptError: it cannot be read.
     """
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        file = folder / "tokenizer.json"
+        if file.is_file() and not _agrees(tokenizer, file):
+            tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
     except Exception as error:  # each kind of tokenizer raises errors of its own
         raise RloptError(f"model.path={folder}: its tokenizer cannot be read ({first_line(error)}); check the files") from error
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     return tokenizer
+
+
+def _agrees(tokenizer: Any, file: Path) -> bool:
+    """Whether a tokenizer cuts the probe as the one in its file does."""
+    there = tokenizers.Tokenizer.from_file(str(file))
+    return bool(tokenizer.encode(PROBE, add_special_tokens=False) == there.encode(PROBE, add_special_tokens=False).ids)
 
 
 @dataclass(frozen=True)

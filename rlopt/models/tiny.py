@@ -1,7 +1,8 @@
-"""`tiny_s` and `tiny_l`: Qwen2-architecture models trained from scratch, on this machine, the first time they are needed.
+"""`tiny_s`, `tiny_l` and the models of the embedded environments: Qwen2-architecture models trained from scratch, on this
+machine, the first time they are needed.
 
 They take the place of a downloaded model: a folder with config, safetensors and tokenizer that transformers
-and vLLM load. Training them is plain supervised learning on `arithmetic.corpus`; it is not part of a run.
+and vLLM load. Training them is plain supervised learning on an embedded task's `corpus`; it is not part of a run.
 """
 
 import json
@@ -16,15 +17,17 @@ import torch
 import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from rlopt.data import arithmetic
+from rlopt.core.pieces import Pieces
+from rlopt.data import arithmetic, calculator, guessing
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one of the two models is made. Everything that decides its weights is here; its hash names the cache folder.
+    """How one of the models is made. Everything that decides its weights is here; its hash names the cache folder.
 
-    The first `schooling` of the steps teach the arithmetic, with worked and right solutions nearly alone. The others teach
-    the habits that reinforcement is to find and change: terse solutions and slips, in the shares given.
+    The first `schooling` of the steps teach the task, with what is good nearly alone. The others teach the habits that
+    reinforcement is to find and change, in the shares given: `worked_share` of solutions with steps, of episodes with calls,
+    or of players who halve; `slip_share` of those with a slip, or of players who guess blindly.
     """
 
     hidden: int
@@ -44,15 +47,68 @@ class Recipe:
 RECIPES = {
     "tiny_s": Recipe(hidden=64, layers=2, heads=2, intermediate=256, tied=True, steps=900, batch=96, lr=4e-3),
     "tiny_l": Recipe(hidden=192, layers=2, heads=6, intermediate=576, tied=False, steps=800, batch=64, lr=3e-3),
+    "tiny_calculator": Recipe(
+        hidden=64,
+        layers=2,
+        heads=2,
+        intermediate=256,
+        tied=True,
+        steps=900,
+        batch=96,
+        lr=4e-3,
+        worked_share=0.5,
+        slip_share=0.4,
+    ),
+    "tiny_guessing": Recipe(
+        hidden=64,
+        layers=2,
+        heads=2,
+        intermediate=256,
+        tied=True,
+        steps=900,
+        batch=96,
+        lr=4e-3,
+        worked_share=0.2,
+        slip_share=0.4,
+    ),
 }
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a model is trained on: the characters it knows, and texts for its schooling and its habits, by the recipe."""
+
+    characters: str
+    school: Callable[[random.Random], Iterator[Pieces]]
+    habits: Callable[[random.Random, Recipe], Iterator[Pieces]]
+
+
+ARITHMETIC = Task(
+    characters=arithmetic.CHARACTERS,
+    school=lambda rng: _solved(arithmetic.corpus(rng, worked_share=0.9, slip_share=0.0)),
+    habits=lambda rng, recipe: _solved(arithmetic.corpus(rng, recipe.worked_share, recipe.slip_share)),
+)
+TASKS = {
+    "tiny_calculator": Task(
+        characters=calculator.CHARACTERS,
+        school=lambda rng: calculator.corpus(rng, calls_share=0.9, slip_share=0.0),
+        habits=lambda rng, recipe: calculator.corpus(rng, recipe.worked_share, recipe.slip_share),
+    ),
+    "tiny_guessing": Task(
+        characters=guessing.CHARACTERS,
+        school=lambda rng: guessing.corpus(rng, halving_share=0.5, blind_share=0.1),
+        habits=lambda rng, recipe: guessing.corpus(rng, recipe.worked_share, recipe.slip_share),
+    ),
+}
+"""Tasks of the models that are not trained on plain arithmetic."""
 
 MAX_LENGTH = 128
 """Positions that the models know: the longest problem with its worked solution takes 81."""
 
 
-def tokenizer() -> transformers.PreTrainedTokenizerFast:
+def tokenizer(task: Task = ARITHMETIC) -> transformers.PreTrainedTokenizerFast:
     """One token a character of the task, `<pad>` 0 and `<eos>` 1."""
-    vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", *arithmetic.CHARACTERS])}
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", *task.characters])}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
     core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     core.decoder = decoders.Fuse()
@@ -61,13 +117,13 @@ def tokenizer() -> transformers.PreTrainedTokenizerFast:
     )
 
 
-def train(recipe: Recipe, folder: Path, progress: Callable[[int, int, float], None]) -> None:
-    """Train the model of `recipe` and save it to `folder`, which appears only when complete.
+def train(recipe: Recipe, folder: Path, progress: Callable[[int, int, float], None], task: Task = ARITHMETIC) -> None:
+    """Train the model of `recipe` on `task` and save it to `folder`, which appears only when complete.
 
     `progress(step, steps, loss)` is called after every step; the loss is in nats per solution token.
     """
     torch.manual_seed(recipe.seed)
-    text = tokenizer()
+    text = tokenizer(task)
     model = transformers.Qwen2ForCausalLM(
         transformers.Qwen2Config(
             vocab_size=len(text),
@@ -87,7 +143,7 @@ def train(recipe: Recipe, folder: Path, progress: Callable[[int, int, float], No
         )
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    for step, (tokens, targets) in enumerate(_batches(recipe, text), 1):
+    for step, (tokens, targets) in enumerate(_batches(recipe, text, task), 1):
         warm, left = min(1.0, step / 50), (recipe.steps - step) / recipe.steps
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr * warm * (0.05 + 0.95 * 0.5 * (1 - math.cos(math.pi * left)))
@@ -105,21 +161,32 @@ def train(recipe: Recipe, folder: Path, progress: Callable[[int, int, float], No
     aside.rename(folder)
 
 
-def _batches(recipe: Recipe, text: transformers.PreTrainedTokenizerFast) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Padded token ids and targets (-100 on prompt and padding), both `[batch, T]`."""
+def _solved(pairs: Iterator[tuple[str, str]]) -> Iterator[Pieces]:
+    """Prompts and solutions as pieces."""
+    for prompt, solution in pairs:
+        yield [(prompt, False), (solution, True)]
+
+
+def _batches(
+    recipe: Recipe, text: transformers.PreTrainedTokenizerFast, task: Task
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Padded token ids and targets (-100 on padding and on what the policy does not write), both `[batch, T]`."""
     rng = random.Random(recipe.seed)
-    school = arithmetic.corpus(rng, worked_share=0.9, slip_share=0.0)
-    habits = arithmetic.corpus(rng, recipe.worked_share, recipe.slip_share)
+    school, habits = task.school(rng), task.habits(rng, recipe)
     ids = dict(text.get_vocab())
     for step in range(recipe.steps):
-        pairs = school if step < recipe.schooling * recipe.steps else habits
+        texts = school if step < recipe.schooling * recipe.steps else habits
         tokens = torch.zeros(recipe.batch, MAX_LENGTH, dtype=torch.long)
         targets = torch.full_like(tokens, -100)
         longest = 0
         for row in range(recipe.batch):
-            prompt, solution = next(pairs)
-            line = [ids[c] for c in prompt + solution] + [text.eos_token_id]
-            tokens[row, : len(line)] = torch.tensor(line)
-            targets[row, len(prompt) : len(line)] = tokens[row, len(prompt) : len(line)]
-            longest = max(longest, len(line))
+            at = 0
+            for piece, learned in [*next(texts), (None, True)]:
+                line = [text.eos_token_id] if piece is None else [ids[c] for c in piece]
+                end = at + len(line)
+                tokens[row, at:end] = torch.tensor(line)
+                if learned:
+                    targets[row, at:end] = tokens[row, at:end]
+                at = end
+            longest = max(longest, at)
         yield tokens[:, :longest], targets[:, :longest]

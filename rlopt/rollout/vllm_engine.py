@@ -12,7 +12,7 @@ from rlopt.cluster.threads import cores, engine_threads
 from rlopt.config.passthrough import refuse_unknown
 from rlopt.config.sections import ClusterConfig, ModelConfig, RolloutConfig
 from rlopt.core.errors import RloptError
-from rlopt.models.loading import shape_of
+from rlopt.models.loading import load_tokenizer, shape_of
 from rlopt.rollout import cpu_fork
 from rlopt.weight_sync.sender import SHM_BACKEND
 
@@ -92,7 +92,6 @@ def set_environment(engine: EngineConfig, config: RolloutConfig) -> None:
 async def start_engine(engine: EngineConfig, config: RolloutConfig) -> tuple[Any, Any]:
     """vLLM's `AsyncLLM`, loaded, and the model's tokenizer."""
     from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.tokenizers import get_tokenizer
     from vllm.v1.engine.async_llm import AsyncLLM
 
     if engine.device == "cpu":
@@ -116,7 +115,7 @@ async def start_engine(engine: EngineConfig, config: RolloutConfig) -> tuple[Any
     await llm.collective_rpc("count_steps")
     if engine.device == "cpu":
         await llm.collective_rpc("use_cpu_sampler")
-    return llm, get_tokenizer(str(engine.folder))
+    return llm, load_tokenizer(engine.folder)
 
 
 def _device_arguments(engine: EngineConfig, config: RolloutConfig) -> dict[str, Any]:

@@ -39,6 +39,7 @@ def export(run: Path, out: Path, which: str = "latest", shard_size: str = "5GB")
     """
     import transformers
 
+    from rlopt.models.loading import load_tokenizer
     from rlopt.models.policy import TOLERANCE, save_model
 
     if out.exists():
@@ -54,7 +55,7 @@ def export(run: Path, out: Path, which: str = "latest", shard_size: str = "5GB")
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(kept / "hf", dtype="auto")
         save_model(model, kept / "hf", aside, max_shard_size=shard_size)
-        transformers.AutoTokenizer.from_pretrained(kept / "hf").save_pretrained(aside)
+        load_tokenizer(kept / "hf").save_pretrained(aside)
         dtype = str(model.dtype).removeprefix("torch.")
         del model
         difference, tokens = _difference(aside, canary, getattr(torch, dtype)), sum(map(len, canary["logprobs"]))

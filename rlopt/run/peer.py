@@ -14,10 +14,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from rlopt.cluster.threads import cores
 from rlopt.core.errors import RloptError, last_line, need
+from rlopt.models.loading import load_tokenizer
 from rlopt.rewards.pool import load
 from rlopt.run.validate import Prepared
 
@@ -116,7 +118,7 @@ def _rewards(job: dict[str, Any]) -> Callable[..., list[float | None]]:
 def _train(job: dict[str, Any]) -> PeerSpeed:
     import torch
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from transformers import AutoModelForCausalLM, TrainerCallback
     from trl.trainer.grpo_config import GRPOConfig
     from trl.trainer.grpo_trainer import GRPOTrainer
 
@@ -130,6 +132,8 @@ def _train(job: dict[str, Any]) -> PeerSpeed:
 
     torch.set_num_threads(cores())
     model: Any = AutoModelForCausalLM.from_pretrained(job["folder"], dtype=getattr(torch, job["dtype"]))
+    tokenizer = load_tokenizer(Path(job["folder"]))
+    tokenizer.padding_side = "left"
     trainer = GRPOTrainer(
         model=model,
         reward_funcs=_rewards(job),
@@ -153,7 +157,7 @@ def _train(job: dict[str, Any]) -> PeerSpeed:
             disable_tqdm=True,
         ),
         train_dataset=Dataset.from_list(job["rows"]),
-        processing_class=AutoTokenizer.from_pretrained(job["folder"], padding_side="left"),
+        processing_class=tokenizer,
         callbacks=[Clock()],
     )
     trainer.train()
