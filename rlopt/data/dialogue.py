@@ -1,5 +1,6 @@
 """What stands between two turns of the policy, as token ids: nothing of what was sampled is tokenized again."""
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -58,7 +59,7 @@ class Dialogue:
         if not turn:
             raise RloptError("model.path: its chat template leaves an assistant's message out; use data.chat=never")
         for message in messages:
-            if message["content"].strip() and _core(message["content"]) not in after:
+            if _core(message["content"]) not in after:
                 raise RloptError(f"model.path: its chat template leaves out an observation of the role {roles}; return another")
         return after
 
@@ -110,4 +111,4 @@ def stop_tokens(tokenizer: Any, texts: Collection[str]) -> list[int]:
 
 def _core(text: str) -> str:
     """A part of a text that a template keeps as it is: templates trim texts, and some write them as JSON."""
-    return max(text.replace("\\", "\n").replace('"', "\n").split("\n"), key=len).strip()[:20]
+    return max(re.findall(r"[A-Za-z0-9]+", text), key=len, default="")

@@ -103,13 +103,13 @@ class Host:
         try:
             self._process.pipe.send({"number": number, **message})
             said = await asyncio.wait_for(answer, timeout_s if self._ready else timeout_s + START_DEADLINE_S)
-        except OSError:
-            raise Lost from None
         except TimeoutError:
             if self._process.stopped:
                 await asyncio.to_thread(self.kill)
                 raise Lost from None
             raise
+        except OSError:  # of which TimeoutError is a kind
+            raise Lost from None
         finally:
             self._answers.pop(number, None)
         self._ready = True
