@@ -49,6 +49,11 @@ class EnvConfig:
         return self.fn is not None or bool(self.tools)
 
     @property
+    def stops(self) -> list[str]:
+        """`stop`, in which a line break or a tab that was typed as such is one."""
+        return [text.replace("\\n", "\n").replace("\\t", "\t") for text in self.stop]
+
+    @property
     def scores(self) -> Literal["environment", "function", "sum"]:
         """Who gives an episode its reward; `auto` decided."""
         if self.reward == "auto":

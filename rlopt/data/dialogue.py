@@ -103,7 +103,7 @@ def stop_tokens(tokenizer: Any, texts: Collection[str]) -> list[int]:
         holding = {number for number, token in enumerate(vocabulary) if text in token}
         if not holding:
             raise RloptError(
-                f"env.stop={text}: no token of model.path holds it; give a text that is part of one, or leave it out"
+                f"env.stop={text!r}: no token of model.path holds it; give a text that is part of one, or leave it out"
             )
         found |= holding
     return sorted(found)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from rlopt.config.sections import DataConfig
 from rlopt.core.errors import RloptError
 from rlopt.core.samples import Prompt
-from rlopt.data import arithmetic, guessing
+from rlopt.data import arithmetic, guessing, reasoning
 from rlopt.data.columns import MEANING, final_answer, guess_format, prompt_of, recognize_columns, text_of
 from rlopt.data.readers import Row, read_rows
 from rlopt.data.unusable import UnusableRow, need_characters, normalize_text, refuse_unusable
@@ -51,6 +51,8 @@ def load_prompts(
     where = f"{key}={name}"
     if name in EMBEDDED:
         loaded = _embedded_task(name, seed, config.size, key == "data.eval", words)
+    elif name.startswith(reasoning.PREFIX):
+        loaded = _reasoning(where, name, seed, config.size, key == "data.eval", words)
     else:
         rows = read_rows(key, name, config.subset, config.split if key == "data.train" else config.eval_split)
         loaded = _from_rows(rows, name, where, config, words)
@@ -76,6 +78,15 @@ def _embedded_task(name: str, seed: int, size: int, held_out: bool, words: Wordi
     rows = EMBEDDED[name](seed, size, held_out)
     prompts = [make_prompt(called, text, answer, name, words, {}) for called, text, answer in rows]
     return Loaded(prompts, list(range(1, len(prompts) + 1)), "the embedded task", {})
+
+
+def _reasoning(where: str, name: str, seed: int, size: int, held_out: bool, words: Wording) -> Loaded:
+    dropped, prompts = dict[str, list[int]](), dict[int, Prompt]()
+    for number, problem in enumerate(reasoning.problems(where, name, seed, size, held_out), 1):
+        with _counted(dropped, number):
+            title, question, answer, columns = problem
+            prompts[number] = make_prompt(title, question, answer, name, words, columns)
+    return Loaded(list(prompts.values()), list(prompts), "problems of reasoning-gym", dropped)
 
 
 def _from_rows(rows: Sequence[Row], name: str, where: str, config: DataConfig, words: Wording) -> Loaded:

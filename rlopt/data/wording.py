@@ -27,6 +27,7 @@ class Wording:
         chat: put it as a conversation, in the words of the tokenizer's chat template.
         system: begins such a conversation that does not begin with a system message of its own.
         tools: of a row that has none of its own, as chat templates read them.
+        preamble: begins every conversation's system message: tools in words, where the chat template knows none.
     """
 
     tokenizer: Tokenizer
@@ -34,6 +35,7 @@ class Wording:
     chat: bool
     system: str | None
     tools: Sequence[Mapping[str, Any]] = ()
+    preamble: str | None = None
 
     def ids(self, question: str | Messages, tools: Any = None) -> tuple[int, ...]:
         """Token ids of a row's prompt; `tools` as chat templates read them.
@@ -49,6 +51,8 @@ class Wording:
                 encode(self.tokenizer, self._within(question) if isinstance(question, str) else self._plainly(question, tools))
             )
         messages = self._put([{"role": "user", "content": question}] if isinstance(question, str) else question)
+        if self.preamble:
+            messages = _begun_with(self.preamble, messages)
         self._check_template(messages, tools)
         begun = messages[-1]["role"] == "assistant"
         options: dict[str, Any] = {"continue_final_message": True} if begun else {}
@@ -95,6 +99,14 @@ class Wording:
         for name in more:
             if name not in template:
                 raise UnusableRow(f"{name} would be lost: the tokenizer's chat template does not read it")
+
+
+def _begun_with(preamble: str, messages: Messages) -> Messages:
+    """A conversation whose system message begins with a text."""
+    if messages[0]["role"] == "system":
+        first = {**messages[0], "content": f"{preamble}\n\n{content_of(messages[0])}"}
+        return [first, *messages[1:]]
+    return [{"role": "system", "content": preamble}, *messages]
 
 
 def wording(config: DataConfig, tokenizer: Tokenizer) -> Wording:

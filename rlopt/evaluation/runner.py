@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from rlopt.evaluation.pass_at_k import Estimate, estimate
 from rlopt.models.loading import context_length, find_model, load_tokenizer
 from rlopt.rewards.pool import load as load_reward
 from rlopt.rollout.engine_pool import EnginePool
-from rlopt.rollout.episode_setup import EpisodeSetup, prepare
+from rlopt.rollout.episode_setup import EpisodeSetup, of_episodes, prepare
 from rlopt.rollout.vllm_engine import EngineConfig
 from rlopt.rollout.worker import spawner
 from rlopt.tracking.journal import TrainingBar
@@ -77,7 +77,7 @@ def evaluate(job: EvaluateJob, console: Console) -> Verdict:
     room = context_length(folder) - job.rollout.max_new_tokens
     words = wording(job.data, tokenizer)
     episodes = prepare(job.env, words, folder)
-    words = replace(words, tools=episodes.tools) if episodes else words
+    words = of_episodes(words, episodes)
     sets = limited(load_evals(job.data, job.run.seed, words, room), job.eval.limit)
     for name, loaded in sets.items():
         left_out = sum(map(len, loaded.left_out.values()))

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ class EpisodeSetup:
 
     Attributes:
         tools: as the chat template reads them.
+        preamble: the tools in words, where the chat template knows none.
         parser: of their calls; None where there are none.
         generation: the model's `generation_config.json`.
         notes: what people should know, a line each.
@@ -28,6 +29,7 @@ class EpisodeSetup:
     env: EnvConfig
     chat: bool
     tools: list[dict[str, Any]]
+    preamble: str | None
     parser: str | None
     generation: Mapping[str, Any]
     notes: tuple[str, ...]
@@ -55,21 +57,50 @@ def prepare(env: EnvConfig, words: Wording, folder: Path) -> EpisodeSetup | None
     if not env.used:
         return None
     tools, tokenizer = schemas(env), words.tokenizer
-    template, parser = str(getattr(tokenizer, "chat_template", None) or ""), None
+    template, parser, preamble = str(getattr(tokenizer, "chat_template", None) or ""), None, None
     if tools:
         listed = ", ".join(tool["function"]["name"] for tool in tools)
         need(
             words.chat, "env.tools", listed, "the chat template describes tools, and prompts are not conversations (data.chat)"
         )
-        need("tools" in template, "env.tools", listed, "the model's chat template knows no tools; use env.fn, or another model")
+        if "tools" not in template:
+            preamble, template = described(tools), HERMES
         parser = parser_name(env.parser, template)
-    stop_tokens(tokenizer, env.stop)
+    stop_tokens(tokenizer, env.stops)
     generation = _generation(folder)
     if words.chat:
         dialogue = Dialogue(tokenizer, True, end_tokens(tokenizer, generation))
         said = [{"role": "tool", "name": tools[0]["function"]["name"], "content": "observation"}] if tools else "observation"
         dialogue.rendered(said)
-    return EpisodeSetup(env, words.chat, tools, parser, generation, _notes(env, words, tools))
+    notes = _notes(env, words, tools)
+    notes += ("the chat template knows no tools: a system message describes them",) * bool(preamble)
+    return EpisodeSetup(env, words.chat, tools, preamble, parser, generation, notes)
+
+
+HERMES = """You may call functions. They are described within <tools></tools>:
+<tools>
+{tools}
+</tools>
+To call one, write its name and arguments as JSON within <tool_call></tool_call>, and end your message:
+<tool_call>
+{{"name": "{name}", "arguments": {arguments}}}
+</tool_call>
+Its answer is the next message."""
+"""Tools in words, in the format of Hermes 2 Pro (Nous Research), which Qwen's models know too."""
+
+
+def described(tools: list[dict[str, Any]]) -> str:
+    """Tools for a model whose chat template does not describe them."""
+    first = tools[0]["function"]
+    arguments = dict.fromkeys(first["parameters"]["properties"], "...")
+    return HERMES.format(tools="\n".join(map(json.dumps, tools)), name=first["name"], arguments=json.dumps(arguments))
+
+
+def of_episodes(words: Wording, setup: EpisodeSetup | None) -> Wording:
+    """`words` with the tools of the episodes: in the chat template's words, or in a system message."""
+    if setup is None:
+        return words
+    return replace(words, tools=() if setup.preamble else setup.tools, preamble=setup.preamble)
 
 
 def _notes(env: EnvConfig, words: Wording, tools: list[dict[str, Any]]) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from rlopt.data.wording import Wording
 from rlopt.environments.host import Broken, Hosts, Lost, Session
 from rlopt.environments.wire import Call, Messages
 from rlopt.rewards.pool import Question, Scored
-from rlopt.rollout.episode_setup import EpisodeSetup
+from rlopt.rollout.episode_setup import EpisodeSetup, of_episodes
 from rlopt.rollout.tool_calls import calls_of
 from rlopt.rollout.transcript import Ended, Played, Spoken
 
@@ -153,7 +153,7 @@ class Episodes:
         """
         if opening is None:
             return prompt
-        ids = self.wording.ids(opening, self.setup.tools)
+        ids = self.wording.ids(opening)
         room = self.sizes.sequence - self.sizes.response
         if len(ids) > room:
             raise RloptError(
@@ -198,7 +198,7 @@ def player(
     return Episodes(
         setup=setup,
         hosts=hosts,
-        wording=Wording(tokenizer, template=None, chat=setup.chat, system=None),
+        wording=of_episodes(Wording(tokenizer, template=None, chat=setup.chat, system=None), setup),
         dialogue=Dialogue(tokenizer, setup.chat, ends),
         calls=calls_of(setup.parser, tokenizer, setup.tools) if setup.parser else None,
         decode=decode,

@@ -65,7 +65,7 @@ class RolloutWorker(WeightReceiver):
         hosts = Hosts(self._setup.env, self._start_method) if self._setup else None
         llm, self._tokenizer = await start_engine(self._engine_config, self._config)
         self._llm = Mortal(llm)
-        self._stops = stop_tokens(self._tokenizer, self._setup.env.stop) if self._setup else []
+        self._stops = stop_tokens(self._tokenizer, self._setup.env.stops) if self._setup else []
         self._episodes: Episodes | None = None
         if self._setup and hosts:
             sizes = Sizes(self._config.max_new_tokens, self._engine_config.max_model_len, self._config.max_num_seqs)

@@ -22,7 +22,7 @@ from rlopt.models.tiny import RECIPES
 from rlopt.objectives.core import LossTerms, Objective
 from rlopt.orchestrator.schedule import Schedule
 from rlopt.rewards.pool import load as load_reward
-from rlopt.rollout.episode_setup import EpisodeSetup, prepare
+from rlopt.rollout.episode_setup import EpisodeSetup, of_episodes, prepare
 from rlopt.run.datasets import RunData, load_data
 from rlopt.run.memory import plan
 from rlopt.run.objective import make_objective, make_terms, reference_every
@@ -120,7 +120,7 @@ def validate(config: Config, console: Console) -> Prepared:
     about = header(fingerprint(model.tokenizer), config.model.path, config.rollout.temperature, config.rollout.top_p)
     words = wording(config.data, model.tokenizer)
     episodes = prepare(config.env, words, model.folder)
-    words = replace(words, tools=episodes.tools) if episodes else words
+    words = of_episodes(words, episodes)
     data = load_data(config, objective, terms, words, about, context_length(model.folder))
     if data.experience:
         terms = replace(terms, off_policy=data.experience.has_logprobs)

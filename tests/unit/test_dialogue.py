@@ -147,7 +147,7 @@ def test_a_turn_ends_with_any_token_that_holds_a_text_to_stop_at() -> None:
     tokenizer = characters(TASKS["tiny_calculator"])
     assert [tokenizer.decode([one]) for one in stop_tokens(tokenizer, ["]", "\n"])] == ["\n", "]"]
     assert stop_tokens(tokenizer, []) == []
-    with pytest.raises(RloptError, match=r"env.stop=</call>: no token of model.path holds it"):
+    with pytest.raises(RloptError, match=r"env.stop='</call>': no token of model.path holds it"):
         stop_tokens(tokenizer, ["</call>"])
 
 

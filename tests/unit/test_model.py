@@ -204,7 +204,7 @@ def test_runs_that_begin_together_train_a_tiny_model_once(tmp_path: Path, monkey
     monkeypatch.setenv("RLOPT_CACHE", str(tmp_path))
     began, trained = threading.Barrier(3), []
 
-    def slowly(recipe: tiny.Recipe, folder: Path, progress: object) -> None:
+    def slowly(recipe: tiny.Recipe, folder: Path, progress: object, task: tiny.Task) -> None:
         time.sleep(0.2)
         trained.append(folder)
         folder.mkdir()
@@ -225,7 +225,7 @@ def test_a_tiny_model_that_is_there_is_found_without_writing_to_its_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RLOPT_CACHE", str(tmp_path))
-    monkeypatch.setattr(tiny, "train", lambda recipe, folder, progress: folder.mkdir())
+    monkeypatch.setattr(tiny, "train", lambda recipe, folder, progress, task: folder.mkdir())
     made = find_model("tiny_s", lambda *_: None)
     for file in tmp_path.glob("*.lock"):
         file.unlink()

@@ -80,7 +80,8 @@ def test_a_recipe_composes_and_says_what_it_asks_for(folders: dict[str, Path], r
 
 def test_every_recipe_is_tried() -> None:
     files = {path.stem for path in (conf_dir() / "experiment").glob("*.yaml")}
-    assert files == {name for recipe in RECIPES for name in recipe.split(",")}
+    embedded = {"calculator", "guessing"}  # tests/real plays them
+    assert files - embedded == {name for recipe in RECIPES for name in recipe.split(",")}
 
 
 def test_memory_of_an_8b_model_on_four_ranks_by_hand(folders: dict[str, Path]) -> None:

@@ -166,7 +166,7 @@ def test_the_defaults_are_samplers_that_are_20_steps_behind() -> None:
             "algo.objective=rlopt.objectives.grpo:GRPO: learns from groups, and +algo=sft samples nothing",
         ),
         (["+algo=grpo", "+data=nope"], "data=nope: no such data set; one of gsm8k, math"),
-        (["+algo=grpo", "+experiment=nope"], "experiment=nope: no such recipe; one of gsm8k_qwen2.5_1.5b, "),
+        (["+algo=grpo", "+experiment=nope"], "experiment=nope: no such recipe; one of calculator, gsm8k_qwen2.5_1.5b, "),
         (["+algo=dpo", "data.eval=[a,b]"], "data.eval=['a', 'b']: recorded rows are held out in one file; give one"),
         (["+algo=grpo", "algo.objective=nowhere:X"], "algo.objective=nowhere:X: cannot be imported"),
         (["+algo=grpo", "run.seed=4294967296"], "run.seed=4294967296: must be 0 to 4294967295"),
