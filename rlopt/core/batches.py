@@ -73,6 +73,7 @@ class TokenInputs:
     mask: Tokens
     rollout_logprobs: Tokens
     old_logprobs: Tokens
+    turn_rewards: Tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +122,11 @@ class AdvantageInputs(_EarlierNames):
     def mask(self) -> Tensor:
         """`[B, T]`, 1 on tokens that the policy sampled."""
         return self._tokens.mask
+
+    @property
+    def turn_rewards(self) -> Tensor:
+        """`[B, T]` float64, what each turn of an episode was rewarded with, at its last token; 0 elsewhere."""
+        return self._tokens.turn_rewards
 
     @property
     def rollout_logprobs(self) -> Tensor:  # type: ignore[override]

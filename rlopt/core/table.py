@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rlopt.core.batches import Batch, Sequences
+from rlopt.core.samples import Turn
 from rlopt.core.shapes import Counts, Flags, Sequence, SequenceOrTokens, Tokens
 
 
@@ -44,6 +45,7 @@ class Table(Protocol):
     def __len__(self) -> int: ...
     def take(self, rows: list[int]) -> "Table": ...
     def padded(self) -> Sequences: ...
+    def turn_rewards(self) -> Tokens: ...
 
 
 ARRAYS = ("prompts", "responses", "action_masks", "rollout_logprobs")
@@ -62,6 +64,7 @@ class SequenceTable:
         truncated: `[B]` bool, ended by the length limit.
         lag: `[B]` int64, learner steps made between the sampling of a sequence and this step.
         step: the learner step, on which `random_key` depends.
+        turns: of each response that is an episode, in order; empty where none is. Ranks do not get them.
     """
 
     prompts: list[NDArray[np.int32]]
@@ -73,9 +76,20 @@ class SequenceTable:
     truncated: Flags
     lag: Counts
     step: int
+    turns: tuple[tuple[Turn, ...], ...] = ()
 
     def __len__(self) -> int:
         return len(self.responses)
+
+    def turn_rewards(self) -> Tokens:
+        """`[B, T]` float64: the reward of each turn at its last token. A response that is not an episode is one turn."""
+        found = torch.zeros(self.shape, dtype=torch.float64)
+        for row, (prompt, response) in enumerate(zip(self.prompts, self.responses, strict=True)):
+            for turn in self.turns[row] if self.turns else ():
+                found[row, len(prompt) + turn.end - 1] += turn.reward
+            if not self.turns or not self.turns[row]:
+                found[row, len(prompt) + len(response) - 1] = self.rewards[row]
+        return found
 
     @cached_property
     def lengths(self) -> Counts:
@@ -113,7 +127,8 @@ class SequenceTable:
     def take(self, rows: list[int]) -> "SequenceTable":
         """The sequences `rows`."""
         arrays: dict[str, Any] = {name: [getattr(self, name)[row] for row in rows] for name in ARRAYS}
-        return replace(self, **arrays, **{name: column[rows] for name, column in self._columns().items()})
+        turns = tuple(self.turns[row] for row in rows) if self.turns else ()
+        return replace(self, **arrays, turns=turns, **{name: column[rows] for name, column in self._columns().items()})
 
     def padded(self) -> Sequences:
         """The same with padded tensors."""

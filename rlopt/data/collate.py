@@ -33,6 +33,7 @@ def tabulate(groups: list[Group], step: int) -> SequenceTable:
         truncated=torch.tensor([sample.finish == "length" for _, sample in rows]),
         lag=lag,
         step=step,
+        turns=tuple(sample.turns for _, sample in rows),
     )
 
 

@@ -65,6 +65,32 @@ def returns_to_go(inputs: AdvantageInputs) -> Tokens:
     return (inputs.rewards[:, None] - ahead) * inputs.mask
 
 
+def by_turn(inputs: AdvantageInputs) -> Tokens:
+    """`[B, T]`: of each token in the k-th turn `A = (G_k - mean(G_k)) / (std(G_k) + 1e-6)`, over the episodes of its group that
+    have a k-th turn, with `G_k` the rewards of turn k and all that follow.
+
+    What the return has beyond the rewards of its turns counts in every turn. `rlopt.objectives.advantages:by_turn` as
+    `algo.advantages` takes the place of an objective's own. Source: the turn-level advantage of Zeng et al., arXiv:2505.11821,
+    with returns-to-go in the place of each turn's reward.
+    """
+    rewards, mask = inputs.turn_rewards, inputs.mask
+    beyond = inputs.returns - rewards.sum(1)
+    ahead = rewards.flip(1).cumsum(1).flip(1) + beyond[:, None]
+    begins = mask.clone()
+    begins[:, 1:] *= 1 - mask[:, :-1]
+    turn = (begins.cumsum(1) * mask).long()
+    found = torch.zeros_like(ahead)
+    for number in range(1, int(turn.max()) + 1):
+        first = (turn == number).long().argmax(1)
+        having = ((turn == number).any(1)).nonzero()[:, 0]
+        group, value = inputs.group[having], ahead[having, first[having]]
+        away = value - group_mean(value, group)
+        alike = group_max(value, group) + group_max(-value, group) == 0
+        scaled = torch.where(alike, 0.0, away / (group_mean(away.square(), group).sqrt() + EPSILON))
+        found[having] += scaled[:, None] * (turn[having] == number)
+    return found
+
+
 def whitened(values: Tokens, mask: Mask) -> Tokens:
     """`[B, T]`: `(v - mean) / sqrt(variance + 1e-8)` over all tokens of the step, the variance divided by count - 1."""
     spoken = values[mask > 0].double()

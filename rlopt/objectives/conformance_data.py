@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from rlopt.core.batches import Batch, PolicyOutputs, Sequences
-from rlopt.core.shapes import Counts, Flags, Sequence
+from rlopt.core.shapes import Counts, Flags, Sequence, Tokens
 from rlopt.core.table import Update, cut
 from rlopt.objectives.core import Objective, no_loss_terms
 from rlopt.objectives.credit import compute_advantages
@@ -54,6 +54,11 @@ class PaddedTable(Sequences):
 
     def padded(self) -> Sequences:
         return self
+
+    def turn_rewards(self) -> Tokens:
+        """Each sequence is one turn."""
+        last = (self.mask * torch.arange(self.mask.shape[1])).argmax(1, keepdim=True)
+        return torch.zeros_like(self.mask).scatter(1, last, self.rewards[:, None])
 
 
 @dataclass(frozen=True, eq=False)

@@ -61,7 +61,7 @@ def advantage_inputs(
             assert reference is not None, "the config refuses algo.kl.every where KL is in the reward"
             log_ratio = (old - rows.rollout_logprobs) * mask
             penalties = terms.kl_coef * kl(terms.kl_estimator, old * mask, reference * mask, log_ratio).double()
-        return TokenInputs(penalties, mask, rows.rollout_logprobs, old)
+        return TokenInputs(penalties, mask, rows.rollout_logprobs, old, sequences.turn_rewards())
 
     penalized = terms.kl_coef > 0 and terms.kl_place == "reward"
     buffer = round(terms.overlong_buffer * terms.limit)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from rlopt.config.environments import EnvConfig
 from rlopt.core.errors import Fault, RloptError
 from rlopt.core.requests import SampleRequest, SamplingSpec, sample_seed
 from rlopt.core.samples import Group, Prompt, Turn
+from rlopt.data.collate import tabulate
 from rlopt.data.dialogue import Dialogue
 from rlopt.data.rollout_log import group_from_json, group_to_json
 from rlopt.data.wording import Wording
@@ -276,3 +277,15 @@ def test_episodes_are_written_down_and_read_back_and_measured() -> None:
     lost = Group(PROMPT, group.samples, faults=(Fault("env_timeout", "slow"), Fault("timeout", "slow")))
     metrics = batch_metrics([lost], 8, 4)
     assert (metrics["env/timeout_frac"], metrics["reward/timeout_frac"], metrics["env/error_frac"]) == (0.25, 0.25, 0.0)
+
+
+def test_the_rewards_of_turns_reach_advantages_at_the_last_token_of_each_turn() -> None:
+    hosts = FakeHosts(lambda text, turn: Observed("1\n", turn == 2, 0.5), reward=4.0)
+    group, _ = group_of(["7<eos>", "3<eos>"], hosts)
+    table = tabulate([group], 8)
+    # four tokens of prompt, a turn of two, an observation of two, a turn of two; the score of 4 is not of a turn
+    assert table.turn_rewards().tolist() == [[0, 0, 0, 0, 0, 0.5, 0, 0, 0, 0.5]]
+    assert table.take([0]).turn_rewards().tolist() == table.turn_rewards().tolist()
+    assert table.padded().mask.tolist() == [[0, 0, 0, 0, 1, 1, 0, 0, 1, 1]]
+    plain = Group(PROMPT, tuple(replace(sample, turns=()) for sample in group.samples))
+    assert tabulate([plain], 8).turn_rewards().tolist() == [[0, 0, 0, 0, 0, 0, 0, 0, 0, 5]]

@@ -52,10 +52,20 @@ ENTRANCES = {
     "pyarrow": {"data.readers"},
     "peft": {"models.lora"},
     "hydra": {"config.cli", "config.compose"},
+    "reasoning_gym": {"data.reasoning", "rewards.reasoning"},
 }
-LIGHT = {"torch", "numpy", "psutil", "rlopt", "pydantic", "omegaconf", "hydra", "math_verify", "jaxtyping"} | set(
-    sys.stdlib_module_names
-)
+LIGHT = {
+    "torch",
+    "numpy",
+    "psutil",
+    "rlopt",
+    "pydantic",
+    "omegaconf",
+    "hydra",
+    "math_verify",
+    "jaxtyping",
+    "reasoning_gym",
+} | set(sys.stdlib_module_names)
 """What packages may import that hold no worker, file format or logger."""
 HEAVY = ("torch", "ray", "vllm", "deepspeed", "transformers", "wandb", "datasets", "matplotlib")
 

@@ -14,6 +14,7 @@ from rlopt.core.errors import RloptError
 from rlopt.objectives.a3po import A3PO
 from rlopt.objectives.advantages import (
     above_log_mean_exp,
+    by_turn,
     centered,
     leave_one_out,
     overlong_penalty,
@@ -195,7 +196,8 @@ def inputs_of(rewards: list[float], mask: Tensor | None = None, **changed: Tenso
     mask = torch.ones(count, 3, dtype=torch.float64) if mask is None else mask
     zero = torch.zeros_like(mask)
     group = torch.zeros(count, dtype=torch.int64)
-    tensors = {"penalties": zero, "mask": mask, "rollout_logprobs": zero, "old_logprobs": zero, "group": group}
+    tensors = {"penalties": zero, "mask": mask, "rollout_logprobs": zero, "old_logprobs": zero}
+    tensors |= {"group": group, "turn_rewards": zero}
     tensors |= {"random_key": torch.linspace(0, 0.9, count).double(), **changed}
     tokens = TokenInputs(**{f.name: tensors[f.name] for f in fields(TokenInputs)})
     return AdvantageInputs(
@@ -378,6 +380,18 @@ def test_two_groups_have_separate_advantages() -> None:
     inputs = inputs_of([1, 0, 0, 5, 5], group=torch.tensor([0, 0, 0, 1, 1]))
     torch.testing.assert_close(centered(inputs), double([2 / 3, -1 / 3, -1 / 3, 0, 0]))
     torch.testing.assert_close(leave_one_out(inputs), double([1, -0.5, -0.5, 0, 0]))
+
+
+def test_credit_by_turn_compares_each_turn_with_the_same_turn_of_its_siblings() -> None:
+    mask = double([[1, 1, 0, 1], [1, 0, 1, 0], [1, 1, 0, 0]])
+    rewards = double([[0, 1, 0, 0], [0, 0, 2, 0], [0, 0, 0, 0]])  # at the last token of each turn
+    found = by_turn(inputs_of([1.0, 2.0, 0.0], mask, turn_rewards=rewards))
+    far = 1.5**0.5  # of 1, 2 and 0 from their mean 1, in standard deviations
+    wanted = double([[0, 0, 0, -1], [far, 0, 1, 0], [-far, -far, 0, 0]])
+    assert torch.allclose(found, wanted, atol=1e-5)
+    more = inputs_of([1.0, 5.0, 0.0], mask, turn_rewards=rewards)  # the second was given 3 at its end
+    assert torch.allclose(by_turn(more)[:, 0], (double([1, 5, 0]) - 2) / (14 / 3) ** 0.5, atol=1e-5)
+    assert torch.equal(by_turn(inputs_of([1.0] * 3, mask)), torch.zeros_like(mask))
 
 
 def test_rewards_that_are_equal_but_for_rounding_have_no_advantage() -> None:
