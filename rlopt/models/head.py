@@ -94,9 +94,12 @@ class _Body(torch.nn.Module):
     def __init__(self, hidden: Tensor) -> None:
         super().__init__()
         self._said = _Said(hidden)
-        self.decoder = self.forward  # OPT asks the body's decoder
 
     def forward(self, *inputs: object, **options: object) -> _Said:
+        return self._said
+
+    def decoder(self, *inputs: object, **options: object) -> _Said:
+        """OPT asks the body's decoder. A method: an attribute would hold this module, and the hidden states, in a circle."""
         return self._said
 
 

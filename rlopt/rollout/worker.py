@@ -53,7 +53,6 @@ class RolloutWorker(WeightReceiver):
         self._places = asyncio.Semaphore(config.max_num_seqs)
         self._requests = 0
         self._computing = 0
-        self._in_flight = 0
         self._busy_s = 0.0
         self._busy_since = 0.0
 
@@ -95,15 +94,7 @@ class RolloutWorker(WeightReceiver):
 
     async def sample(self, request: SampleRequest) -> Group:
         """`group_size` rewarded samples of a prompt. Samples that the reward leaves out are missing from their group."""
-        self._in_flight += 1
-        if self._in_flight == 1:
-            self._busy_since = time.monotonic()
-        try:
-            return await self._group(request)
-        finally:
-            self._in_flight -= 1
-            if not self._in_flight:
-                self._busy_s += time.monotonic() - self._busy_since
+        return await self._group(request)
 
     async def canary(self, texts: list[tuple[int, ...]]) -> list[EngineLogprobs]:
         """Log-probability of every token of each text after its first, at temperature 1, and the version of the weights.
@@ -139,8 +130,8 @@ class RolloutWorker(WeightReceiver):
         await self._llm.wake_up()
 
     async def busy_s(self) -> float:
-        """Seconds since the start with at least one request in flight."""
-        return self._busy_s + (time.monotonic() - self._busy_since if self._in_flight else 0.0)
+        """Seconds since the start with at least one request at the engine; waiting for rewards and environments is none."""
+        return self._busy_s + (time.monotonic() - self._busy_since if self._computing else 0.0)
 
     async def progress(self) -> tuple[int, int]:
         """How many responses the engine is to compute now, and how many steps its model has made.
@@ -244,12 +235,16 @@ class RolloutWorker(WeightReceiver):
         self._requests += 1
         prompt = {"prompt_token_ids": list(token_ids)}
         self._computing += 1
+        if self._computing == 1:
+            self._busy_since = time.monotonic()
         try:
             return [output async for output in self._llm.generate(prompt, params, str(self._requests))][-1]
         except EngineDeadError:
             os._exit(1)  # as `_die_with_engine` is about to
         finally:
             self._computing -= 1
+            if not self._computing:
+                self._busy_s += time.monotonic() - self._busy_since
 
     async def close(self) -> None:
         self._watch.cancel()
