@@ -1,5 +1,6 @@
-"""Episodes whose environments take their time: `python waits.py FOLDER` trains three steps of 64 of them, and prints what waiting cost.
+"""Episodes whose environments take their time: `python waits.py FOLDER` trains three steps of 64 of them.
 
+It prints what waiting cost.
 Every observation takes 0 to 5 seconds, as a hash of the row, the turn and what was said decides. Episodes wait side by side.
 """
 
@@ -40,9 +41,8 @@ def main(folder: Path) -> None:
         row = json.loads(line)
         waits, took = row["env/seconds"] * EPISODES, row["timing_s/wait_rollout"]
         idle = f", engine idle {row['idle/rollout_frac']:.0%}" if "idle/rollout_frac" in row else ""
-        print(
-            f"step {row['step']}: {EPISODES} episodes waited {waits:.0f} s in all and took {took:.1f} s, {waits / took:.0f} at a time{idle}"
-        )
+        together = f"{waits / took:.0f} at a time{idle}"
+        print(f"step {row['step']}: {EPISODES} episodes waited {waits:.0f} s in all and took {took:.1f} s, {together}")
 
 
 if __name__ == "__main__":

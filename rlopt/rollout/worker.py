@@ -93,8 +93,16 @@ class RolloutWorker(WeightReceiver):
         os._exit(1)
 
     async def sample(self, request: SampleRequest) -> Group:
-        """`group_size` rewarded samples of a prompt. Samples that the reward leaves out are missing from their group."""
-        return await self._group(request)
+        """`group_size` rewarded samples of a prompt. Samples that the reward leaves out are missing from their group.
+
+        While all rewards are equal, those of its next spare instead; the last spare is always kept.
+        """
+        group = await self._samples(request)
+        for number, spare in enumerate(request.spares, 1):
+            if len({sample.reward for sample in group.samples}) > 1:
+                break
+            group = replace(await self._samples(spare), refills=number)
+        return group
 
     async def canary(self, texts: list[tuple[int, ...]]) -> list[EngineLogprobs]:
         """Log-probability of every token of each text after its first, at temperature 1, and the version of the weights.
@@ -140,18 +148,6 @@ class RolloutWorker(WeightReceiver):
         """
         steps = await self._llm.collective_rpc("steps_made")
         return self._computing, int(steps[0])
-
-    async def _group(self, request: SampleRequest) -> Group:
-        """The samples of a prompt.
-
-        While all rewards are equal, those of its next spare instead; the last spare is always kept.
-        """
-        group = await self._samples(request)
-        for number, spare in enumerate(request.spares, 1):
-            if len({sample.reward for sample in group.samples}) > 1:
-                break
-            group = replace(await self._samples(spare), refills=number)
-        return group
 
     async def _samples(self, request: SampleRequest) -> Group:
         sampling, limit = request.sampling or self._sampling_spec(self._group_size), self._config.max_new_tokens
