@@ -119,6 +119,10 @@ def _adapted(name: str, function: user_code.Function) -> RewardFunction:
     if {"solution_str", "ground_truth"} <= parameters.keys():
         return partial(_verl, function, _accepted(parameters))
     if "completions" in parameters:
+        if "environments" in parameters:
+            raise RloptError(
+                f"reward.fn={name}: asks for environments, which live elsewhere; give their class a score() instead"
+            )
         lacking = [key for key in ("completion_ids", "trainer_state") if key in parameters]
         if lacking:
             raise RloptError(
@@ -211,11 +215,11 @@ def _trl(
     answer: str,
     columns: Mapping[str, Any],
 ) -> Value:
-    """In a batch of one: the deadline is for each completion."""
-    messages = columns.get("messages")
-    values = {key: [value] for key, value in {"answer": answer, **columns}.items() if key != "messages"}
+    """In a batch of one: the deadline is for each completion. An episode's completion is its conversation."""
+    messages, played = columns.get("messages"), columns.get("conversation")
+    values = {key: [value] for key, value in {"answer": answer, **columns}.items() if key not in ("messages", "conversation")}
     values["prompts"] = [messages or prompt]
-    values["completions"] = [[{"role": "assistant", "content": completion}] if messages else completion]
+    values["completions"] = [played or ([{"role": "assistant", "content": completion}] if messages else completion)]
     (value,) = _call(function, accepted, values)
     return _numbers(value)  # type: ignore[no-any-return]
 

@@ -118,6 +118,14 @@ def trl_solution(completions: list[str], solution: list[str], **columns: object)
     return [float(solution == ["raw"])]
 
 
+def trl_turns(completions: list[list[dict[str, str]]], **columns: object) -> list[float]:
+    return [float([message["role"] for message in completions[0]] == ["assistant", "tool", "assistant"])]
+
+
+def trl_environments(completions: list[str], environments: list[object], **columns: object) -> list[float]:
+    return [0.0]
+
+
 def trl_trainer(completions: list[str], completion_ids: list[list[int]], **columns: object) -> list[float]:
     return [0.0]
 
