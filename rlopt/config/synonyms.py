@@ -42,6 +42,11 @@ MEANINGS: dict[str, tuple[str, ...]] = {
     "rollout.sleep": ("vllm_enable_sleep_mode", "enable_sleep_mode", "free_cache_engine"),
     "reward.fn": ("reward_funcs", "reward_function", "reward_model", "custom_reward_function", "remote_rm_url", "reward_fn"),
     "reward.weights": ("reward_weights",),
+    "env.fn": ("environment_factory", "env_class", "environment", "interaction_config_path", "env_name"),
+    "env.tools": ("tools", "tool_config_path"),
+    "env.parser": ("tool_call_parser", "tool_parser"),
+    "env.max_turns": ("max_tool_calling_iterations", "max_assistant_turns", "max_turns", "max_tool_calls"),
+    "env.max_observation_chars": ("max_tool_response_length", "max_env_output_length"),
     "trainer.total_steps": (
         "max_steps", "total_training_steps", "num_train_epochs", "total_epochs", "epochs", "num_episodes", "steps",
     ),

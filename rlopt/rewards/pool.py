@@ -120,9 +120,7 @@ def _adapted(name: str, function: user_code.Function) -> RewardFunction:
         return partial(_verl, function, _accepted(parameters))
     if "completions" in parameters:
         if "environments" in parameters:
-            raise RloptError(
-                f"reward.fn={name}: asks for environments, which live elsewhere; give their class a score() instead"
-            )
+            raise RloptError(f"reward.fn={name}: asks for environments, which live elsewhere; give their class a score()")
         lacking = [key for key in ("completion_ids", "trainer_state") if key in parameters]
         if lacking:
             raise RloptError(
