@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -143,21 +144,26 @@ class Inbox:
     """Calls whose answers have come, with or without an error. Those still under way cost nothing."""
 
     def __init__(self) -> None:
-        self._arrived: SimpleQueue[Pending] = SimpleQueue()
+        self._arrived: SimpleQueue[int] = SimpleQueue()
+        self._watched: dict[int, Pending] = {}
+        self._numbers = count()
 
     def watch(self, pending: Pending) -> None:
         """Have `take` return `pending`, of one call, when it has answered."""
+        number = next(self._numbers)
+        self._watched[number] = pending
         pending.answer = pending.refs[0].future()
-        pending.answer.add_done_callback(lambda _: self._arrived.put(pending))
+        # A callback that held `pending` would keep it in a circle, and with it an answer that lies in the object store.
+        pending.answer.add_done_callback(lambda _: self._arrived.put(number))
 
     def take(self, timeout_s: float = 0.0) -> list[Pending]:
         """Those that have answered since the last call; waits up to `timeout_s` seconds for a first one."""
-        arrived = list[Pending]()
+        arrived = list[int]()
         with suppress(Empty):
             arrived.append(self._arrived.get(timeout=timeout_s) if timeout_s > 0 else self._arrived.get_nowait())
             while True:
                 arrived.append(self._arrived.get_nowait())
-        return arrived
+        return [self._watched.pop(number) for number in arrived]
 
 
 class Workers:

@@ -1,13 +1,17 @@
 """Engines that come and go, hand-written: what is asked for comes back once, whoever dies."""
 
+import gc
+import weakref
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 from builders import group
 
-from rlopt.cluster.actors import Lost
+from rlopt.cluster.actors import Inbox as RealInbox
+from rlopt.cluster.actors import Lost, Pending
 from rlopt.core.errors import RloptError
 from rlopt.core.samples import Key
 from rlopt.rollout import engine_pool as module
@@ -263,3 +267,31 @@ def test_an_engine_that_receives_weights_and_does_not_answer_is_ended_and_then_l
     fleet.lose(1, "the engine died during update_weights")
     assert written == [("engine_lost", 1, "engine 1 had 0 request(s) and computed nothing for 61 s (rollout.stall_s)")]
     assert not events
+
+
+@dataclass(eq=False)
+class Ref:
+    """A reference whose answer the test gives."""
+
+    answer: Future[Any] = field(default_factory=Future)
+
+    def future(self) -> Future[Any]:
+        return self.answer
+
+
+def test_an_answer_that_was_taken_is_freed_at_once_and_with_it_its_place_in_the_object_store() -> None:
+    inbox, refs = RealInbox(), [Ref(), Ref()]
+    for ref in refs:
+        inbox.watch(Pending([ref], "engine 0", 1.0))
+    assert inbox.take() == []
+    made = group()
+    freed = weakref.ref(made)
+    refs[1].answer.set_result(made)
+    (call,) = inbox.take(1.0)
+    assert call.result("sampling") == [made]
+    gc.disable()  # it comes seldom, and groups in a circle would wait for it
+    try:
+        del call, made, refs, ref
+        assert freed() is None
+    finally:
+        gc.enable()
