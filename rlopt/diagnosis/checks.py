@@ -26,6 +26,8 @@ def diagnose(evidence: Evidence) -> list[Finding]:
     findings = []
     for name, (check, kinds) in CHECKS.items():
         one = check(evidence) if evidence.kind in kinds else CheckResult("unknown", "this run samples nothing")
+        if one is None:
+            continue
         findings.append(Finding(name, one.level, one.verdict, one.evidence, one.remedy))
     order: list[Level] = ["fault", "warning", "unknown", "fine"]
     return sorted(findings, key=lambda finding: order.index(finding.level))
@@ -121,6 +123,33 @@ def truncation(evidence: Evidence) -> CheckResult:
     return CheckResult("fine", "samples end by themselves", numbers)
 
 
+def episodes(evidence: Evidence) -> CheckResult | None:
+    """None for a run without an environment."""
+    lost = [evidence.column(f"env/{kind}_frac", 0.25) for kind in ("timeout", "error")]
+    if not len(lost[0]):
+        return None
+    turns, calls, wrong, limited = (
+        evidence.column(f"env/{name}", 0.25) for name in ("turns", "tool_calls", "tool_error_frac", "turns_limit_frac")
+    )
+    gone = lost[0].mean() + lost[1].mean()
+    numbers = f"last quarter: {turns.mean():.1f} turns, {calls.mean():.1f} calls of tools, {gone:.1%} of episodes lost"
+    numbers += f", {wrong.mean():.1%} of calls wrong" if len(wrong) else ""
+    numbers += f", {limited.mean():.1%} of episodes ended by env.max_turns"
+    if gone > 0.05:
+        return CheckResult(
+            "fault" if gone > 0.25 else "warning", "environments fail, and their episodes are missing", numbers,
+            "look at environment_fault in events.jsonl; a larger env.timeout_s if they are slow",
+        )  # fmt: skip
+    if len(wrong) and wrong.mean() > 0.5:
+        return CheckResult(
+            "warning", "most calls of tools are answered with an error", numbers,
+            "look at samples.jsonl: env.parser, the tools' docstrings, or a prompt that shows a call",
+        )  # fmt: skip
+    if limited.mean() > 0.5:
+        return CheckResult("warning", "most episodes end before they are over", numbers, "a larger env.max_turns")
+    return CheckResult("fine", "episodes come to their end", numbers)
+
+
 def entropy(evidence: Evidence) -> CheckResult:
     values = evidence.column("actor/entropy")
     if len(values) < 10:
@@ -155,7 +184,7 @@ def idleness(evidence: Evidence) -> CheckResult:
 
 SAMPLING: tuple[Kind, ...] = ("sampled", "mixed")
 GROUPS: tuple[Kind, ...] = (*SAMPLING, "offline")
-CHECKS: Mapping[str, tuple[Callable[[Evidence], CheckResult], tuple[Kind, ...]]] = {
+CHECKS: Mapping[str, tuple[Callable[[Evidence], CheckResult | None], tuple[Kind, ...]]] = {
     "synchronization": (sync_delivers, SAMPLING),
     "engine and learner": (sampler_agrees, SAMPLING),
     "staleness": (staleness, GROUPS),
@@ -163,6 +192,7 @@ CHECKS: Mapping[str, tuple[Callable[[Evidence], CheckResult], tuple[Kind, ...]]]
     "reward": (reward_varies, GROUPS),
     "progress": (progress, GROUPS),
     "length": (truncation, GROUPS),
+    "episodes": (episodes, SAMPLING),
     "entropy": (entropy, (*GROUPS, "rows")),
     "idle time": (idleness, SAMPLING),
 }

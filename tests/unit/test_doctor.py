@@ -19,6 +19,11 @@ from rlopt.doctor import verdict
 STEPS = 60
 
 
+EPISODES = {"env__turns": 3.0, "env__tool_calls": 2.0, "env__tool_error_frac": 0.1, "env__turns_limit_frac": 0.0}
+EPISODES |= {"env__timeout_frac": 0.0, "env__error_frac": 0.0}
+"""Metrics of healthy episodes."""
+
+
 def rows(**changed: Any) -> list[Mapping[str, float]]:
     """A healthy run with a sync every 20 steps; `changed` metrics are functions of the step, or values."""
     healthy: dict[str, Any] = {
@@ -186,12 +191,26 @@ def test_a_gap_that_is_the_distance_from_the_initial_model_is_a_sync_that_delive
         ("idle time", "warning", {"idle__learner_frac": 0.95}),
         ("idle time", "warning", {"idle__rollout_frac": 0.9}),
         ("engine and learner", "fault", {"offpolicy__behavior_kl": 0.05}),
+        ("episodes", "warning", {**EPISODES, "env__timeout_frac": 0.1}),
+        ("episodes", "fault", {**EPISODES, "env__error_frac": 0.3}),
+        ("episodes", "warning", {**EPISODES, "env__tool_error_frac": 0.7}),
+        ("episodes", "warning", {**EPISODES, "env__turns_limit_frac": 0.6}),
     ],
 )
 def test_metrics_alone_tell_the_rest(name: str, level: str, changed: dict[str, Any]) -> None:
     finding = found(name, Evidence(rows(**changed), None))
     assert finding.level == level
     assert finding.remedy
+
+
+def test_a_run_without_an_environment_is_not_asked_about_its_episodes() -> None:
+    assert "episodes" not in [finding.name for finding in diagnose(Evidence(rows(), None))]
+    fine = found("episodes", Evidence(rows(**EPISODES), None))
+    assert (fine.level, fine.evidence) == (
+        "fine",
+        "last quarter: 3.0 turns, 2.0 calls of tools, 0.0% of episodes lost, 10.0% of calls wrong, 0.0% of episodes ended by "
+        "env.max_turns",
+    )
 
 
 def test_a_step_of_several_updates_is_not_a_batch_of_lag_0() -> None:
