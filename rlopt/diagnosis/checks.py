@@ -192,7 +192,7 @@ CHECKS: Mapping[str, tuple[Callable[[Evidence], CheckResult | None], tuple[Kind,
     "reward": (reward_varies, GROUPS),
     "progress": (progress, GROUPS),
     "length": (truncation, GROUPS),
-    "episodes": (episodes, SAMPLING),
+    "episodes": (episodes, (*GROUPS, "rows")),
     "entropy": (entropy, (*GROUPS, "rows")),
     "idle time": (idleness, SAMPLING),
 }
