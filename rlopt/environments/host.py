@@ -207,8 +207,15 @@ class _Config:
 
 
 def _serve(make: Callable[[], tuple[Maker, EnvConfig]], pipe: Connection) -> None:
-    made, config = make()
-    asyncio.run(_Served(made, config.max_observation_chars, pipe).serve())
+    try:
+        made, config = make()
+    except Exception as error:  # importing runs the user's module, which could be imported in the parent
+        why = said_of(error, "")
+        with suppress(EOFError, OSError):
+            while True:
+                pipe.send_bytes(json.dumps({"number": pipe.recv()["number"], "failed": why}).encode())
+    else:
+        asyncio.run(_Served(made, config.max_observation_chars, pipe).serve())
 
 
 class _Served:

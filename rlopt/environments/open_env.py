@@ -1,21 +1,23 @@
-"""An environment that OpenEnv serves by HTTP: `POST /reset` and `POST /step`, JSON in and out. No import of it is needed.
+"""An environment that OpenEnv serves: one WebSocket for each episode, JSON in and out. No import of it is needed.
 
-https://github.com/meta-pytorch/OpenEnv. The action is `{"message": TEXT}` unless `env.options` names another key; the text of
-an observation is looked for under `observation`, or the whole observation is shown as JSON.
+https://github.com/meta-pytorch/OpenEnv. Its HTTP endpoints make a new environment for every request, and so cannot play an
+episode; `/ws` keeps one. The action is `{"message": TEXT}` unless `env.options` names another key. The text of an observation
+is looked for under `text`, or what `env.options` names; else the whole observation is shown as JSON.
 """
 
 import json
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from typing import Any
+
+LARGEST = 2**24
+"""Bytes of a message at most."""
 
 
 class OpenEnv:
     """A server's address."""
 
     def __init__(self, url: str) -> None:
-        self._url = url.rstrip("/")
+        self._url = url.rstrip("/").replace("http", "ws", 1) + "/ws"
 
     def session(
         self, action: str = "message", observation: str = "text", options: Mapping[str, Any] | None = None
@@ -29,17 +31,26 @@ class Session:
 
     def __init__(self, url: str, action: str, observation: str, options: Mapping[str, Any]) -> None:
         self._url, self._action, self._observation, self._options = url, action, observation, options
-        self._episode: str | None = None
+        self._http: Any = None
+        self._socket: Any = None
 
-    def reset(self, row: Mapping[str, Any], seed: int) -> str | None:
-        said = self._post("reset", {"seed": seed % 2**31, **self._options})
-        self._episode = said.get("episode_id")
+    async def reset(self, row: Mapping[str, Any], seed: int) -> str | None:
+        import aiohttp
+
+        self._http = aiohttp.ClientSession()
+        self._socket = await self._http.ws_connect(self._url, max_msg_size=LARGEST)
+        said = await self._ask("reset", {"seed": seed % 2**31, **self._options})
         return self._text(said["observation"])
 
-    def step(self, action: str) -> tuple[str | None, bool, float | None]:
-        episode = {"episode_id": self._episode} if self._episode else {}
-        said = self._post("step", {"action": {self._action: action}, **episode})
+    async def step(self, action: str) -> tuple[str | None, bool, float | None]:
+        said = await self._ask("step", {self._action: action})
         return self._text(said["observation"]), bool(said.get("done")), said.get("reward")
+
+    async def close(self) -> None:
+        if self._socket is not None:
+            await self._socket.close()
+        if self._http is not None:
+            await self._http.close()
 
     def _text(self, observation: Any) -> str | None:
         if isinstance(observation, Mapping):
@@ -47,22 +58,17 @@ class Session:
             return found if isinstance(found, str) else json.dumps(observation)
         return None if observation is None else str(observation)
 
-    def _post(self, what: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    async def _ask(self, what: str, data: Mapping[str, Any]) -> dict[str, Any]:
         """What the server answers.
 
         Raises:
-            RuntimeError: it refuses, or answers with something else than an observation.
+            RuntimeError: it refuses, hangs up, or answers with something else than an observation.
         """
-        request = urllib.request.Request(  # noqa: S310 - the address is http or https: `load.maker` looks
-            f"{self._url}/{what}", json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
-        try:
-            with urllib.request.urlopen(request) as answer:  # noqa: S310 - as above; the caller has a deadline
-                said = json.load(answer)
-        except urllib.error.HTTPError as error:
-            raise RuntimeError(
-                f"{self._url}/{what} answered {error.code}: {error.read(200).decode(errors='replace')}"
-            ) from None
-        if not isinstance(said, dict) or "observation" not in said:
-            raise RuntimeError(f"{self._url}/{what} answered without an observation: {str(said)[:200]}")
-        return said
+        await self._socket.send_json({"type": what, "data": data})
+        message = await self._socket.receive()
+        said = json.loads(message.data) if isinstance(message.data, str) else {}
+        found = said.get("data") if isinstance(said, dict) else None
+        if not isinstance(found, dict) or "observation" not in found:
+            told = found.get("message") if isinstance(found, dict) else None
+            raise RuntimeError(f"{self._url} answered {what} with {str(told or said or message.type)[:200]}")
+        return found

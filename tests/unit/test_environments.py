@@ -5,12 +5,13 @@ import json
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import yaml
+from aiohttp import web
 
 from rlopt.config.compose import conf_dir, read
 from rlopt.config.environments import EnvConfig
@@ -132,6 +133,17 @@ def bad(what: str, timeout_s: float = 20.0) -> Observed:
     return seen
 
 
+def test_a_module_that_cannot_be_imported_where_episodes_live_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("import multiprocessing\n\nif multiprocessing.parent_process():\n    raise OSError('no display')\n")
+    with file.open("a") as more:
+        more.write("\n\nclass Mine:\n    def step(self, action):\n        return '', True, 1.0\n")
+    with pytest.raises(
+        Broken, match=r"reset raised RloptError: env.fn=.*mine.py:Mine: cannot be imported \(OSError: no display"
+    ):
+        episode(env(fn=f"{file}:Mine"), "a")
+
+
 @pytest.mark.parametrize(
     ("what", "why"),
     [
@@ -213,37 +225,60 @@ def test_slow_steps_wait_side_by_side() -> None:
     assert play(env(fn=user("Slow")), act) < 4.0  # one after another they take 8 s
 
 
-def test_an_environment_that_openenv_serves_is_reached_by_http() -> None:
-    heard: list[tuple[str, Any]] = []
+@pytest.fixture
+def served() -> Iterator[tuple[str, list[Any]]]:
+    """The address of a server that speaks as OpenEnv's do, a session for each socket, and what it heard."""
+    heard, ready, started = list[Any](), threading.Event(), list[Any]()
 
-    class Served(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            heard.append((self.path, body))
-            if body.get("action", {}).get("move") == "bad":
-                self.send_error(422, "no such move")
-                return
-            over = self.path == "/step"
-            answer = {"observation": {"board": "x"}, "reward": 2.0 if over else None, "done": over}
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(json.dumps(answer).encode())
+    async def session(request: web.Request) -> web.WebSocketResponse:
+        socket, turns = web.WebSocketResponse(), 0
+        await socket.prepare(request)
+        async for message in socket:
+            said = json.loads(message.data)
+            heard.append(said)
+            turns += said["type"] == "step"
+            answer: dict[str, Any] = {"type": "observation"}
+            answer["data"] = {"observation": {"board": f"turn {turns}"}, "reward": float(turns), "done": turns == 2}
+            if said["data"].get("move") == "bad":
+                answer = {"type": "error", "data": {"message": "no such move", "code": "VALIDATION_ERROR"}}
+            await socket.send_json(answer)
+        return socket
 
-        def log_message(self, *_: Any) -> None:
-            pass
+    async def serve() -> None:
+        application, over = web.Application(), asyncio.Event()
+        application.router.add_get("/ws", session)
+        runner = web.AppRunner(application)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        started.extend([asyncio.get_running_loop(), over, runner.addresses[0][1]])
+        ready.set()
+        await over.wait()
+        await runner.cleanup()
 
-    server = HTTPServer(("127.0.0.1", 0), Served)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    config = env(fn=f"http://127.0.0.1:{server.server_port}", options={"action": "move", "observation": "board"})
-    try:
-        opening, (seen,), _ = episode(config, "left")
-        assert (opening, seen.said, seen.done, seen.reward) == ("x", "x", True, 2.0)
-        assert heard == [("/reset", {"seed": 5}), ("/step", {"action": {"move": "left"}})]
-        with pytest.raises(Broken, match="/step answered 422"):
-            episode(config, "bad")
-    finally:
-        server.shutdown()
-        server.server_close()
+    thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
+    thread.start()
+    assert ready.wait(10.0)
+    loop, over, port = started
+    yield f"http://127.0.0.1:{port}", heard
+    loop.call_soon_threadsafe(over.set)
+    thread.join()
+
+
+def test_an_environment_that_openenv_serves_is_played_over_one_socket(served: tuple[str, list[Any]]) -> None:
+    address, heard = served
+    config = env(fn=address, options={"action": "move", "observation": "board"})
+    opening, seen, _ = episode(config, "left", "right")
+    assert opening == "turn 0"
+    assert [(one.said, one.done, one.reward) for one in seen] == [("turn 1", False, 1.0), ("turn 2", True, 2.0)]
+    assert heard == [
+        {"type": "reset", "data": {"seed": 5}},
+        {"type": "step", "data": {"move": "left"}},
+        {"type": "step", "data": {"move": "right"}},
+    ]
+    with pytest.raises(Broken, match=r"ws://127.0.0.1:\d+/ws answered step with no such move"):
+        episode(config, "bad")
+    with pytest.raises(Broken, match="reset raised ClientConnectorError"):
+        episode(env(fn="http://127.0.0.1:9"), "a")
 
 
 def test_what_cannot_be_loaded_or_described_is_refused_before_a_run() -> None:
