@@ -209,6 +209,7 @@ class _Config:
 def _serve(make: Callable[[], tuple[Maker, EnvConfig]], pipe: Connection) -> None:
     try:
         made, config = make()
+        made.prepare()
     except Exception as error:  # importing runs the user's module, which could be imported in the parent
         why = said_of(error, "")
         with suppress(EOFError, OSError):

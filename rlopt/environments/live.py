@@ -159,6 +159,7 @@ class Verifiers:
 
     async def step(self, text: str, calls: list[Call]) -> Observed:
         turn = {"role": "assistant", "content": text}
+        self._state["trajectory"].append({"prompt": list(self._messages), "completion": [turn], "reward": None})
         self._messages.append(turn)
         self._state["completion"].append(turn)
         self._state["turn"] += 1
@@ -178,11 +179,9 @@ class Verifiers:
         rubric = getattr(self._made, "rubric", None)
         if rubric is None:
             return None, {}
-        functions = list(getattr(rubric, "reward_funcs", None) or getattr(rubric, "funcs", []))
-        weights = list(getattr(rubric, "reward_weights", None) or getattr(rubric, "weights", None) or [1.0] * len(functions))
-        known = {**self._state, "state": self._state, "parser": getattr(rubric, "parser", None)}
         total, parts = 0.0, dict[str, float]()
-        for function, weight in zip(functions, weights, strict=True):
+        for function, weight, own in _graders(rubric):
+            known = {**self._state, "state": self._state, **own}
             value, _ = scored(await self._run(function, **_accepted(function, known)))
             if value is not None:
                 parts[getattr(function, "__name__", type(function).__name__)] = value
@@ -194,7 +193,7 @@ class Verifiers:
 
     def _known(self, function: Callable[..., Any]) -> list[Any]:
         """`is_completed(state)` now, `is_completed(messages, state)` before."""
-        return [self._state] if len(inspect.signature(function).parameters) == 1 else [self._messages, self._state]
+        return [self._messages, self._state] if "messages" in inspect.signature(function).parameters else [self._state]
 
 
 def methods_of(made: Any) -> dict[str, Callable[..., Any]]:
@@ -236,6 +235,15 @@ async def close_of(made: Any, run: Run) -> None:
     close = getattr(made, "close", None)
     if callable(close):
         await run(close)
+
+
+def _graders(rubric: Any) -> list[tuple[Callable[..., Any], float, Mapping[str, Any]]]:
+    """The functions of a rubric of `verifiers`, and of the rubrics in it: function, weight, and what it is called with."""
+    functions = list(getattr(rubric, "reward_funcs", None) or getattr(rubric, "funcs", []))
+    weights = list(getattr(rubric, "reward_weights", None) or getattr(rubric, "weights", None) or [1.0] * len(functions))
+    own = {"parser": getattr(rubric, "parser", None), **getattr(rubric, "class_objects", {})}
+    found = [(function, weight, own) for function, weight in zip(functions, weights, strict=True)]
+    return found + [one for inner in getattr(rubric, "rubrics", ()) for one in _graders(inner)]
 
 
 def _accepted(function: Callable[..., Any], known: Mapping[str, Any]) -> dict[str, Any]:

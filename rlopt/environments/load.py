@@ -22,6 +22,12 @@ class Maker:
     timeout_s: float
     shared: list[Any] = field(default_factory=list)
 
+    def prepare(self) -> None:
+        """Make what serves all episodes, in the main thread: it may want to hear signals. Only functions make such."""
+        if self.make is not None and inspect.isfunction(self.make):
+            made = self.make(**self.options)
+            self.shared[:] = [made] if hasattr(made, "env_response") else []
+
     def __call__(self, run: Run, overran: Callable[[], None]) -> Live:
         """A new one. `run` calls a function of the user's; `overran` is called when a tool did."""
         tools = Tools(self.functions, run, self.timeout_s, overran)

@@ -95,7 +95,7 @@ def test_the_methods_of_trls_factories_are_tools_and_its_reward_is_the_score() -
 
 
 def test_an_environment_of_verifiers_is_played_and_scored_by_its_rubric() -> None:
-    opening, seen, score = episode(env(fn=user("Verifier")), "5", "9")
+    opening, seen, score = episode(env(fn=user("load_verifier")), "5", "9")
     assert opening == [{"role": "system", "content": "be brief"}, {"role": "user", "content": "1+1="}]
     assert [(one.said, one.done) for one in seen] == [([{"role": "user", "content": "not 5"}], False), (None, True)]
     assert score == (1.0 + 0.5 * 2, {"right": 1.0, "turns": 2.0})

@@ -76,7 +76,7 @@ class Verifier:
 
     system_prompt = "be brief"
 
-    class rubric:
+    class inner:
         reward_weights = (1.0, 0.5)
 
         @staticmethod
@@ -89,15 +89,25 @@ class Verifier:
 
         reward_funcs = (right, turns)
 
+    class rubric:
+        funcs = ()
+
+    rubric.rubrics = (inner,)
+
     async def setup_state(self, state: dict[str, Any]) -> dict[str, Any]:
         return {**state, "said": []}
 
-    async def is_completed(self, state: dict[str, Any]) -> bool:
-        return state["turn"] >= 2
+    async def is_completed(self, state: dict[str, Any], **options: Any) -> bool:
+        return len(state["trajectory"]) >= 2
 
     async def env_response(self, messages: list[dict[str, str]], state: dict[str, Any]) -> list[dict[str, str]]:
         state["said"].append(messages[-1]["content"])
         return [{"role": "user", "content": f"not {messages[-1]['content']}"}]
+
+
+def load_verifier() -> Verifier:
+    signal.signal(signal.SIGUSR1, signal.SIG_DFL)  # as theirs do, which the main thread alone may
+    return Verifier()
 
 
 class Bad:
