@@ -83,6 +83,7 @@ def _memory(fork_servers: set[int]) -> dict[str, float]:
     for process in driver.children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess, IndexError):
             title = process.cmdline()[0].split("/")[-1] if process.cmdline() else process.name()
+            title = title.partition(".")[0] if title.startswith("ray::") else title  # what follows is the call of the moment
             name = "fork server" if process.pid in fork_servers else re.sub(r"[^A-Za-z_:. -]", "", title)[:40].strip()
             found[f"{name} {process.pid}"] = process.memory_info().rss / 2**20
     return found
