@@ -51,14 +51,15 @@ class Hosts:
         maker(config)  # what cannot be imported is refused here rather than in a child
         self._config, self._start_method = config, start_method
         self._hosts = [self._start() for _ in range(config.workers)]
-        self._numbers = itertools.count()
+        self._numbers, self._replacing = itertools.count(), asyncio.Lock()
 
     async def open(self, alone: bool = False) -> "Session":
         """A new episode, in the process that has the fewest; `alone`: in a process of its own."""
-        for place, host in enumerate(self._hosts):
-            if host.left:
-                self._hosts[place] = await asyncio.to_thread(self._start)
-                await host.retire()
+        async with self._replacing:
+            for place, host in enumerate(self._hosts):
+                if host.left:
+                    self._hosts[place] = await asyncio.to_thread(self._start)
+                    await host.retire()
         host = await asyncio.to_thread(self._start) if alone else min(self._hosts, key=lambda one: one.episodes)
         host.episodes += 1
         host.left = alone or host.left

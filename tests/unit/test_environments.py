@@ -359,3 +359,14 @@ def test_the_embedded_corpora_are_episodes_that_their_environments_would_play() 
     assert len(set(games)) == 300
     assert not {game.text for game in games} & {game.text for game in held_out}
     assert all(game.low <= game.hidden <= game.high and 12 <= game.high - game.low + 1 <= 40 for game in games)
+
+
+def test_episodes_that_begin_together_after_a_death_share_one_new_process() -> None:
+    async def act(hosts: Hosts) -> int:
+        hosts._hosts[0].left = True  # as a step that hung leaves it
+        sessions = await asyncio.gather(*(hosts.open() for _ in range(8)))
+        processes = {id(session._host) for session in sessions}
+        await asyncio.gather(*(session.close() for session in sessions))
+        return len(processes)
+
+    assert play(env(fn=user("Counting")), act) == 1
