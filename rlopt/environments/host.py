@@ -6,6 +6,7 @@ their own: whoever killed it is then known.
 """
 
 import asyncio
+import inspect
 import itertools
 import json
 import os
@@ -280,7 +281,7 @@ class _Served:
 
     async def _run(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         """Call a function of the user's: on the loop if it is asynchronous, else in a thread."""
-        if asyncio.iscoroutinefunction(function):
+        if inspect.iscoroutinefunction(function):
             return await function(*arguments, **named)
         call = partial(self._here, function, *arguments, **named)
         said = await asyncio.get_running_loop().run_in_executor(self._threads, call)
