@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,12 @@ from stand import hook
 
 ENGINE_EVERY_S, RANK_EVERY_S, LOOK_EVERY_S = 30.0, 180.0, 5.0
 FLAT_FROM = 200
-COLORS = {"driver": "tab:blue", "fork server": "tab:orange", "gcs_server": "tab:green", "raylet": "tab:purple"}
+COLORS = {
+    "driver": "tab:blue",
+    "fork server": "tab:orange",
+    "ray::LearnerWorker": "tab:green",
+    "VLLM::EngineCore": "tab:purple",
+}
 KEYS = ["+algo=grpo", "data.prompts_per_step=4", "algo.group_size=4", "tracking.wandb=disabled", "trainer.save_every=50"]
 KEYS += ["sync.mode=async", "sync.interval=1", "sync.max_lag=4", "trainer.restarts=1000", "learner.lr=1e-4"]
 
@@ -109,12 +115,13 @@ def smooth(values: list[float], span: int = 50) -> list[float]:
 def growth(looks: list[dict[str, Any]]) -> dict[str, float]:
     """By how much each process that lives from step 200 to the end grew: its last fifth to its first one, less 1."""
     late = [look["memory"] for look in looks if look["step"] >= FLAT_FROM]
-    fifth = max(1, len(late) // 5)
-    lasting = [name for name in late[0] if all(name in look for look in late)] if late else []
-    return {
-        name: statistics.fmean(look[name] for look in late[-fifth:]) / statistics.fmean(look[name] for look in late[:fifth]) - 1
-        for name in lasting
-    }
+    seen = Counter(name for look in late for name in look)
+    found = {}
+    for name in (name for name, count in seen.items() if count >= len(late) - 2):  # at the very end some are gone
+        values = [look[name] for look in late if name in look]
+        fifth = max(1, len(values) // 5)
+        found[name] = statistics.fmean(values[-fifth:]) / statistics.fmean(values[:fifth]) - 1
+    return found
 
 
 def draw(home: Path) -> None:
@@ -137,7 +144,7 @@ def draw(home: Path) -> None:
     above.legend()
     for title, color in COLORS.items():
         below.plot([], [], color=color, label=title)
-    below.plot([], [], color="lightgrey", label="another process of Ray's")
+    below.plot([], [], color="lightgrey", label="another process")
     below.plot([], [], color="black", linestyle=":", label="left alone")
     for kind, color in (("engine", "tab:grey"), ("learner", "tab:red")):
         steps = [step for which, step in found["killed"]["kills"] if which == kind]
