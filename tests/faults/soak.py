@@ -153,7 +153,7 @@ def draw(home: Path) -> None:
     below.set(
         xlabel="learner step", ylabel="resident memory, MiB", title="Memory of each process that lives from step 200 to the end"
     )
-    below.set_ylim(bottom=0)
+    below.set_ylim(0, 1.3 * below.get_ylim()[1])  # room for the legend
     below.legend(ncols=3, fontsize=8)
     figure.savefig(home / "soak.png", dpi=110)
 
