@@ -29,6 +29,7 @@ from rlopt.learner.worker import LearnerSetup, LearnerWorker
 from rlopt.objectives.core import LossTerms, Objective
 from rlopt.orchestrator.progress import Position
 from rlopt.rollout import worker
+from rlopt.rollout.episode_setup import EpisodeSetup
 from rlopt.rollout.vllm_engine import EngineConfig, PauseMode
 from rlopt.rollout.worker import RolloutWorker
 from rlopt.run import launch, validate, wiring, workers
@@ -49,13 +50,20 @@ class Engine(RolloutWorker):
     spoiling, times = "", 0
     naps = 0
 
-    def __init__(self, engine: EngineConfig, config: RolloutConfig, reward: RewardConfig, group_size: int) -> None:
-        super().__init__(engine, config, reward, group_size)
+    def __init__(
+        self,
+        engine: EngineConfig,
+        config: RolloutConfig,
+        reward: RewardConfig,
+        group_size: int,
+        episodes: EpisodeSetup | None = None,
+    ) -> None:
+        super().__init__(engine, config, reward, group_size, episodes)
         self.paid_by = reward
 
     async def sleep(self) -> None:
         self.naps += 1
-        assert not self._in_flight
+        assert not self._computing
         await super().sleep()
         assert await self._llm.is_sleeping()
 

@@ -8,6 +8,7 @@ import pytest
 from conftest import SMALL, rows, try_out
 from crews import prepared_for, train
 
+from rlopt.data.arithmetic import CHARACTERS
 from rlopt.run import workers
 from rlopt.run.summary import summarize
 
@@ -34,10 +35,15 @@ def evaluate(*overrides: str) -> list[str]:
     return [sys.executable, "-m", "rlopt.evaluate", *overrides]
 
 
+def known(row: dict[str, str]) -> str:
+    """A row as a line, with the characters of its question that the tiny model knows: it has room for 128."""
+    return json.dumps({**row, "question": "".join(one for one in row["question"] if one in CHARACTERS.replace(" ", ""))}) + "\n"
+
+
 def test_what_a_run_measures_on_gsm8k_is_what_the_command_measures_of_its_checkpoint(
     crew: workers.RunWorkers, home: Path, tmp_path: Path
 ) -> None:
-    problems = DATA.read_text().splitlines(keepends=True)
+    problems = [known(json.loads(line)) for line in DATA.read_text().splitlines()]
     (tmp_path / "train.jsonl").write_text("".join(problems[:32] + problems[60:]))
     (tmp_path / "test.jsonl").write_text("".join(problems[32:]))
     (tmp_path / "own.py").write_text(SCORE)

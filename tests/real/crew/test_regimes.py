@@ -176,7 +176,7 @@ def test_the_doctor_sees_entropy_collapse_staleness_and_exploding_ratios(
     crew: workers.RunWorkers, home: Path, tmp_path: Path
 ) -> None:
     row = tmp_path / "row.jsonl"
-    row.write_text('{"prompt": "12+7*3=", "completion": "Step 1: 7*3=21\\nStep 2: 12+21=33\\nAnswer: 33"}\n')
+    row.write_text('{"prompt": "12+7*3=", "completion": "pSn+=:73\\nrwA*tes 1"}\n')  # the model knows the right answer already
     narrow = ["+algo=sft", f"data.train={row}", "data.prompts_per_step=1", "trainer.total_steps=60"]
     train(crew, prepared_for(tmp_path / "narrow", *narrow), home / "fresh", lr=2e-3)
     assert "entropy has collapsed" in verdict(diagnose(read(tmp_path / "narrow")))

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::Deprec
 
 ALGORITHMS = ("grpo", "rec_oneside_nois", "red_weight")
 ON_SYNC = {name for name in DEFINITIONS if name.startswith("sync/")} | {"timing_s/sync", "idle/rollout_frac"}
-ELSEWHERE = {name for name in DEFINITIONS if name.startswith(("preference/", "eval/", "data/", "replay/"))}
+ELSEWHERE = {name for name in DEFINITIONS if name.startswith(("preference/", "eval/", "data/", "replay/", "env/"))}
 ELSEWHERE |= {"actor/pg_clipfrac_lower", "offpolicy/masked_frac", "offpolicy/opsm_frac", "timing_s/eval", "reward/part/NAME"}
 ELSEWHERE |= {
     "response_length/p90",
