@@ -73,10 +73,9 @@ def schemas(config: EnvConfig) -> list[dict[str, Any]]:
 
     made = maker(config)
     tools = dict(made.functions)
-    if config.fn and not config.fn.startswith(("http://", "https://")) and inspect.isclass(made.make):
-        kind: Any = made.make
-        if is_factory(kind):
-            tools = {**{name: getattr(kind, name) for name in methods_of_class(kind)}, **tools}
+    kind: Any = made.make
+    if inspect.isclass(kind) and is_factory(kind):
+        tools = {**{name: getattr(kind, name) for name in methods_of(object.__new__(kind))}, **tools}
     found = []
     for name, function in tools.items():
         try:
@@ -88,11 +87,6 @@ def schemas(config: EnvConfig) -> list[dict[str, Any]]:
                 "Args: in a docstring in Google's style"
             ) from None
     return found
-
-
-def methods_of_class(kind: type) -> list[str]:
-    """The names of the public methods of a class that are tools."""
-    return list(methods_of(object.__new__(kind)))
 
 
 def _without_self(function: Callable[..., Any]) -> Callable[..., Any]:

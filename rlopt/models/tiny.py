@@ -10,7 +10,7 @@ import math
 import os
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -44,33 +44,12 @@ class Recipe:
     seed: int = 0
 
 
+_SMALL = Recipe(hidden=64, layers=2, heads=2, intermediate=256, tied=True, steps=900, batch=96, lr=4e-3)
 RECIPES = {
-    "tiny_s": Recipe(hidden=64, layers=2, heads=2, intermediate=256, tied=True, steps=900, batch=96, lr=4e-3),
+    "tiny_s": _SMALL,
     "tiny_l": Recipe(hidden=192, layers=2, heads=6, intermediate=576, tied=False, steps=800, batch=64, lr=3e-3),
-    "tiny_calculator": Recipe(
-        hidden=64,
-        layers=2,
-        heads=2,
-        intermediate=256,
-        tied=True,
-        steps=900,
-        batch=96,
-        lr=4e-3,
-        worked_share=0.5,
-        slip_share=0.4,
-    ),
-    "tiny_guessing": Recipe(
-        hidden=64,
-        layers=2,
-        heads=2,
-        intermediate=256,
-        tied=True,
-        steps=900,
-        batch=96,
-        lr=4e-3,
-        worked_share=0.2,
-        slip_share=0.4,
-    ),
+    "tiny_calculator": replace(_SMALL, worked_share=0.5, slip_share=0.4),
+    "tiny_guessing": replace(_SMALL, worked_share=0.2, slip_share=0.4),
 }
 
 

@@ -23,6 +23,7 @@ class EpisodeSetup:
         preamble: the tools in words, where the chat template knows none.
         parser: of their calls; None where there are none.
         generation: the model's `generation_config.json`.
+        stops: token ids that end a turn beside the end token (`env.stop`).
         notes: what people should know, a line each.
     """
 
@@ -32,6 +33,7 @@ class EpisodeSetup:
     preamble: str | None
     parser: str | None
     generation: Mapping[str, Any]
+    stops: list[int]
     notes: tuple[str, ...]
 
     @property
@@ -66,7 +68,7 @@ def prepare(env: EnvConfig, words: Wording, folder: Path) -> EpisodeSetup | None
         if "tools" not in template:
             preamble, template = described(tools), HERMES
         parser = parser_name(env.parser, template)
-    stop_tokens(tokenizer, env.stops)
+    stops = stop_tokens(tokenizer, env.stops)
     generation = _generation(folder)
     if words.chat:
         dialogue = Dialogue(tokenizer, True, end_tokens(tokenizer, generation))
@@ -74,7 +76,7 @@ def prepare(env: EnvConfig, words: Wording, folder: Path) -> EpisodeSetup | None
         dialogue.rendered(said)
     notes = _notes(env, words, tools)
     notes += ("the chat template knows no tools: a system message describes them",) * bool(preamble)
-    return EpisodeSetup(env, words.chat, tools, preamble, parser, generation, notes)
+    return EpisodeSetup(env, words.chat, tools, preamble, parser, generation, stops, notes)
 
 
 HERMES = """You may call functions. They are described within <tools></tools>:

@@ -115,8 +115,5 @@ class Ended:
         """For `reward.fn`: the last turn is the completion, and the whole is in the column `conversation`."""
         prompt, played = self.played.prompt, self.played
         columns = {**prompt.columns, "conversation": played.conversation}
-        return Question(prompt.text, played.conversation[_last_turn(played.conversation)]["content"], prompt.answer, columns)
-
-
-def _last_turn(conversation: Messages) -> int:
-    return max(place for place, message in enumerate(conversation) if message["role"] == "assistant")
+        last = next(message["content"] for message in reversed(played.conversation) if message["role"] == "assistant")
+        return Question(prompt.text, last, prompt.answer, columns)

@@ -23,7 +23,6 @@ from rlopt.core.garbage import collect_seldom
 from rlopt.core.killable import StartMethod
 from rlopt.core.requests import Answer, Continuation, EngineLogprobs, SampleRequest, SamplingSpec, sample_seed
 from rlopt.core.samples import Group, Prompt, Sample
-from rlopt.data.dialogue import stop_tokens
 from rlopt.environments.host import Hosts
 from rlopt.rewards.pool import Question, RewardPool, Scored
 from rlopt.rollout.episode_setup import EpisodeSetup
@@ -48,6 +47,7 @@ class RolloutWorker(WeightReceiver):
     ) -> None:
         self._engine_config, self._config, self._reward, self._group_size = engine, config, reward, group_size
         self._setup = episodes
+        self._stops = episodes.stops if episodes else []
         super().__init__(engine.in_flight)
         # A window's requests come all at once; handing them over as places come free keeps the first batch first.
         self._places = asyncio.Semaphore(config.max_num_seqs)
@@ -64,7 +64,6 @@ class RolloutWorker(WeightReceiver):
         hosts = Hosts(self._setup.env, self._start_method) if self._setup else None
         llm, self._tokenizer = await start_engine(self._engine_config, self._config)
         self._llm = Mortal(llm)
-        self._stops = stop_tokens(self._tokenizer, self._setup.env.stops) if self._setup else []
         self._episodes: Episodes | None = None
         if self._setup and hosts:
             sizes = Sizes(self._config.max_new_tokens, self._engine_config.max_model_len, self._config.max_num_seqs)
@@ -217,7 +216,7 @@ class RolloutWorker(WeightReceiver):
             top_p=sampling.top_p,
             max_tokens=limit,
             seed=seed,
-            stop_token_ids=self._stops or None,
+            stop_token_ids=self._stops,
             logprobs=0,  # of the sampled token alone
             flat_logprobs=True,
             detokenize=False,

@@ -29,8 +29,7 @@ from rlopt.learner.worker import LearnerSetup, LearnerWorker
 from rlopt.objectives.core import LossTerms, Objective
 from rlopt.orchestrator.progress import Position
 from rlopt.rollout import worker
-from rlopt.rollout.episode_setup import EpisodeSetup
-from rlopt.rollout.vllm_engine import EngineConfig, PauseMode
+from rlopt.rollout.vllm_engine import PauseMode
 from rlopt.rollout.worker import RolloutWorker
 from rlopt.run import launch, validate, wiring, workers
 from rlopt.tracking.journal import Journal
@@ -50,17 +49,6 @@ class Engine(RolloutWorker):
     spoiling, times = "", 0
     naps = 0
 
-    def __init__(
-        self,
-        engine: EngineConfig,
-        config: RolloutConfig,
-        reward: RewardConfig,
-        group_size: int,
-        episodes: EpisodeSetup | None = None,
-    ) -> None:
-        super().__init__(engine, config, reward, group_size, episodes)
-        self.paid_by = reward
-
     async def sleep(self) -> None:
         self.naps += 1
         assert not self._computing
@@ -79,10 +67,10 @@ class Engine(RolloutWorker):
     def follow(self, in_flight: PauseMode, config: RolloutConfig, reward: RewardConfig) -> None:
         """Do as another run asks."""
         self._pause_mode, self._config = in_flight, config
-        if reward != self.paid_by:
+        if reward != self._reward:
             self._rewards.close()
             self._rewards = self._graders(reward)
-            self.paid_by = reward
+            self._reward = reward
 
     def meddle(self, wrong: str) -> None:
         self.wrong = wrong

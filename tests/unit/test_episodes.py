@@ -111,7 +111,7 @@ def group_of(
     config: EnvConfig = env(fn="user_environments:Counting", stop=["]"], **changed)
     script = Script(says)
     episodes = Episodes(
-        setup=EpisodeSetup(config, False, [], None, None, {}, ()),
+        setup=EpisodeSetup(config, False, [], None, None, {}, [], ()),
         hosts=hosts,  # type: ignore[arg-type]
         wording=Wording(TEXT, None, chat=False, system=None),
         dialogue=Dialogue(TEXT, False, {END}),
