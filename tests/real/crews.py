@@ -49,6 +49,9 @@ class Engine(RolloutWorker):
     spoiling, times = "", 0
     naps = 0
 
+    def __init__(self, *arguments: Any) -> None:  # without one of its own, an actor of this class does not start
+        super().__init__(*arguments)
+
     async def sleep(self) -> None:
         self.naps += 1
         assert not self._computing
