@@ -8,6 +8,7 @@ are run. Rows that the folder has already are not run again.
 """
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -15,9 +16,10 @@ import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from rlopt.data.rollout_log import blocks
 HERE = Path(__file__).parent
 STEPS = 12
 SMALL = ["+algo=grpo", "data.prompts_per_step=4", "algo.group_size=4", "rollout.max_new_tokens=48", "tracking.wandb=disabled"]
-SMALL += [f"trainer.total_steps={STEPS}", "trainer.save_every=4", "rollout.stall_s=8", "cluster.step_deadline_s=60"]
+SMALL += ["rollout.stall_s=8", "cluster.step_deadline_s=60"]
 SMALL += ["data.eval=arithmetic", "eval.limit=4", "eval.samples=1", "eval.greedy=false", "trainer.eval_every=4"]
 SHAPES = {
     "lockstep 1+1": ["sync.interval=2"],
@@ -45,8 +47,8 @@ KINDS = {
     "run folder": ("gone",),
     "clock": ("slow",),
 }
-LATEST_S = 150
-"""Seconds that a run of 12 steps and its recovery may take."""
+LATEST_S = 300
+"""Seconds that a run and its recovery may take."""
 
 
 @dataclass(frozen=True)
@@ -116,11 +118,11 @@ def groups(run: Path) -> list[Counter[str]]:
     return [by_step[step] for step in sorted(by_step)]
 
 
-def nothing_lost_or_doubled(run: Path, before: Path) -> bool:
-    """Whether every step has four groups, none is there twice, and the steps before the fault are as they were."""
+def nothing_lost_or_doubled(run: Path, before: Path, steps: int) -> bool:
+    """Whether every step has four groups, none is there twice, and the steps before the last fault are as they were."""
     found, written, kept = groups(run), metrics(run / "metrics.jsonl"), metrics(before)
-    whole = [step.total() for step in found] == [4] * STEPS and set(sum(found, Counter[str]()).values()) == {1}
-    return whole and len(written) == STEPS and written[: len(kept)] == kept
+    whole = [step.total() for step in found] == [4] * steps and set(sum(found, Counter[str]()).values()) == {1}
+    return whole and len(written) == steps and written[: len(kept)] == kept
 
 
 @contextmanager
@@ -137,40 +139,43 @@ def disk(folder: Path, limited: bool) -> Iterator[Path]:
         subprocess.run(["umount", "-l", folder], check=True)
 
 
-def execute(row: Row, whole: Path, home: Path) -> Result:
-    """Run one row. `whole` is an undisturbed run of its shape, or where one is to be made."""
+def execute(faults: Sequence[Row], home: Path, steps: int = STEPS, save_every: int = 4) -> list[Result]:
+    """Run with these faults, of one shape, one after another; what became of each."""
     folder = home / str(uuid.uuid4())[:8]
-    with disk(folder / "disk", row.victim == "disk") as there:
+    shape, limited = faults[0].shape, any(row.victim == "disk" for row in faults)
+    whole = undisturbed(shape, home, steps, save_every)
+    with disk(folder / "disk", limited) as there:
         run, mark = there / "run", uuid.uuid4().hex
-        fault = {"victim": row.victim, "kind": row.kind, "phase": row.phase, "folder": str(run)}
-        (folder / "fault.json").write_text(json.dumps(fault))
-        keys = [*SMALL, *SHAPES[row.shape], f"run.dir={run}"]
-        keys += ["trainer.on_disk_full=pause"] if row.victim == "disk" else []
+        said_to = {"faults": [(row.victim, row.kind, row.phase) for row in faults], "folder": str(run)}
+        (folder / "faults.json").write_text(json.dumps(said_to))
+        keys = [*keys_of(shape, steps, save_every), f"run.dir={run}"]
+        keys += ["trainer.on_disk_full=pause"] if limited else []
         before, pids = _files(set()), set[int]()
-        code, said = _run([str(HERE / "stand.py"), str(folder / "fault.json"), *keys], mark, folder, pids)
+        code, said = _run([str(HERE / "stand.py"), str(folder / "faults.json"), *keys], mark, folder, pids)
         times = json.loads((folder / "times.json").read_text())
         events = _events(run)
-        outcome = "failed"
-        if code == 0:
-            noticed = any(event["event"].endswith(("_lost", "_failed")) or event["event"] == "sync_fault" for event in events)
-            outcome = "recovered" if noticed else "undisturbed"
-        elif len(said.splitlines()) == 1 or code < 0:
+        ended = "failed"
+        if code != 0 and (len(said.splitlines()) == 1 or code < 0):
             again, refused = _run(["-m", "rlopt.train", *keys], mark, folder, pids)
-            whole_already = f"has made {STEPS} steps already" in refused  # it ended after its last step
-            outcome = "continued" if again == 0 or whole_already else "failed"
+            whole_already = f"has made {steps} steps already" in refused  # it ended after its last step
+            ended = "continued" if again == 0 or whole_already else "failed"
         left = _left(mark, before, run, pids)
-        equal = outcome != "failed" and (
-            nothing_lost_or_doubled(run, folder / "before.jsonl")
-            if "async" in row.shape
+        equal = (code == 0 or ended == "continued") and (
+            nothing_lost_or_doubled(run, folder / "before.jsonl", steps)
+            if "async" in shape
             else metrics(run / "metrics.jsonl") == metrics(whole / "metrics.jsonl")
         )
-        struck = times.get("fault")
-        kinds = ("_lost", "_failed")
-        lost = [e["time"] - struck for e in events if struck and e["event"].endswith(kinds) and e["time"] > struck]
-        steps = [at - struck for _, at in times["steps"] if struck and at - struck > (lost or [0])[0]]
         said = (said.splitlines() or [""])[-1].replace(str(folder), "")
-        found = lost[0] if lost else None
-        return Result(row, outcome if struck else "no fault", found, steps[0] if steps and lost else None, equal, left, said)
+        results, struck = [], times["faults"]
+        for row, at, until in zip_longest(faults, struck, struck[1:]):
+            seen = [e for e in events if at and at < e["time"] < (until or math.inf)]
+            lost = [e["time"] - at for e in seen if e["event"].endswith(("_lost", "_failed"))]
+            noticed = lost or any(event["event"] == "sync_fault" for event in seen)
+            outcome = "no fault" if at is None else ended if code else "recovered" if noticed else "undisturbed"
+            later = [made - at for _, made in times["steps"] if lost and made - at > lost[0]]
+            found, recovered = (lost or [None])[0], (later or [None])[0]
+            results.append(Result(row, outcome, found, recovered, equal, left, said))
+        return results
 
 
 def _run(arguments: list[str], mark: str, folder: Path, pids: set[int]) -> tuple[int, str]:
@@ -201,10 +206,20 @@ def _events(run: Path) -> list[dict[str, Any]]:
 
 
 def _files(pids: set[int]) -> set[str]:
-    """Files of these commands outside of their folders, and those in shared memory that have nobody's name."""
+    """Files of these commands outside of their folders, and those in shared memory that nobody named and nobody has open."""
     there = [path for pattern in ("dev/shm/*", "tmp/rlopt-*") for path in Path("/").glob(pattern)]
     mine = [f"-{pid:x}-" for pid in pids]
-    return {str(path) for path in there if "rlopt-" not in path.name or any(name in path.name for name in mine)}
+    left = {str(path) for path in there if "rlopt-" not in path.name or any(name in path.name for name in mine)}
+    return left - _used() if left else left
+
+
+def _used() -> set[str]:
+    """Shared memory that a living process has: of other commands, as those of this one have all ended."""
+    lines: list[str] = []
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with suppress(OSError):  # it has ended
+            lines += maps.read_text().splitlines()
+    return {line[line.index("/dev/shm/") :] for line in lines if "/dev/shm/" in line}
 
 
 def _left(mark: str, before: set[str], run: Path, pids: set[int]) -> list[str]:
@@ -229,14 +244,20 @@ def _name(process: psutil.Process) -> str:
     return "?"
 
 
-def undisturbed(shape: str, home: Path) -> Path:
+def undisturbed(shape: str, home: Path, steps: int = STEPS, save_every: int = 4) -> Path:
     """A run of this shape that nothing happens to."""
-    run = home / shape.replace(" ", "-") / "run"
+    run = home / f"{shape.replace(' ', '-')}-{steps}" / "run"
     if not run.exists():
         run.parent.mkdir(parents=True, exist_ok=True)
-        code, said = _run(["-m", "rlopt.train", *SMALL, *SHAPES[shape], f"run.dir={run}"], uuid.uuid4().hex, run.parent, set())
+        line = ["-m", "rlopt.train", *keys_of(shape, steps, save_every), f"run.dir={run}"]
+        code, said = _run(line, uuid.uuid4().hex, run.parent, set())
         assert code == 0, said
     return run
+
+
+def keys_of(shape: str, steps: int, save_every: int) -> list[str]:
+    """Of a run of this shape."""
+    return [*SMALL, *SHAPES[shape], f"trainer.total_steps={steps}", f"trainer.save_every={save_every}"]
 
 
 def table(results: list[Result]) -> str:
@@ -289,7 +310,7 @@ def main(home: Path, words: list[str]) -> None:
         if row in [result.row for result in results]:
             continue
         began = time.monotonic()
-        result = execute(row, undisturbed(row.shape, home), home)
+        [result] = execute([row], home)
         results.append(result)
         with (home / "results.jsonl").open("a") as file:
             file.write(json.dumps(asdict(result)) + "\n")

@@ -1,7 +1,8 @@
-"""`python stand.py FAULT.json +algo=grpo ...`: a run in which one fault happens, while it does one thing.
+"""`python stand.py FAULTS.json +algo=grpo ...`: a run in which faults happen one after another, each while it does one thing.
 
-The hooks are here and not in rlopt. A victim is found by its actor or by Ray's own list of processes, never by a name. When the
-fault happened, and when each step was written, goes to `times.json` beside the fault's file.
+The hooks are here and not in rlopt. A victim is found by its actor or by Ray's own list of processes, never by a name. When each
+fault happened, and when each step was written, goes to `times.json` beside the faults' file. A fault waits until the one before is
+over: it was noticed, where it has to be, and after that a step was made.
 """
 
 import json
@@ -39,68 +40,90 @@ DELAY_S = {
 SLOW_S, FULL_S = 3.0, 0.8
 """Seconds that what is slow is stopped for, and that the disk is full."""
 
+NOTICED = {("engine", "killed"), ("engine", "stopped"), ("scheduler", "killed"), ("scheduler", "stopped")}
+NOTICED |= {("learner", "killed"), ("learner", "stopped"), ("raylet", "killed"), ("gcs_server", "killed")}
+"""Faults that a run has to notice: the next waits until `events.jsonl` has it. (None comes after that of the clock.)"""
+
 
 class Stand:
-    """The fault, the workers of the run, and what is written down."""
+    """The faults, the workers of the run, and what is written down."""
 
     def __init__(self, file: Path) -> None:
-        fault = json.loads(file.read_text())
-        self.victim, self.kind, self.phase, self.folder = fault["victim"], fault["kind"], fault["phase"], Path(fault["folder"])
-        self.file, self.entered, self.workers = file.with_name("times.json"), 0, None
-        self.times: dict[str, Any] = {"steps": []}
+        said = json.loads(file.read_text())
+        self.faults: list[list[str]] = said["faults"]
+        self.folder = Path(said["folder"])
+        self.file, self.workers = file.with_name("times.json"), None
+        self.number, self.entered = 0, 0
+        self.times: dict[str, Any] = {"steps": [], "faults": []}
 
-    def note(self, **times: object) -> None:
-        self.times |= times
+    def note(self) -> None:
         aside = self.file.with_suffix(".new")
         aside.write_text(json.dumps(self.times))
         aside.rename(self.file)
 
     def enter(self, phase: str, at: int = 2) -> None:
-        """The run does this now. The fault comes when it does it for the `at`-th time."""
-        if phase != self.phase:
+        """The run does this now. The first fault comes when it does it for the `at`-th time, the others at once."""
+        if self.number == len(self.faults) or phase != self.faults[self.number][2]:
             return
         self.entered += 1
-        if self.entered == at:
+        if self.entered == (1 if self.number else at):
             threading.Timer(DELAY_S[phase], self.strike).start()
 
+    def stepped(self, step: int) -> None:
+        """A step was written."""
+        self.times["steps"].append([step, time.time()])
+        if len(self.times["faults"]) > self.number and self.is_over():
+            self.number, self.entered = self.number + 1, 0
+        self.note()
+
+    def is_over(self) -> bool:
+        """Whether the fault that is there has been noticed and repaired, or needs not be."""
+        victim, kind, _ = self.faults[self.number]
+        if (victim, kind) not in NOTICED:
+            return time.time() > self.times["faults"][-1] + (SLOW_S if kind == "slow" else 0)
+        struck, events = self.times["faults"][-1], map(json.loads, (self.folder / "events.jsonl").read_text().splitlines())
+        return any(event["time"] > struck and event["event"].endswith("_lost") for event in events)
+
     def strike(self) -> None:
-        pids = self.pids()
+        victim, kind, _ = self.faults[self.number]
+        pids = self.pids(victim)
         if (written := self.folder / "metrics.jsonl").exists():
             shutil.copy(written, self.file.with_name("before.jsonl"))
-        self.note(fault=time.time(), pids=pids)
-        if self.kind == "killed":
-            _signal(pids, signal.SIGKILL)
-        elif self.kind in ("stopped", "slow"):
-            _signal(pids, signal.SIGSTOP)
-            if self.kind == "slow":
-                time.sleep(SLOW_S)
-                _signal(pids, signal.SIGCONT)
-        elif (self.victim, self.kind) == ("disk", "full"):
-            fill(self.folder, FULL_S)
-        elif (self.victim, self.kind) == ("run folder", "gone"):
-            shutil.rmtree(self.folder)
-        elif (self.victim, self.kind) == ("clock", "slow"):  # set back by an hour
+        self.times["faults"].append(time.time())
+        self.note()
+        if (victim, kind) == ("clock", "slow"):  # set back by an hour
             now = time.time
             time.time = lambda: now() - 3600
+        elif kind == "killed":
+            _signal(pids, signal.SIGKILL)
+        elif kind in ("stopped", "slow"):
+            _signal(pids, signal.SIGSTOP)
+            if kind == "slow":
+                time.sleep(SLOW_S)
+                _signal(pids, signal.SIGCONT)
+        elif (victim, kind) == ("disk", "full"):
+            fill(self.folder, FULL_S)
+        elif (victim, kind) == ("run folder", "gone"):
+            shutil.rmtree(self.folder)
         else:
-            raise ValueError(f"{self.victim} {self.kind}")
+            raise ValueError(f"{victim} {kind}")
 
-    def pids(self) -> list[int]:
+    def pids(self, victim: str) -> list[int]:
         """The processes of the victim."""
-        if self.victim in ("disk", "run folder", "clock"):
+        if victim in ("disk", "run folder", "clock"):
             return []
-        if self.victim == "driver":
+        if victim == "driver":
             return [os.getpid()]
-        if self.victim in ("raylet", "gcs_server"):
-            return [ray._private.worker._global_node.all_processes[self.victim][0].process.pid]
+        if victim in ("raylet", "gcs_server"):
+            return [ray._private.worker._global_node.all_processes[victim][0].process.pid]
         workers: Any = self.workers
-        actor = workers._ranks if self.victim == "learner" else workers.engines.workers[0]
+        actor = workers._ranks if victim == "learner" else workers.engines.workers[0]
         while not actor._known():  # it is being started
             time.sleep(0.02)
         pid = actor._known()[0].pid
-        if self.victim in ("learner", "engine"):
+        if victim in ("learner", "engine"):
             return [pid]
-        inside = {"scheduler": scheduler_of, "reward": rewards_of}[self.victim]
+        inside = {"scheduler": scheduler_of, "reward": rewards_of}[victim]
         return list(ray.get(actor.handles[0].__ray_call__.remote(inside), timeout=30))
 
 
@@ -111,7 +134,7 @@ def scheduler_of(worker: Any) -> list[int]:
 
 def rewards_of(worker: Any) -> list[int]:
     """The processes that grade, in the actor."""
-    return [one._process.pid for one in worker._rewards._pool._workers]
+    return [one._process._process.pid for one in worker._rewards._pool._workers]
 
 
 def _signal(pids: list[int], number: int) -> None:
@@ -162,11 +185,7 @@ def prepare(stand: Stand) -> None:
     hook(Evaluator, "measure", lambda _: stand.enter("evaluating", at=1))
     hook(RunWorkers, "close", lambda _: stand.enter("ending", at=1))
 
-    def stepped(_: Any, arguments: tuple[Any, ...]) -> None:
-        stand.times["steps"].append([int(arguments[0]["step"]), time.time()])
-        stand.note()
-
-    hook(Journal, "step", lambda _: None, stepped)
+    hook(Journal, "step", lambda _: None, lambda _, arguments: stand.stepped(int(arguments[0]["step"])))
 
 
 if __name__ == "__main__":

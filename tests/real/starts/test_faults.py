@@ -1,4 +1,4 @@
-"""Rows of the fault matrix (`tests/faults`), one of each kind: the run goes on by itself, with the same numbers."""
+"""A dozen rows of the fault matrix (`tests/faults`): the run goes on by itself, with the same numbers."""
 
 import subprocess
 import sys
@@ -8,34 +8,55 @@ import pytest
 from conftest import rows
 from matrix import Row, execute, undisturbed
 
+STEPS, SAVE_EVERY = 24, 2
+
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::ResourceWarning")
 
-ALONE = "lockstep 1+1"
-ROWS = (
-    Row("learner", "killed", "learning", ALONE),
-    Row("gcs_server", "killed", "syncing", "async 2+1"),
-)
+CHAINS = {
+    "lockstep 1+1": (
+        ("reward", "killed", "sampling", "undisturbed"),
+        ("engine", "killed", "evaluating", "recovered"),
+        ("learner", "killed", "learning", "recovered"),
+        ("engine", "slow", "syncing", "undisturbed"),
+        ("scheduler", "stopped", "sampling", "recovered"),
+        ("raylet", "killed", "saving", "recovered"),
+        ("learner", "slow", "learning", "undisturbed"),
+        ("clock", "slow", "sampling", "undisturbed"),
+    ),
+    "async 2+1": (
+        ("scheduler", "killed", "sampling", "recovered"),
+        ("reward", "killed", "evaluating", "undisturbed"),
+        ("gcs_server", "killed", "syncing", "recovered"),
+        ("engine", "stopped", "syncing", "recovered"),
+    ),
+}
+"""Shape to what happens in one run of it: the victim, what befalls it, while the run does what, and what becomes of the run."""
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where undisturbed runs are, and each row's own folder."""
+    """Where undisturbed runs are, and each chain's own folder."""
     return tmp_path_factory.mktemp("faults")
 
 
-@pytest.mark.parametrize("row", ROWS, ids=str)
-def test_a_run_goes_on_by_itself_with_the_same_numbers_and_leaves_nothing(row: Row, home: Path) -> None:
-    result = execute(row, undisturbed(row.shape, home), home)
-    assert (result.outcome, result.equal, result.left, result.said) == ("recovered", True, [], "")
-    assert result.detected_s is not None
-    assert result.detected_s < 30
+@pytest.mark.parametrize("shape", CHAINS)
+def test_a_run_goes_on_by_itself_through_one_fault_after_another_with_the_same_numbers_and_leaves_nothing(
+    shape: str, home: Path
+) -> None:
+    results = execute([Row(*fault, shape) for *fault, _ in CHAINS[shape]], home, STEPS, SAVE_EVERY)
+    assert [(result.row, result.outcome) for result in results] == [(Row(*fault, shape), end) for *fault, end in CHAINS[shape]]
+    for result in results:
+        assert (result.equal, result.left, result.said) == (True, [], "")
+        if result.outcome == "recovered":
+            assert result.detected_s is not None
+            assert result.detected_s < 30
 
 
 def test_an_asynchronous_run_is_reproduced_to_the_last_bit(home: Path) -> None:
-    run = undisturbed("async 2+1", home)
+    run = undisturbed("async 2+1", home, STEPS, SAVE_EVERY)
     line = [sys.executable, "-m", "rlopt.reproduce", str(run), "--steps", "5:9"]
     done = subprocess.run(line, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "steps 5 to 9, made again from" in done.stdout
     assert "all equal to the last bit" in done.stdout
-    assert len(rows(run / "metrics.jsonl")) == 12
+    assert len(rows(run / "metrics.jsonl")) == STEPS
