@@ -8,7 +8,7 @@ READY := .venv/.ready-$(LOCK)
 # torch's CPU build has an index of its own, asked for torch alone: asking it for every package would take minutes offline.
 TORCH_INDEX := $(if $(findstring cpu,$(LOCK)),--extra-index-url https://download.pytorch.org/whl/cpu)
 
-.PHONY: help setup demo test lint unit real starts crew real-model faults format lock clean
+.PHONY: help setup demo test lint unit real starts crew real-model faults audit format lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -65,6 +65,12 @@ real-model: setup ## on request: train, export and evaluate a pretrained chat mo
 # On request: an hour on two quiet cores. FAULTS=... runs the rows that have these words alone.
 faults: setup ## on request: what becomes of a run in every fault, as a table
 	$(BIN)/python tests/faults/matrix.py runs/faults $(FAULTS)
+
+# On request, as it asks a database of known vulnerabilities over the network.
+audit: setup ## on request: known vulnerabilities of the packages in the lock file
+	$(PYTHON) -m venv .venv/audit
+	.venv/audit/bin/pip install --quiet --disable-pip-version-check pip-audit==2.10.1
+	.venv/audit/bin/pip-audit --disable-pip --no-deps --requirement $(LOCK)
 
 format: setup ## fix and format the code
 	$(BIN)/ruff check --fix rlopt tests examples

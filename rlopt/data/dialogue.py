@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlopt.core.errors import RloptError
+from rlopt.data.chat_template import render
 from rlopt.data.tokenization import encode
 from rlopt.data.wording import Messages
 
@@ -49,7 +50,9 @@ class Dialogue:
         begun = [{"role": "user", "content": "-"}, {"role": "assistant", "content": TURN}]
         roles = ", ".join(sorted({str(message["role"]) for message in messages}))
         try:
-            text: str = self.tokenizer.apply_chat_template([*begun, *messages], tokenize=False, add_generation_prompt=True)
+            text = render(self.tokenizer, [*begun, *messages], add_generation_prompt=True)
+        except RloptError:
+            raise
         except Exception as error:  # templates are programs, and may raise anything
             why = " ".join(str(error).split())
             raise RloptError(
@@ -75,7 +78,9 @@ def rewrites(tokenizer: Any) -> str | None:
     thought = "<think>\nthought\n</think>\n\nanswer"
     begun: list[Mapping[str, str]] = [{"role": "user", "content": "-"}, {"role": "assistant", "content": thought}]
     try:
-        text = tokenizer.apply_chat_template([*begun, {"role": "user", "content": "-"}], tokenize=False)
+        text = render(tokenizer, [*begun, {"role": "user", "content": "-"}])
+    except RloptError:
+        raise
     except Exception:  # it knows no such conversation, and `Dialogue.rendered` will say so where that matters
         return None
     if "thought" in text:

@@ -6,13 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlopt.config.sections import DataConfig
-from rlopt.core.deadline import at_most
 from rlopt.core.errors import RloptError
+from rlopt.data.chat_template import render
 from rlopt.data.tokenization import Tokenizer, encode
 from rlopt.data.unusable import UnusableRow
-
-TEMPLATE_S = 20.0
-"""Seconds that a chat template may take for a conversation: it is a program, and may not end."""
 
 Messages = list[dict[str, Any]]
 """As chat templates read them: `role`, `content`, and whatever else a template knows, such as `tool_calls`."""
@@ -58,12 +55,9 @@ class Wording:
         options: dict[str, Any] = {"continue_final_message": True} if begun else {}
         options |= {"tools": tools} if tools else {}
         try:
-            with at_most(TEMPLATE_S):
-                text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=not begun, **options)
-        except TimeoutError:
-            raise RloptError(
-                f"model.path: its chat template does not end in {TEMPLATE_S:.0f} s; use a model with another"
-            ) from None
+            text = render(self.tokenizer, messages, add_generation_prompt=not begun, **options)
+        except RloptError:
+            raise
         except Exception as error:  # templates are programs, and may raise anything
             raise UnusableRow(f"the tokenizer's chat template refuses it ({error or type(error).__name__})") from None
         if begun and not (messages[-1].get("content") and text.endswith(messages[-1]["content"])):

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from rlopt.cluster.actors import ClusterLost, Lost, Stalled
 from rlopt.config.schema import Config
-from rlopt.core.errors import StoppedEarly, first_line
+from rlopt.core.errors import RloptError, StoppedEarly, first_line
 from rlopt.core.signals import told_to_end, undisturbed
 from rlopt.core.supervisor import Events, Loss, Supervisor
 from rlopt.data.rollout_log import Recorder
@@ -53,9 +53,22 @@ def train(config: Config, console: Console) -> Outcome:
     run = Path(config.run.dir).resolve()
     with held(run):
         try:
-            return _train(config, console)
+            return kept(_train(config, console))
         except OSError as error:  # before the run has anything to lose: its folder is full
             raise explained(error, run) from error
+
+
+def kept(outcome: Outcome) -> Outcome:
+    """The outcome, if what the run made is still there.
+
+    Raises:
+        RloptError: somebody removed it while the run was ending.
+    """
+    if not outcome.checkpoint.is_dir():
+        raise RloptError(
+            f"run.dir={outcome.folder}: was removed while the run was ending, and what it made is gone; run it again"
+        )
+    return outcome
 
 
 def _train(config: Config, console: Console) -> Outcome:

@@ -1,8 +1,8 @@
-"""`python stand.py FAULTS.json +algo=grpo ...`: a run in which faults happen one after another, each while it does one thing.
+"""`python stand.py FAULTS.json +algo=grpo ...`: a run in which faults happen one after another, each in a phase of its own.
 
-The hooks are here and not in rlopt. A victim is found by its actor or by Ray's own list of processes, never by a name. When each
-fault happened, and when each step was written, goes to `times.json` beside the faults' file. A fault waits until the one before is
-over: it was noticed, where it has to be, and after that a step was made.
+The hooks are here and not in rlopt. A victim is found by its actor or by Ray's own list of processes, never by a name. When
+each fault happened, and when each step was written, goes to `times.json` beside the faults' file. A fault waits until the one
+before is over: it was noticed, where it has to be, and after that a step was made.
 """
 
 import json

@@ -3,10 +3,12 @@
 import errno
 from pathlib import Path
 
+import pytest
 import torch
 
 from rlopt.core.errors import RloptError
 from rlopt.run.failure import explained
+from rlopt.run.launch import Outcome, kept
 
 
 def failed(error: Exception) -> Exception:
@@ -47,3 +49,13 @@ def test_a_folder_that_cannot_be_written_any_more_is_named_with_the_way_out(tmp_
         assert str(explained(failed(error), tmp_path)).startswith(said)
     elsewhere = FileNotFoundError(errno.ENOENT, "No such file or directory", "/data/rows.jsonl")
     assert str(explained(failed(elsewhere), tmp_path)).startswith("FileNotFoundError: [Errno 2] No such file")
+
+
+def test_a_run_whose_folder_was_removed_while_it_ended_does_not_end_well(tmp_path: Path) -> None:
+    outcome = Outcome(tmp_path, tmp_path / "checkpoints" / "step_4", "training reward", 0.25, 0.5, 1, None)
+    with pytest.raises(
+        RloptError, match=f"^run.dir={tmp_path}: was removed while the run was ending, and what it made is gone"
+    ):
+        kept(outcome)
+    outcome.checkpoint.mkdir(parents=True)
+    assert kept(outcome) is outcome

@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import pickle
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from safetensors.torch import save_file
 
 from rlopt.core.deadline import at_most
 from rlopt.core.errors import RloptError
-from rlopt.data import rollout_log, wording
+from rlopt.data import chat_template, rollout_log, wording
 from rlopt.data.rollout_log import Damaged, blocks
 from rlopt.learner.deepspeed_engine import read_tensors
 from rlopt.models.loading import find_model, load_tokenizer, shape_of
@@ -210,10 +211,22 @@ def words(template: str) -> wording.Wording:
 
 
 def test_a_chat_template_that_does_not_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wording, "TEMPLATE_S", 0.5)
+    monkeypatch.setattr(chat_template, "TEMPLATE_S", 0.5)
     endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}{{ messages[0].content }}"
     with pytest.raises(RloptError, match="its chat template does not end in 0 s; use a model with another"):
         words(endless).ids("1+1=")
+
+
+@pytest.mark.parametrize("greedy", [
+    "{{ 'x' * 500000000 }}",
+    "{% set all = namespace(text='x' * 1000) %}{% for i in range(20) %}{% set all.text = all.text ~ all.text %}{% endfor %}",
+])  # fmt: skip
+def test_a_chat_template_that_takes_all_memory_is_refused(greedy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    monkeypatch.setattr(chat_template, "TEMPLATE_BYTES", 2**28)
+    with pytest.raises(RloptError, match="its chat template takes more than 0.25 GiB; use a model with another"):
+        words(greedy).ids("1+1=")
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
 
 
 def test_a_deadline_ends_what_it_is_around_alone() -> None:
