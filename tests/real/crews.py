@@ -61,12 +61,6 @@ class Engine(RolloutWorker):
     def napped(self) -> int:
         return self.naps
 
-    def processes(self, inside: bool) -> list[int]:
-        """The engine's actor, or vLLM's process in it."""
-        if not inside:
-            return [os.getpid()]
-        return [process.pid for process in self._llm.engine_core.resources.engine_manager.processes]
-
     def follow(self, in_flight: PauseMode, config: RolloutConfig, reward: RewardConfig) -> None:
         """Do as another run asks."""
         self._pause_mode, self._config = in_flight, config

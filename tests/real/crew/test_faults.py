@@ -3,10 +3,7 @@
 The engines of `crews` can be told to spoil what they receive.
 """
 
-import os
 import re
-import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +13,6 @@ from crews import instruct
 
 from rlopt.core.errors import RloptError
 from rlopt.data.prompt_sampler import PromptSampler
-from rlopt.rollout.engine_pool import EnginePool
 from rlopt.run import workers
 from rlopt.weight_sync.synchronizer import Synchronizer, canary_texts
 
@@ -143,59 +139,3 @@ def test_engines_are_lost_replaced_removed_and_added_and_all_samples_stay_the_sa
     made.to(1)
     assert len(engines.handles) == 2
     assert sample(kill=False) == whole
-
-
-@pytest.fixture
-def impatient(crew: workers.RunWorkers, monkeypatch: pytest.MonkeyPatch) -> EnginePool:
-    """Engines that may be silent for four seconds."""
-    assert crew.engines
-    monkeypatch.setattr(crew.engines, "_stall_s", 4.0)
-    return crew.engines
-
-
-def stop(engines: EnginePool, inside: bool) -> int:
-    """Stop the second engine; its number."""
-    number = sorted(engines.handles)[1]
-    for pid in ray.get(engines.handles[number].processes.remote(inside)):
-        os.kill(pid, signal.SIGSTOP)
-    return number
-
-
-def test_an_engine_that_is_stopped_while_it_receives_weights_is_replaced_and_the_other_has_them(
-    sync: tuple[Synchronizer, Notes], impatient: EnginePool
-) -> None:
-    made, notes = sync
-    made.to(1)
-    number = stop(impatient, inside=False)
-    metrics = made.to(2)
-    ((_, lost),) = [event for event in notes.events if event[0] == "engine_lost"]
-    assert (lost["engine"], lost["verdict"]) == (number, "replace")
-    assert re.search("has been stopped for|computed nothing for", lost["why"])
-    assert metrics["sync/canary_abs_diff"] < 1e-4
-    assert len(impatient.handles) == 1
-    impatient.join_all()
-    made.to(2)
-    assert len(impatient.handles) == 2
-
-
-def test_an_engine_that_is_stopped_at_its_samples_is_replaced_and_the_samples_are_the_same(
-    crew: workers.RunWorkers, sync: tuple[Synchronizer, Notes], impatient: EnginePool
-) -> None:
-    made, notes = sync
-    made.to(1)
-    requests = PromptSampler(len(crew._prepared.data.prompts), 12, 5).requests(2, crew._prepared.data.prompts, 0)
-    keys = [(2, place) for place in range(12)]
-
-    def sample(before: Callable[[], object]) -> list[list[list[int]]]:
-        before()
-        for key, request in zip(keys, requests, strict=True):
-            impatient.ask(key, request)
-        while not all(key in impatient.done for key in keys):
-            impatient.wait(60.0)
-        return [[s.token_ids.tolist() for s in impatient.take(key).samples] for key in keys]
-
-    whole = sample(lambda: None)
-    assert sample(lambda: stop(impatient, inside=True)) == whole
-    assert [kind for kind, _ in notes.events if kind == "engine_lost"] == ["engine_lost"]
-    impatient.join_all()
-    made.to(1)
