@@ -35,9 +35,9 @@ demo: setup ## set up, train 100 steps, draw the curves
 	$(BIN)/python -m rlopt.train +algo=rec_oneside_nois trainer.total_steps=100 run.name=demo run.dir=$$run && \
 	$(BIN)/python -m rlopt.report $$run --out $$run/report.html
 
-# Tests of real runs wait for one process or another a third of the time: three kinds of tests run two at a time.
+# Tests of real runs wait for one process or another a third of the time: the three kinds of tests run beside each other.
 test: setup lint ## set up, then lint, types, unit tests and real runs
-	@$(MAKE) --no-print-directory --output-sync -k -j2 starts crew unit
+	@$(MAKE) --no-print-directory --output-sync -k -j3 starts crew unit
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check rlopt tests examples

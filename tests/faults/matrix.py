@@ -139,11 +139,13 @@ def disk(folder: Path, limited: bool) -> Iterator[Path]:
         subprocess.run(["umount", "-l", folder], check=True)
 
 
-def execute(faults: Sequence[Row], home: Path, steps: int = STEPS, save_every: int = 4) -> list[Result]:
-    """Run with these faults, of one shape, one after another; what became of each."""
-    folder = home / str(uuid.uuid4())[:8]
+def execute(faults: Sequence[Row], folder: Path, steps: int = STEPS, save_every: int = 4) -> list[Result]:
+    """Run with these faults, of one shape, one after another, in `folder / "disk" / "run"`; what became of each.
+
+    Beside the folder is an undisturbed run in lockstep, or one is made there.
+    """
     shape, limited = faults[0].shape, any(row.victim == "disk" for row in faults)
-    whole = undisturbed(shape, home, steps, save_every)
+    whole = folder if "async" in shape else undisturbed(shape, folder.parent, steps, save_every)
     with disk(folder / "disk", limited) as there:
         run, mark = there / "run", uuid.uuid4().hex
         said_to = {"faults": [(row.victim, row.kind, row.phase) for row in faults], "folder": str(run)}
@@ -310,7 +312,7 @@ def main(home: Path, words: list[str]) -> None:
         if row in [result.row for result in results]:
             continue
         began = time.monotonic()
-        [result] = execute([row], home)
+        [result] = execute([row], home / uuid.uuid4().hex[:8])
         results.append(result)
         with (home / "results.jsonl").open("a") as file:
             file.write(json.dumps(asdict(result)) + "\n")

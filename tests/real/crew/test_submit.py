@@ -14,6 +14,7 @@ import psutil
 import pytest
 from conftest import SMALL, alike, rows, sound, steps, try_out, until
 
+from rlopt.cluster import leftovers
 from rlopt.run import workers as workers_run
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::ResourceWarning")
@@ -21,6 +22,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::Deprec
 SECRET = "a-key-that-nobody-may-read"
 ENVIRONMENT = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 """What a node has: a job asks it for `python`."""
+MARK = f"0-{os.getpid():x}-0"
+"""Of all processes of the cluster and their files, so that they can be removed together."""
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +45,7 @@ def head(short: Path) -> Iterator[tuple[str, Path]]:
         "--metrics-export-port",
         "--runtime-env-agent-port",
     )
-    env = ENVIRONMENT | {"RAY_AUTH_MODE": "token"}
+    env = ENVIRONMENT | {"RAY_AUTH_MODE": "token", leftovers.MARK: MARK}
     first = [
         "--head",
         f"--port={ports[0]}",
@@ -57,12 +60,7 @@ def head(short: Path) -> Iterator[tuple[str, Path]]:
     _run([*start, *other, *(f"{name}={port}" for name, port in zip(named, ports[6:10], strict=True))], env)
     _wait_for_agent(f"http://127.0.0.1:{ports[1]}")
     yield f"http://127.0.0.1:{ports[1]}", folder
-    for process in psutil.process_iter():
-        try:
-            if str(short) in " ".join(process.cmdline()):
-                process.kill()
-        except psutil.Error:
-            pass
+    leftovers.sweep(MARK)
 
 
 def _under(process: psutil.Process, short: Path) -> bool:

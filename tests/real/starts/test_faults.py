@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
 from conftest import rows
-from matrix import Row, execute, undisturbed
+from matrix import Result, Row, execute
 
 STEPS, SAVE_EVERY = 24, 2
 
@@ -34,16 +36,24 @@ CHAINS = {
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where undisturbed runs are, and each chain's own folder."""
-    return tmp_path_factory.mktemp("faults")
+def chains(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, list[Result]]]:
+    """The run of a shape with its faults, and what became of each."""
+    home = tmp_path_factory.mktemp("faults")
+
+    @cache
+    def made(shape: str) -> tuple[Path, list[Result]]:
+        folder = home / shape.replace(" ", "-")
+        results = execute([Row(*fault, shape) for *fault, _ in CHAINS[shape]], folder, STEPS, SAVE_EVERY)
+        return folder / "disk" / "run", results
+
+    return made
 
 
 @pytest.mark.parametrize("shape", CHAINS)
 def test_a_run_goes_on_by_itself_through_one_fault_after_another_with_the_same_numbers_and_leaves_nothing(
-    shape: str, home: Path
+    shape: str, chains: Callable[[str], tuple[Path, list[Result]]]
 ) -> None:
-    results = execute([Row(*fault, shape) for *fault, _ in CHAINS[shape]], home, STEPS, SAVE_EVERY)
+    _, results = chains(shape)
     assert [(result.row, result.outcome) for result in results] == [(Row(*fault, shape), end) for *fault, end in CHAINS[shape]]
     for result in results:
         assert (result.equal, result.left, result.said) == (True, [], "")
@@ -52,11 +62,13 @@ def test_a_run_goes_on_by_itself_through_one_fault_after_another_with_the_same_n
             assert result.detected_s < 30
 
 
-def test_an_asynchronous_run_is_reproduced_to_the_last_bit(home: Path) -> None:
-    run = undisturbed("async 2+1", home, STEPS, SAVE_EVERY)
-    line = [sys.executable, "-m", "rlopt.reproduce", str(run), "--steps", "5:9"]
+def test_an_asynchronous_run_with_faults_is_reproduced_to_the_last_bit(
+    chains: Callable[[str], tuple[Path, list[Result]]],
+) -> None:
+    run, _ = chains("async 2+1")
+    line = [sys.executable, "-m", "rlopt.reproduce", str(run), "--steps", "3:9"]
     done = subprocess.run(line, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "steps 5 to 9, made again from" in done.stdout
+    assert "steps 3 to 9, made again from" in done.stdout
     assert "all equal to the last bit" in done.stdout
     assert len(rows(run / "metrics.jsonl")) == STEPS
