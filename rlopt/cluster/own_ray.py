@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import threading
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,25 @@ COMMON: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False
 """Arguments of `ray.init`, on any cluster."""
 
 
+TOO_SLOW = "timed out during startup"
+"""In what Ray says when its parts are not there within 30 seconds, which nothing can change."""
+
+
+def start_patiently(start: Callable[[], object], clear: Callable[[], None]) -> None:
+    """Start Ray; once more, after `clear`, where a busy machine was too slow the first time.
+
+    Raises:
+        Exception: what Ray raised, the second time, or for another reason.
+    """
+    try:
+        start()
+    except Exception as error:
+        if TOO_SLOW not in str(error):
+            raise
+        clear()
+        start()
+
+
 class OwnRay:
     """Starting it is making it."""
 
@@ -42,7 +62,10 @@ class OwnRay:
             ray._private.ray_constants.SETUP_WORKER_FILENAME = fork_server.CLIENT
         os.environ[leftovers.MARK] = leftovers.mark()
         try:
-            ray.init(address="local", _node_ip_address="127.0.0.1", _system_config=LEAN | QUIET, **COMMON)
+            start_patiently(
+                lambda: ray.init(address="local", _node_ip_address="127.0.0.1", _system_config=LEAN | QUIET, **COMMON),
+                self._clear,
+            )
         finally:
             del os.environ[leftovers.MARK]  # W&B's process, which the driver starts, may outlive what is swept
         node = ray._private.worker._global_node
@@ -70,6 +93,10 @@ class OwnRay:
         self._sweep()
         if not fault:  # its logs say why
             shutil.rmtree(self._session, ignore_errors=True)
+
+    def _clear(self) -> None:
+        ray.shutdown()
+        self._sweep()
 
     def _sweep(self) -> None:
         leftovers.sweep(leftovers.mark(), spare=fork_server.running)
