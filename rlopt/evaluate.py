@@ -32,13 +32,15 @@ def of_run(run: str, which: str) -> dict[str, Any]:
     Raises:
         RloptError: there is no such run or checkpoint.
     """
+    from rlopt.data.prompts import EMBEDDED
     from rlopt.run import checkpoint
 
     folder = at_home(run)
     chosen = checkpoint.choose(folder, which)
     kept: Any = yaml.safe_load((folder / "config.yaml").read_text())
     config = {section: kept[section] for section in SHARED if section in kept}
-    config["data"]["eval"] = config["data"]["eval"] or ("arithmetic" if config["data"]["train"] == "arithmetic" else None)
+    train = config["data"]["train"]
+    config["data"]["eval"] = config["data"]["eval"] or (train if train in EMBEDDED else None)
     config["cluster"]["gpus_per_learner"] = 0.0
     config["rollout"]["sleep"] = False
     model = {"path": str((chosen / "hf").resolve()), "dtype": kept["model"]["dtype"]}

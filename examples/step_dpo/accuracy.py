@@ -1,10 +1,10 @@
-"""Accuracy on arithmetic problems that no run was trained on.
+"""Accuracy on sums that no run was trained on.
 
     python accuracy.py validation|test RUN           the run's last checkpoint; the result goes to RUN/accuracy.json
     python accuracy.py test MODEL FOLDER             a model as model.path takes it; the result goes to FOLDER
     python accuracy.py best RUN [RUN ...]            prints the learning rate of the run with the best accuracy at temperature 1
 
-Validation and test problems do not overlap, nor do they with training problems (`arithmetic.problems(held_out=True)`).
+Validation and test problems do not overlap, nor do they with training problems (`sums.problems(held_out=True)`).
 """
 
 import json
@@ -15,7 +15,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
-from rlopt.data import arithmetic
+from rlopt.data import arithmetic, sums
 from rlopt.models.loading import find_model, load_tokenizer
 from rlopt.run import checkpoint
 
@@ -25,7 +25,7 @@ COUNT, SAMPLES = 500, 4
 
 def measure(model_folder: Path, split: str) -> dict[str, float]:
     """Share of right answers: the most likely one, and samples at temperature 1."""
-    held_out = arithmetic.problems(0, 2 * COUNT, held_out=True)
+    held_out = sums.problems(0, 2 * COUNT, held_out=True)
     problems = held_out[:COUNT] if split == "validation" else held_out[COUNT:]
     tokenizer = load_tokenizer(model_folder)
     tokenizer.padding_side = "left"
@@ -34,7 +34,7 @@ def measure(model_folder: Path, split: str) -> dict[str, float]:
 
     def right(**how: object) -> float:
         torch.manual_seed(0)
-        ids = model.generate(**asked, max_new_tokens=72, pad_token_id=tokenizer.pad_token_id, **how)
+        ids = model.generate(**asked, max_new_tokens=104, pad_token_id=tokenizer.pad_token_id, **how)
         texts = tokenizer.batch_decode(ids[:, asked.input_ids.shape[1] :], skip_special_tokens=True)
         each = len(texts) // len(problems)
         scores = [

@@ -13,7 +13,7 @@ something to unlearn: that is what reinforcement then does. This module is data 
 
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 _STEP = re.compile(r"Step (\d+): (\d+)([+*])(\d+)=(\d+)")
@@ -119,10 +119,15 @@ def reward(prompt: str, completion: str, answer: str, **extra: object) -> float:
 
 def problems(seed: int, count: int, held_out: bool = False) -> list[Problem]:
     """`count` different problems. Held-out and other problems never overlap: a hash of the text decides the side."""
+    return distinct(seed, count, held_out, draw_problem)
+
+
+def distinct(seed: int, count: int, held_out: bool, draw: Callable[[random.Random], Problem]) -> list[Problem]:
+    """`count` different problems that `draw` draws, of one of the two sides."""
     rng = random.Random(f"{seed}/{held_out}")
     chosen: dict[str, Problem] = {}
     while len(chosen) < count:
-        problem = draw_problem(rng)
+        problem = draw(rng)
         if (sum(map(ord, problem.text)) * 2654435761 % 2**32 % 10 == 0) == held_out:
             chosen[problem.text] = problem
     return list(chosen.values())

@@ -11,7 +11,8 @@ from typing import Any, Literal
 from rlopt.config.sections import DataConfig
 from rlopt.core.errors import RloptError
 from rlopt.core.samples import Example, Prompt
-from rlopt.data import arithmetic
+from rlopt.data import arithmetic, sums
+from rlopt.data.arithmetic import Problem
 from rlopt.data.columns import answer_of, prompt_of
 from rlopt.data.prompts import make_prompt
 from rlopt.data.readers import Row, read_rows
@@ -20,6 +21,12 @@ from rlopt.data.unusable import UnusableRow, need_characters, normalize_text, re
 from rlopt.data.wording import Wording
 
 Rows = Literal["pairs", "step_pairs", "answers"]
+
+SOLVED: Mapping[str, tuple[Callable[[int, int, bool], list[Problem]], Callable[[Problem], str]]] = {
+    "arithmetic": (arithmetic.problems, arithmetic.worked),
+    "sums": (sums.problems, sums.solution),
+}
+"""Embedded tasks with answers to imitate: what makes problems (by seed, number, and whether held out), and what solves one."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,7 @@ def load_examples(
 ) -> Loaded:
     """The rows of `data.train` or `data.eval`.
 
-    With `rows="answers"`, `arithmetic` is `data.size` problems of `seed` with worked solutions.
+    With `rows="answers"`, an embedded task of `SOLVED` is `data.size` problems of `seed` with worked solutions.
 
     Args:
         max_tokens: the longest sequence, prompt and answer together.
@@ -45,13 +52,12 @@ def load_examples(
         RloptError: nothing to read, rows that cannot be used and are not to be dropped, or none left.
     """
     name, split = (config.train, config.split) if key == "data.train" else (str(config.eval), config.eval_split)
-    if name == "arithmetic" and rows == "answers":
-        problems = arithmetic.problems(seed, config.size, held_out=key == "data.eval")
-        read = [(i, {"prompt": p.text, "completion": arithmetic.worked(p)}) for i, p in enumerate(problems, 1)]
-    elif name == "arithmetic":
-        raise RloptError(
-            f"{key}=arithmetic: the embedded task has no pairs; make some with python -m rlopt.pairs, or give a file"
-        )
+    if name in SOLVED and rows == "answers":
+        problems, worked = SOLVED[name]
+        solved = enumerate(problems(seed, config.size, key == "data.eval"), 1)
+        read: list[Row] = [(number, {"prompt": one.text, "completion": worked(one)}) for number, one in solved]
+    elif name in SOLVED:
+        raise RloptError(f"{key}={name}: the embedded task has no pairs; make some with python -m rlopt.pairs, or give a file")
     else:
         read = read_rows(key, name, config.subset, split)
     parse: Callable[[Any, Wording, str], Example] = {"pairs": _pair, "step_pairs": _step_pair, "answers": _answer}[rows]

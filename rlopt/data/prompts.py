@@ -10,7 +10,7 @@ from typing import Any, Literal
 from rlopt.config.sections import DataConfig
 from rlopt.core.errors import RloptError
 from rlopt.core.samples import Prompt
-from rlopt.data import arithmetic, guessing, reasoning
+from rlopt.data import arithmetic, guessing, reasoning, sums
 from rlopt.data.columns import MEANING, final_answer, guess_format, prompt_of, recognize_columns, text_of
 from rlopt.data.readers import Row, read_rows
 from rlopt.data.unusable import UnusableRow, need_characters, normalize_text, refuse_unusable
@@ -63,12 +63,17 @@ def _arithmetic(seed: int, size: int, held_out: bool) -> list[tuple[str, str, st
     return [(one.text, one.text, str(one.answer)) for one in arithmetic.problems(seed, size, held_out)]
 
 
+def _sums(seed: int, size: int, held_out: bool) -> list[tuple[str, str, str]]:
+    return [(one.text, one.text, str(one.answer)) for one in sums.problems(seed, size, held_out)]
+
+
 def _guessing(seed: int, size: int, held_out: bool) -> list[tuple[str, str, str]]:
     return [(f"{one.text}{one.hidden}", one.text, str(one.hidden)) for one in guessing.games(seed, size, held_out)]
 
 
 EMBEDDED: Mapping[str, Callable[[int, int, bool], list[tuple[str, str, str]]]] = {
     "arithmetic": _arithmetic,
+    "sums": _sums,
     "guessing": _guessing,
 }
 """Embedded tasks: names, prompts and answers, by seed, number and whether they are held out."""

@@ -18,7 +18,7 @@ import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from rlopt.core.pieces import Pieces
-from rlopt.data import arithmetic, calculator, guessing
+from rlopt.data import arithmetic, calculator, guessing, sums
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,12 @@ class Recipe:
 
 
 _SMALL = Recipe(hidden=64, layers=2, heads=2, intermediate=256, tied=True, steps=900, batch=96, lr=4e-3)
+_LARGE = Recipe(hidden=192, layers=2, heads=6, intermediate=576, tied=False, steps=800, batch=64, lr=3e-3)
 RECIPES = {
     "tiny_s": _SMALL,
-    "tiny_l": Recipe(hidden=192, layers=2, heads=6, intermediate=576, tied=False, steps=800, batch=64, lr=3e-3),
+    "tiny_l": _LARGE,
+    "tiny_sums_s": replace(_SMALL, worked_share=0.97, slip_share=0.5),
+    "tiny_sums_l": replace(_LARGE, worked_share=0.97, slip_share=0.5),
     "tiny_calculator": replace(_SMALL, worked_share=0.5, slip_share=0.4),
     "tiny_guessing": replace(_SMALL, worked_share=0.2, slip_share=0.4),
 }
@@ -67,7 +70,14 @@ ARITHMETIC = Task(
     school=lambda rng: _solved(arithmetic.corpus(rng, worked_share=0.9, slip_share=0.0)),
     habits=lambda rng, recipe: _solved(arithmetic.corpus(rng, recipe.worked_share, recipe.slip_share)),
 )
+_SUMS = Task(
+    characters=sums.CHARACTERS,
+    school=lambda rng: _solved(sums.corpus(rng, worked_share=1.0, slip_share=0.0)),
+    habits=lambda rng, recipe: _solved(sums.corpus(rng, recipe.worked_share, recipe.slip_share)),
+)
 TASKS = {
+    "tiny_sums_s": _SUMS,
+    "tiny_sums_l": _SUMS,
     "tiny_calculator": Task(
         characters=calculator.CHARACTERS,
         school=lambda rng: calculator.corpus(rng, calls_share=0.9, slip_share=0.0),
@@ -82,7 +92,7 @@ TASKS = {
 """Tasks of the models that are not trained on plain arithmetic."""
 
 MAX_LENGTH = 128
-"""Positions that the models know: the longest problem with its worked solution takes 81."""
+"""Positions that the models know: the longest problem of `arithmetic` with its solution takes 81, of `sums` 124."""
 
 
 def tokenizer(task: Task = ARITHMETIC) -> transformers.PreTrainedTokenizerFast:
