@@ -1,9 +1,17 @@
-"""The margin figure beside the published one: `python figure.py RUNS FOLDER` writes curves.csv, table.md, figure.{png,svg}."""
+"""The margin figure beside the published one: `python figure.py RUNS FOLDER`.
+
+Writes curves.csv (held-out margins and accuracies of the reported seeds), table.md (results and learning rates), claims.json
+(the published trends, and in how many seeds each holds) and figure.{png,svg}.
+"""
 
 import csv
 import json
 import sys
+from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -14,74 +22,147 @@ from rlopt.tracking.journal import read_column
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-STYLE = {"tiny_s-dpo": ("#4C72B0", "--"), "tiny_s-step_dpo": ("#4C72B0", "-"),
-         "tiny_l-dpo": ("#DD8452", "--"), "tiny_l-step_dpo": ("#DD8452", "-")}  # fmt: skip
-PUBLISHED = {"Qwen2-7B-DPO": "tiny_s-dpo", "Qwen2-7B-Step-DPO": "tiny_s-step_dpo",
-             "Qwen2-72B-DPO": "tiny_l-dpo", "Qwen2-72B-Step-DPO": "tiny_l-step_dpo"}  # fmt: skip
-MORE = ("preference/margin", "eval/preference/chosen", "eval/preference/rejected", "actor/kl_k2")
-METRICS = {"margin": "eval/preference/margin", "accuracy": "eval/preference/accuracy"}
+MODELS, ALGORITHMS, SEEDS = ("tiny_sums_s", "tiny_sums_l"), ("dpo", "step_dpo"), (1, 2, 3)
+COLORS, LINES = dict(zip(MODELS, ("#4C72B0", "#DD8452"), strict=True)), {"dpo": "--", "step_dpo": "-"}
+PUBLISHED = {"Qwen2-7B-DPO": ("tiny_sums_s", "dpo"), "Qwen2-7B-Step-DPO": ("tiny_sums_s", "step_dpo"),
+             "Qwen2-72B-DPO": ("tiny_sums_l", "dpo"), "Qwen2-72B-Step-DPO": ("tiny_sums_l", "step_dpo")}  # fmt: skip
+METRICS = {"margin": "eval/preference/margin", "accuracy": "eval/preference/accuracy", "kl": "actor/kl_k2"}
+Curves = Mapping[str, Mapping[str, np.ndarray]]
+"""Name of a run (`model-algorithm-seed`) to its columns: `step`, and those of `METRICS`."""
 
-runs, out = Path(sys.argv[1]), Path(sys.argv[2])
-published = json.loads((out / "published.json").read_text())
-curves: dict[str, dict[str, np.ndarray]] = {}
-with (out / "curves.csv").open("w", newline="") as file:
-    writer = csv.writer(file)
-    writer.writerow(["run", "step", *METRICS.values(), *MORE])
-    for label in STYLE:
-        seeds = sorted(runs.glob(f"{label}-[123]"))
-        there = np.isfinite(read_column(seeds[0], METRICS["margin"]))
-        steps = np.array(read_column(seeds[0], "step"))[there]
-        columns = {run: {name: np.array(read_column(run, name))[there] for name in (*METRICS.values(), *MORE)} for run in seeds}
-        curves[label] = {name: np.array([columns[run][metric] for run in seeds]) for name, metric in METRICS.items()}
-        curves[label]["steps"] = steps
-        for run in seeds:
-            for step, *values in zip(steps, *columns[run].values(), strict=True):
-                writer.writerow([run.name, int(step), *(f"{value:.5g}" for value in values)])
 
-figure, axes = plt.subplots(2, 2, figsize=(11, 7.5), constrained_layout=True)
-for row, (name, unit) in enumerate((("margin", "reward margin, held out"), ("accuracy", "preference accuracy, held out (%)"))):
-    scale = 100 if name == "accuracy" else 1
-    for label, (color, line) in STYLE.items():
-        values = curves[label][name] * scale
-        axes[row, 0].plot(curves[label]["steps"], values.mean(0), color=color, linestyle=line, linewidth=2, label=label)
-        axes[row, 0].fill_between(curves[label]["steps"], values.min(0), values.max(0), color=color, alpha=0.15, linewidth=0)
-    for label, like in PUBLISHED.items():
-        steps, values = np.array(published[name][label]).T
-        axes[row, 1].plot(steps, values, color=STYLE[like][0], linestyle=STYLE[like][1], linewidth=2, label=label)
-    for axis, title in zip(axes[row], ("rlopt, three seeds", "published (arXiv:2406.18629, figure 2)"), strict=True):
-        axis.set(title=title, xlabel="training step", ylabel=unit)
-        axis.grid(alpha=0.3)
-        axis.legend(frameon=False, loc="lower right" if title.startswith("rlopt") else "best")
-    if name == "margin":
-        axes[row, 0].set_ylim(bottom=0)
-        axes[row, 1].set_ylim(bottom=0)
-for suffix in ("png", "svg"):
-    figure.savefig(out / f"figure.{suffix}", dpi=130, metadata={"Date": None} if suffix == "svg" else None)
+def read(run: Path) -> dict[str, np.ndarray]:
+    """The columns of a run at the steps where held-out pairs were measured."""
+    there = np.isfinite(read_column(run, METRICS["margin"]))
+    return {name: np.array(read_column(run, metric))[there] for name, metric in {"step": "step", **METRICS}.items()}
 
-HEAD = (
-    "model, algorithm, learning rate, margin at step 25, at step 250, preference accuracy at step 250, greedy before, after, "
+
+def at(curves: Curves, run: str, step: int, metric: str = "margin") -> float:
+    """A metric of a run at a step."""
+    return float(curves[run][metric][list(curves[run]["step"]).index(step)])
+
+
+TRENDS = (
+    ("Step-DPO's margin ends above DPO's", "margin", ("step_dpo", 250), 1.0, ("dpo", 250)),
+    ("Step-DPO's margin ends at over twice DPO's", "margin", ("step_dpo", 250), 2.0, ("dpo", 250)),
+    ("Step-DPO's margin still rises after step 100", "margin", ("step_dpo", 250), 1.1, ("step_dpo", 100)),
+    ("DPO's margin is at 85% of its end from step 50 on", "margin", ("dpo", 50), 0.85, ("dpo", 250)),
+    ("Step-DPO tells held-out pairs apart better than DPO", "accuracy", ("step_dpo", 250), 1.0, ("dpo", 250)),
 )
-HEAD += "temperature 1 before, after"
-lines = [f"| {HEAD.replace(', ', ' | ')} |", "|---" * 10 + "|"]
-for label in STYLE:
-    model, _, algorithm = label.partition("-")
-    before = json.loads((runs / f"{model}-before" / "accuracy.json").read_text())
-    after = [json.loads((runs / f"{label}-{seed}" / "accuracy.json").read_text()) for seed in (1, 2, 3)]
-    greedy, sampled = (np.array([a[key] for a in after]) for key in ("greedy", "sampled"))
-    margin, accuracy = curves[label]["margin"], curves[label]["accuracy"]
-    lr = yaml.safe_load((runs / f"{label}-1" / "config.yaml").read_text())["learner"]["lr"]
-    cells = [
-        model,
-        algorithm,
-        f"{lr:g}",
-        f"{margin[:, 0].mean():.3f}",
-        f"{margin[:, -1].mean():.3f} ± {margin[:, -1].std():.3f}",
-        f"{accuracy[:, -1].mean():.3f}",
-        f"{before['greedy']:.3f}",
-        f"{greedy.mean():.3f} ± {greedy.std():.3f}",
-        f"{before['sampled']:.3f}",
-        f"{sampled.mean():.3f} ± {sampled.std():.3f}",
-    ]
-    lines.append(f"| {' | '.join(cells)} |")
-(out / "table.md").write_text("\n".join(lines) + "\n")
-print("\n".join(lines))
+"""Of the published figure, for each model: what is read, at which step, is more than a factor times something else."""
+
+
+def claims(curves: Curves) -> list[dict[str, Any]]:
+    """In how many seeds each trend holds."""
+    found = []
+    for model, (trend, metric, left, factor, right) in product(MODELS, TRENDS):
+        one, other = ([at(curves, f"{model}-{a}-{seed}", step, metric) for seed in SEEDS] for a, step in (left, right))
+        holds = sum(mine > factor * theirs for mine, theirs in zip(one, other, strict=True))
+        what = {"model": model, "trend": trend, "metric": metric, "left": left, "factor": factor, "right": right}
+        found.append({**what, "seeds": len(SEEDS), "holds": holds})
+    return found
+
+
+def load(file: Path) -> dict[str, float]:
+    """What a script beside this one has measured."""
+    return dict(json.loads(file.read_text()))
+
+
+HEAD = "model | algorithm | learning rate | margin at step 50 | at 100 | at 250 | pair accuracy"
+
+
+def results(runs: Path, curves: Curves) -> str:
+    """What came of the reported seeds, as Markdown."""
+    head = f"{HEAD} | greedy before | after | temperature 1 before | after | margin in the step, nats | after it"
+    lines = [f"| {head} |", "|---" * 13 + "|"]
+    for model in MODELS:
+        before = load(runs / f"{model}-before" / "accuracy.json")
+        for algorithm in ALGORITHMS:
+            names = [f"{model}-{algorithm}-{seed}" for seed in SEEDS]
+            lr = yaml.safe_load((runs / names[0] / "config.yaml").read_text())["learner"]["lr"]
+            after, places = ([load(runs / name / f"{file}.json") for name in names] for file in ("accuracy", "places"))
+            cells = [f"{fmean(at(curves, name, step) for name in names):.2f}" for step in (50, 100)]
+            ends = [at(curves, name, 250) for name in names]
+            cells += [f"{fmean(ends):.2f} ± {np.std(ends):.2f}", f"{fmean(at(curves, n, 250, 'accuracy') for n in names):.3f}"]
+            for key in ("greedy", "sampled"):
+                cells += [f"{before[key]:.3f}", f"{fmean(a[key] for a in after):.3f} ± {np.std([a[key] for a in after]):.3f}"]
+            cells += [f"{fmean(place[part] for place in places):.2f}" for part in ("step", "after")]
+            lines.append(f"| {model} | {algorithm} | {lr:g} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def rates(runs: Path) -> str:
+    """What came of each learning rate, on the seed on which it was chosen, as Markdown."""
+    lines = [f"| {HEAD} | greedy | temperature 1 |", "|---" * 9 + "|"]
+    for model in MODELS:
+        for algorithm in ALGORITHMS:
+            tried = {run.name.partition(f"{algorithm}-")[2]: run for run in runs.glob(f"tune-{model}-{algorithm}-*")}
+            for lr, run in sorted(tried.items(), key=lambda one: float(one[0])):
+                curves, accuracy = {run.name: read(run)}, load(run / "accuracy.json")
+                margins = " | ".join(f"{at(curves, run.name, step):.2f}" for step in (50, 100, 250))
+                told = at(curves, run.name, 250, "accuracy")
+                cells = f"{margins} | {told:.3f} | {accuracy['greedy']:.3f} | {accuracy['sampled']:.3f}"
+                lines.append(f"| {model} | {algorithm} | {lr} | {cells} |")
+    return "\n".join(lines)
+
+
+def draw(runs: Path, curves: Curves, published: Any, out: Path) -> None:
+    figure, axes = plt.subplots(2, 3, figsize=(15, 7.5), constrained_layout=True)
+    for row, (name, unit) in enumerate(
+        (("margin", "reward margin, held out"), ("accuracy", "preference accuracy, held out (%)"))
+    ):
+        scale = 100 if name == "accuracy" else 1
+        for model in MODELS:
+            for algorithm in ALGORITHMS:
+                several = [curves[f"{model}-{algorithm}-{seed}"] for seed in SEEDS]
+                values, steps = np.array([one[name] for one in several]) * scale, several[0]["step"]
+                look = {"color": COLORS[model], "linestyle": LINES[algorithm]}
+                axes[row, 0].plot(steps, values.mean(0), linewidth=2, label=f"{model}-{algorithm}", **look)
+                axes[row, 0].fill_between(steps, values.min(0), values.max(0), color=COLORS[model], alpha=0.15, linewidth=0)
+        for label, (model, algorithm) in PUBLISHED.items():
+            steps, values = np.array(published[name][label]).T
+            axes[row, 1].plot(steps, values, color=COLORS[model], linestyle=LINES[algorithm], linewidth=2, label=label)
+        for axis, title in zip(axes[row], ("rlopt, three seeds", "published (arXiv:2406.18629, figure 2)"), strict=False):
+            axis.set(title=title, xlabel="training step", ylabel=unit)
+            axis.grid(alpha=0.3)
+            axis.legend(frameon=False)
+            if name == "margin":
+                axis.set_ylim(bottom=0)
+    groups = [(model, algorithm) for model in MODELS for algorithm in ALGORITHMS]
+    names = [f"{model.removeprefix('tiny_')}\n{algorithm}" for model, algorithm in groups]
+    before = [load(runs / f"{model}-before" / "accuracy.json")["sampled"] for model, _ in groups]
+    after = [fmean(load(runs / f"{m}-{a}-{seed}" / "accuracy.json")["sampled"] for seed in SEEDS) for m, a in groups]
+    places = [[load(runs / f"{m}-{a}-{seed}" / "places.json") for seed in SEEDS] for m, a in groups]
+    at_x = np.arange(len(groups))
+    colors = [COLORS[model] for model, _ in groups]
+    axes[0, 2].bar(at_x - 0.2, before, 0.4, color="#BBBBBB", label="before")
+    axes[0, 2].bar(at_x + 0.2, after, 0.4, color=colors, label="after")
+    axes[0, 2].set(title="the task, rlopt", ylabel="right answers at temperature 1, held out", ylim=(0, 1))
+    parts = {part: np.array([fmean(one[part] for one in several) for several in places]) for part in ("step", "after")}
+    axes[1, 2].bar(at_x - 0.2, parts["step"], 0.4, color=colors, label="in the step where answers part")
+    axes[1, 2].bar(at_x + 0.2, parts["after"], 0.4, color=colors, alpha=0.4, label="in what follows it")
+    axes[1, 2].set(title="where the margin is, rlopt", ylabel="log-ratio, chosen minus rejected (nats)")
+    for axis in axes[:, 2]:
+        axis.set_xticks(at_x, names)
+        axis.grid(alpha=0.3, axis="y")
+        axis.legend(frameon=False)
+    for suffix in ("png", "svg"):
+        figure.savefig(out / f"figure.{suffix}", dpi=130, metadata={"Date": None} if suffix == "svg" else None)
+
+
+def main() -> None:
+    runs, out = map(Path, sys.argv[1:])
+    curves = {f"{m}-{a}-{s}": read(runs / f"{m}-{a}-{s}") for m in MODELS for a in ALGORITHMS for s in SEEDS}
+    with (out / "curves.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["run", "step", *METRICS])
+        for run, columns in curves.items():
+            for step, *values in zip(*columns.values(), strict=True):
+                writer.writerow([run, int(step), *(f"{value:.5g}" for value in values)])
+    (out / "claims.json").write_text(json.dumps(claims(curves), indent=1) + "\n")
+    (out / "table.md").write_text(f"{results(runs, curves)}\n\n{rates(runs)}\n")
+    draw(runs, curves, json.loads((out / "published.json").read_text()), out)
+
+
+if __name__ == "__main__":
+    main()

@@ -13,7 +13,7 @@ mkdir -p "$RUNS"
 train() { # model algorithm learning-rate seed folder
   [ -f "$5/checkpoints/step_250/manifest.json" ] && return
   $PYTHON -m rlopt.train "+algo=$2" model.path="$1" algo.beta=0.5 data.train="$RUNS/$1.jsonl" data.eval="$RUNS/$1.eval.jsonl" \
-    data.prompts_per_step=32 learner.lr="$3" learner.lr_schedule=cosine learner.warmup_steps=25 \
+    data.invalid_rows=drop data.prompts_per_step=32 learner.lr="$3" learner.lr_schedule=cosine learner.warmup_steps=25 \
     trainer.total_steps=250 trainer.eval_every=10 trainer.save_every=0 run.seed="$4" run.name="$(basename "$5")" run.dir="$5" \
     tracking.wandb=disabled tracking.group=step_dpo
 }
@@ -21,7 +21,8 @@ train() { # model algorithm learning-rate seed folder
 for model in ${MODELS:-tiny_sums_s tiny_sums_l}; do
   [ -f "$RUNS/$model.jsonl" ] ||
     $PYTHON -m rlopt.pairs model.path="$model" pairs.out="$RUNS/$model.jsonl" pairs.count=2500 pairs.eval_share=0.2 \
-      pairs.locate=rlopt.data.sums:locate data.train=sums data.size=8000
+      pairs.locate=rlopt.data.sums:locate data.train=sums data.size=8000 \
+      rollout.max_new_tokens=104 rollout.temperature=1.0 rollout.top_p=1.0
   $PYTHON $HERE/accuracy.py test "$model" "$RUNS/$model-before"
   # Both algorithms get the same rates; the one with the best accuracy on validation problems is taken.
   for algo in dpo step_dpo; do

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from rlopt.config.sections import DataConfig
 from rlopt.core.errors import RloptError
 from rlopt.core.samples import Example, Prompt
-from rlopt.data import arithmetic, sums
+from rlopt.data import arithmetic, sums, verbose
 from rlopt.data.arithmetic import Problem
 from rlopt.data.columns import answer_of, prompt_of
 from rlopt.data.prompts import make_prompt
@@ -25,6 +25,7 @@ Rows = Literal["pairs", "step_pairs", "answers"]
 SOLVED: Mapping[str, tuple[Callable[[int, int, bool], list[Problem]], Callable[[Problem], str]]] = {
     "arithmetic": (arithmetic.problems, arithmetic.worked),
     "sums": (sums.problems, sums.solution),
+    "verbose": (verbose.problems, arithmetic.worked),
 }
 """Embedded tasks with answers to imitate: what makes problems (by seed, number, and whether held out), and what solves one."""
 

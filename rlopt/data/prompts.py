@@ -10,7 +10,7 @@ from typing import Any, Literal
 from rlopt.config.sections import DataConfig
 from rlopt.core.errors import RloptError
 from rlopt.core.samples import Prompt
-from rlopt.data import arithmetic, guessing, reasoning, sums
+from rlopt.data import arithmetic, guessing, reasoning, sums, verbose
 from rlopt.data.columns import MEANING, final_answer, guess_format, prompt_of, recognize_columns, text_of
 from rlopt.data.readers import Row, read_rows
 from rlopt.data.unusable import UnusableRow, need_characters, normalize_text, refuse_unusable
@@ -59,12 +59,10 @@ def load_prompts(
     return _within(loaded, min(max_tokens, config.max_prompt_tokens or max_tokens), where)
 
 
-def _arithmetic(seed: int, size: int, held_out: bool) -> list[tuple[str, str, str]]:
-    return [(one.text, one.text, str(one.answer)) for one in arithmetic.problems(seed, size, held_out)]
-
-
-def _sums(seed: int, size: int, held_out: bool) -> list[tuple[str, str, str]]:
-    return [(one.text, one.text, str(one.answer)) for one in sums.problems(seed, size, held_out)]
+def _problems(
+    of: Callable[[int, int, bool], list[arithmetic.Problem]],
+) -> Callable[[int, int, bool], list[tuple[str, str, str]]]:
+    return lambda seed, size, held_out: [(one.text, one.text, str(one.answer)) for one in of(seed, size, held_out)]
 
 
 def _guessing(seed: int, size: int, held_out: bool) -> list[tuple[str, str, str]]:
@@ -72,8 +70,9 @@ def _guessing(seed: int, size: int, held_out: bool) -> list[tuple[str, str, str]
 
 
 EMBEDDED: Mapping[str, Callable[[int, int, bool], list[tuple[str, str, str]]]] = {
-    "arithmetic": _arithmetic,
-    "sums": _sums,
+    "arithmetic": _problems(arithmetic.problems),
+    "sums": _problems(sums.problems),
+    "verbose": _problems(verbose.problems),
     "guessing": _guessing,
 }
 """Embedded tasks: names, prompts and answers, by seed, number and whether they are held out."""

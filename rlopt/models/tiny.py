@@ -18,7 +18,7 @@ import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from rlopt.core.pieces import Pieces
-from rlopt.data import arithmetic, calculator, guessing, sums
+from rlopt.data import arithmetic, calculator, guessing, sums, verbose
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,9 @@ class Recipe:
     """How one of the models is made. Everything that decides its weights is here; its hash names the cache folder.
 
     The first `schooling` of the steps teach the task, with what is good nearly alone. The others teach the habits that
-    reinforcement is to find and change, in the shares given: `worked_share` of solutions with steps, of episodes with calls,
-    or of players who halve; `slip_share` of those with a slip, or of players who guess blindly.
+    reinforcement is to find and change, in the shares given: `worked_share` of solutions with steps (`tiny_verbose`: of those
+    that ramble), of episodes with calls, or of players who halve; `slip_share` of those with a slip, or of players who guess
+    blindly.
     """
 
     hidden: int
@@ -51,6 +52,7 @@ RECIPES = {
     "tiny_l": _LARGE,
     "tiny_sums_s": replace(_SMALL, worked_share=0.97, slip_share=0.5),
     "tiny_sums_l": replace(_LARGE, worked_share=0.97, slip_share=0.5),
+    "tiny_verbose": replace(_SMALL, worked_share=0.95, slip_share=0.2),
     "tiny_calculator": replace(_SMALL, worked_share=0.5, slip_share=0.4),
     "tiny_guessing": replace(_SMALL, worked_share=0.2, slip_share=0.4),
 }
@@ -58,11 +60,16 @@ RECIPES = {
 
 @dataclass(frozen=True)
 class Task:
-    """What a model is trained on: the characters it knows, and texts for its schooling and its habits, by the recipe."""
+    """What a model is trained on: the characters it knows, and texts for its schooling and its habits, by the recipe.
+
+    `length` is how many positions it knows; a longer text is cut there, and so has no end. The longest problem of `arithmetic`
+    with its solution takes 81, of `sums` 124.
+    """
 
     characters: str
     school: Callable[[random.Random], Iterator[Pieces]]
     habits: Callable[[random.Random, Recipe], Iterator[Pieces]]
+    length: int = 128
 
 
 ARITHMETIC = Task(
@@ -78,6 +85,12 @@ _SUMS = Task(
 TASKS = {
     "tiny_sums_s": _SUMS,
     "tiny_sums_l": _SUMS,
+    "tiny_verbose": Task(
+        characters=verbose.CHARACTERS,
+        school=lambda rng: _solved(verbose.corpus(rng, ramble_share=0.2, slip_share=0.0)),
+        habits=lambda rng, recipe: _solved(verbose.corpus(rng, recipe.worked_share, recipe.slip_share)),
+        length=verbose.LONGEST,
+    ),
     "tiny_calculator": Task(
         characters=calculator.CHARACTERS,
         school=lambda rng: calculator.corpus(rng, calls_share=0.9, slip_share=0.0),
@@ -91,9 +104,6 @@ TASKS = {
 }
 """Tasks of the models that are not trained on plain arithmetic."""
 
-MAX_LENGTH = 128
-"""Positions that the models know: the longest problem of `arithmetic` with its solution takes 81, of `sums` 124."""
-
 
 def tokenizer(task: Task = ARITHMETIC) -> transformers.PreTrainedTokenizerFast:
     """One token a character of the task, `<pad>` 0 and `<eos>` 1."""
@@ -102,7 +112,7 @@ def tokenizer(task: Task = ARITHMETIC) -> transformers.PreTrainedTokenizerFast:
     core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     core.decoder = decoders.Fuse()
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", model_max_length=MAX_LENGTH
+        tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", model_max_length=task.length
     )
 
 
@@ -121,7 +131,7 @@ def train(recipe: Recipe, folder: Path, progress: Callable[[int, int, float], No
             num_hidden_layers=recipe.layers,
             num_attention_heads=recipe.heads,
             num_key_value_heads=recipe.heads,
-            max_position_embeddings=MAX_LENGTH,
+            max_position_embeddings=task.length,
             rope_parameters={"rope_type": "default", "rope_theta": 1000.0},
             tie_word_embeddings=recipe.tied,
             initializer_range=0.05,
@@ -165,13 +175,13 @@ def _batches(
     ids = dict(text.get_vocab())
     for step in range(recipe.steps):
         texts = school if step < recipe.schooling * recipe.steps else habits
-        tokens = torch.zeros(recipe.batch, MAX_LENGTH, dtype=torch.long)
+        tokens = torch.zeros(recipe.batch, task.length, dtype=torch.long)
         targets = torch.full_like(tokens, -100)
         longest = 0
         for row in range(recipe.batch):
             at = 0
             for piece, learned in [*next(texts), (None, True)]:
-                line = [text.eos_token_id] if piece is None else [ids[c] for c in piece]
+                line = ([text.eos_token_id] if piece is None else [ids[c] for c in piece])[: task.length - at]
                 end = at + len(line)
                 tokens[row, at:end] = torch.tensor(line)
                 if learned:

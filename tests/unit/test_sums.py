@@ -7,7 +7,7 @@ import pytest
 
 from rlopt.data import arithmetic, sums
 from rlopt.data.arithmetic import Problem
-from rlopt.models.tiny import MAX_LENGTH
+from rlopt.models.tiny import TASKS
 
 PROMPT = "3+8+5+1+9+4+7="
 RIGHT = ["3+8=11\n", "11+5=16\n", "16+1=17\n", "17+9=26\n", "26+4=30\n", "30+7=37\n", "Answer: 37"]
@@ -57,7 +57,7 @@ def test_slips_are_as_frequent_as_asked_and_lie_two_thirds_down() -> None:
 def test_every_problem_and_solution_is_written_in_the_known_characters_and_fits() -> None:
     for prompt, solution in islice(sums.corpus(random.Random(0), 0.9, 0.5), 2000):
         assert set(prompt + solution) <= set(sums.CHARACTERS)
-        assert len(prompt) + len(solution) + 1 <= MAX_LENGTH
+        assert len(prompt) + len(solution) + 1 <= TASKS["tiny_sums_s"].length
         assert 6 <= prompt.count("+") <= 11
 
 
