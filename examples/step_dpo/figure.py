@@ -22,8 +22,11 @@ from rlopt.tracking.journal import read_column
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-MODELS, ALGORITHMS, SEEDS = ("tiny_sums_s", "tiny_sums_l"), ("dpo", "step_dpo"), (1, 2, 3)
-COLORS, LINES = dict(zip(MODELS, ("#4C72B0", "#DD8452"), strict=True)), {"dpo": "--", "step_dpo": "-"}
+ALGORITHMS, SEEDS = ("dpo", "step_dpo"), (1, 2, 3)
+COLORS, LINES = {"tiny_sums_s": "#4C72B0", "tiny_sums_l": "#DD8452"}, {"dpo": "--", "step_dpo": "-"}
+MODELS = [model for model in COLORS if (Path(sys.argv[1]) / f"{model}-step_dpo-{SEEDS[-1]}").exists()]
+"""Those that `run.sh` has run."""
+
 PUBLISHED = {"Qwen2-7B-DPO": ("tiny_sums_s", "dpo"), "Qwen2-7B-Step-DPO": ("tiny_sums_s", "step_dpo"),
              "Qwen2-72B-DPO": ("tiny_sums_l", "dpo"), "Qwen2-72B-Step-DPO": ("tiny_sums_l", "step_dpo")}  # fmt: skip
 METRICS = {"margin": "eval/preference/margin", "accuracy": "eval/preference/accuracy", "kl": "actor/kl_k2"}
@@ -32,9 +35,10 @@ Curves = Mapping[str, Mapping[str, np.ndarray]]
 
 
 def read(run: Path) -> dict[str, np.ndarray]:
-    """The columns of a run at the steps where held-out pairs were measured."""
+    """The columns of a run at the steps where held-out pairs were measured, to the five digits that curves.csv has."""
     there = np.isfinite(read_column(run, METRICS["margin"]))
-    return {name: np.array(read_column(run, metric))[there] for name, metric in {"step": "step", **METRICS}.items()}
+    columns = {name: np.array(read_column(run, metric))[there] for name, metric in {"step": "step", **METRICS}.items()}
+    return {name: np.array([float(f"{value:.5g}") for value in values]) for name, values in columns.items()}
 
 
 def at(curves: Curves, run: str, step: int, metric: str = "margin") -> float:
@@ -145,7 +149,8 @@ def draw(runs: Path, curves: Curves, published: Any, out: Path) -> None:
     for axis in axes[:, 2]:
         axis.set_xticks(at_x, names)
         axis.grid(alpha=0.3, axis="y")
-        axis.legend(frameon=False)
+        axis.legend(frameon=False, loc="upper left")
+    axes[1, 2].set_ylim(top=1.3 * max(parts["step"].max(), parts["after"].max()))
     for suffix in ("png", "svg"):
         figure.savefig(out / f"figure.{suffix}", dpi=130, metadata={"Date": None} if suffix == "svg" else None)
 
