@@ -52,7 +52,7 @@ RECIPES = {
     "tiny_l": _LARGE,
     "tiny_sums_s": replace(_SMALL, worked_share=0.97, slip_share=0.5),
     "tiny_sums_l": replace(_LARGE, worked_share=0.97, slip_share=0.5),
-    "tiny_verbose": replace(_SMALL, worked_share=0.95, slip_share=0.2),
+    "tiny_verbose": replace(_SMALL, worked_share=0.95, slip_share=0.13),
     "tiny_calculator": replace(_SMALL, worked_share=0.5, slip_share=0.4),
     "tiny_guessing": replace(_SMALL, worked_share=0.2, slip_share=0.4),
 }

@@ -26,19 +26,27 @@ from rlopt.cluster.environment import adopt
 
 
 class _Context(ForkServerContext):
-    """Processes with the environment of the moment they are made: the server has that of its own start."""
+    """Processes with the environment and the logs of the moment they are made: the server has those of its own start."""
 
     def Process(self, *, target: Callable[..., None], kwargs: Mapping[str, Any], name: str) -> Any:  # type: ignore[override]
-        return super().Process(target=_begin, args=(dict(os.environ), target, kwargs), name=name)
+        logs = [os.readlink(f"/proc/self/fd/{number}") for number in STREAMS]
+        return super().Process(target=_begin, args=(dict(os.environ), logs, target, kwargs), name=name)
 
 
-def _begin(environment: dict[str, str], target: Callable[..., None], kwargs: Mapping[str, Any]) -> None:
+STREAMS = (1, 2)
+"""Standard output and standard error."""
+
+
+def _begin(environment: dict[str, str], logs: list[str], target: Callable[..., None], kwargs: Mapping[str, Any]) -> None:
     """In the scheduler: as if it had been spawned, but that it forks the parts of a model, and ends with who asked for it.
 
     Ray ends an actor's children with it, and does not know that the scheduler is one of them.
     """
     from vllm.v1.executor import multiproc_executor
 
+    for number, log in zip(STREAMS, logs, strict=True):
+        with suppress(OSError), open(log, "ab", buffering=0) as file:  # what cannot be opened again stays the server's
+            os.dup2(file.fileno(), number)
     adopt(environment)
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # torch itself reads it when it is imported
     multiproc_executor.get_mp_context = lambda: multiprocessing.get_context("fork")

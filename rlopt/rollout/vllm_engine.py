@@ -3,6 +3,7 @@
 import ctypes
 import inspect
 import os
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +12,7 @@ from rlopt.cluster.leftovers import name_shared_memory
 from rlopt.cluster.threads import cores, engine_threads
 from rlopt.config.passthrough import refuse_unknown
 from rlopt.config.sections import ClusterConfig, ModelConfig, RolloutConfig
-from rlopt.core.errors import RloptError
+from rlopt.core.errors import RloptError, first_line
 from rlopt.models.loading import load_tokenizer, shape_of
 from rlopt.rollout import cpu_fork
 from rlopt.weight_sync.sender import SHM_BACKEND
@@ -89,8 +90,30 @@ def set_environment(engine: EngineConfig, config: RolloutConfig) -> None:
         os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # vLLM passes CUDA handles on as pickles, to itself
 
 
+ABOVE = "See root cause above"
+"""In what vLLM raises when its own process has failed; the reason stands in the log alone."""
+
+_RAISED = re.compile(r"(?:^|\s)((?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception)): (\S.*)$", re.MULTILINE)
+
+
+def root_cause(log: str) -> str | None:
+    """The last exception that a log names, but for vLLM's own that refers to it."""
+    found = [f"{name}: {why.strip()}" for name, why in _RAISED.findall(log) if ABOVE not in why]
+    return first_line(found[-1]) if found else None
+
+
+def _said() -> str:
+    """The end of what this process and its children have written, where that goes to files, as Ray has it."""
+    logs = [Path(f"/proc/self/fd/{number}").resolve() for number in cpu_fork.STREAMS]
+    return "\n".join(log.read_text(errors="replace")[-100_000:] for log in logs if log.is_file())
+
+
 async def start_engine(engine: EngineConfig, config: RolloutConfig) -> tuple[Any, Any]:
-    """vLLM's `AsyncLLM`, loaded, and the model's tokenizer."""
+    """vLLM's `AsyncLLM`, loaded, and the model's tokenizer.
+
+    Raises:
+        RloptError: vLLM's own process did not start, with the reason that it wrote into its log.
+    """
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -111,7 +134,12 @@ async def start_engine(engine: EngineConfig, config: RolloutConfig) -> tuple[Any
         "worker_extension_cls": CPU_WORKER if engine.device == "cpu" else GPU_WORKER,
         "weight_transfer_config": {"backend": SHM_BACKEND if engine.backend == "shm" else engine.backend},
     }
-    llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments | _device_arguments(engine, config) | config.vllm))
+    try:
+        llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments | _device_arguments(engine, config) | config.vllm))
+    except RuntimeError as error:
+        if ABOVE not in str(error):
+            raise
+        raise RloptError(f"vLLM's engine did not start: {root_cause(_said()) or first_line(error)}") from error
     await llm.collective_rpc("count_steps")
     if engine.device == "cpu":
         await llm.collective_rpc("use_cpu_sampler")

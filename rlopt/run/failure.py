@@ -29,7 +29,8 @@ def explained(error: Exception, run: Path) -> RloptError:
             config.read_text() if config.is_file() else "no config.yaml",
         ]
     )
-    said = str(error) if isinstance(error, RloptError) else f"{type(error).__name__}: {first_line(error)}"
+    inner = getattr(error, "cause", None) or error  # what a worker raised, where Ray has wrapped it
+    said = str(error) if isinstance(error, RloptError) else f"{type(inner).__name__}: {first_line(inner)}"
     if isinstance(error, OSError) and (error.errno in FULL or run in Path(error.filename or "").parents):
         why = error.strerror or first_line(error)
         said = f"run.dir={run}: cannot be written any more ({why}); mend that, and the same command continues"

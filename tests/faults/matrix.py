@@ -46,7 +46,10 @@ KINDS = {
     "disk": ("full",),
     "run folder": ("gone",),
     "clock": ("slow",),
+    "shared memory": ("full",),
 }
+OWN_MEMORY = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=64m none /dev/shm && exec "$0" "$@"']
+"""Before a command that is to have a small shared memory of its own."""
 LATEST_S = 300
 """Seconds that a run and its recovery may take."""
 
@@ -153,7 +156,8 @@ def execute(faults: Sequence[Row], folder: Path, steps: int = STEPS, save_every:
         keys = [*keys_of(shape, steps, save_every), f"run.dir={run}"]
         keys += ["trainer.on_disk_full=pause"] if limited else []
         before, pids = _files(set()), set[int]()
-        code, said = _run([str(HERE / "stand.py"), str(folder / "faults.json"), *keys], mark, folder, pids)
+        room = OWN_MEMORY if any(row.victim == "shared memory" for row in faults) else []
+        code, said = _run([str(HERE / "stand.py"), str(folder / "faults.json"), *keys], mark, folder, pids, room)
         times = json.loads((folder / "times.json").read_text())
         events = _events(run)
         ended = "failed"
@@ -180,13 +184,17 @@ def execute(faults: Sequence[Row], folder: Path, steps: int = STEPS, save_every:
         return results
 
 
-def _run(arguments: list[str], mark: str, folder: Path, pids: set[int]) -> tuple[int, str]:
+def _run(arguments: list[str], mark: str, folder: Path, pids: set[int], within: Sequence[str] = ()) -> tuple[int, str]:
     """Run a command to its end; its exit code, and what it said on standard error. Its process goes to `pids`."""
     file = folder.parent / f"{folder.name}.err"
     with file.open("w") as errors:
         environment = os.environ | {"RLOPT_TEST_MARK": mark}
         process = subprocess.Popen(
-            [sys.executable, *arguments], stdout=subprocess.DEVNULL, stderr=errors, stdin=subprocess.DEVNULL, env=environment
+            [*within, sys.executable, *arguments],
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            stdin=subprocess.DEVNULL,
+            env=environment,
         )
         pids.add(process.pid)
         ends = time.monotonic() + LATEST_S

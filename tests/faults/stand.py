@@ -38,7 +38,7 @@ DELAY_S = {
 """Seconds from the beginning of a phase to the fault."""
 
 SLOW_S, FULL_S = 3.0, 0.8
-"""Seconds that what is slow is stopped for, and that the disk is full."""
+"""Seconds that what is slow is stopped for, and that the disk or the shared memory is full."""
 
 NOTICED = {("engine", "killed"), ("engine", "stopped"), ("scheduler", "killed"), ("scheduler", "stopped")}
 NOTICED |= {("learner", "killed"), ("learner", "stopped"), ("raylet", "killed"), ("gcs_server", "killed")}
@@ -102,7 +102,9 @@ class Stand:
                 time.sleep(SLOW_S)
                 _signal(pids, signal.SIGCONT)
         elif (victim, kind) == ("disk", "full"):
-            fill(self.folder, FULL_S)
+            fill(self.folder.parent / "ballast", FULL_S)
+        elif (victim, kind) == ("shared memory", "full"):
+            fill(Path("/dev/shm/ballast"), FULL_S)
         elif (victim, kind) == ("run folder", "gone"):
             while self.folder.exists():  # the run writes into it, and removes from it, meanwhile
                 shutil.rmtree(self.folder, ignore_errors=True)
@@ -111,7 +113,7 @@ class Stand:
 
     def pids(self, victim: str) -> list[int]:
         """The processes of the victim."""
-        if victim in ("disk", "run folder", "clock"):
+        if victim in ("disk", "shared memory", "run folder", "clock"):
             return []
         if victim == "driver":
             return [os.getpid()]
@@ -143,9 +145,8 @@ def _signal(pids: list[int], number: int) -> None:
         psutil.Process(pid).send_signal(number)
 
 
-def fill(folder: Path, seconds: float) -> None:
-    """Fill the disk of a folder for so long."""
-    ballast = folder.parent / "ballast"
+def fill(ballast: Path, seconds: float) -> None:
+    """Fill the disk of a file, which is made, for so long."""
     with ballast.open("wb", buffering=0) as file:
         try:
             while file.write(b"\0" * 2**16):

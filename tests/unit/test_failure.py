@@ -51,6 +51,17 @@ def test_a_folder_that_cannot_be_written_any_more_is_named_with_the_way_out(tmp_
     assert str(explained(failed(elsewhere), tmp_path)).startswith("FileNotFoundError: [Errno 2] No such file")
 
 
+def test_what_a_worker_raised_is_named_and_not_what_ray_made_of_it(tmp_path: Path) -> None:
+    class Wrapped(Exception):
+        """As Ray's error of a task, whose text begins with the actor's address."""
+
+        cause = RuntimeError("no kernel for this card")
+
+    said = explained(failed(Wrapped("ray::LearnerWorker.update() (pid=7, ip=127.0.0.1)")), tmp_path)
+    assert str(said) == f"RuntimeError: no kernel for this card (details: {tmp_path / 'error.txt'})"
+    assert "ray::LearnerWorker.update()" in (tmp_path / "error.txt").read_text()
+
+
 def test_a_run_whose_folder_was_removed_while_it_ended_does_not_end_well(tmp_path: Path) -> None:
     outcome = Outcome(tmp_path, tmp_path / "checkpoints" / "step_4", "training reward", 0.25, 0.5, 1, None)
     with pytest.raises(

@@ -45,6 +45,11 @@ def test_an_empty_file_and_a_prompt_that_is_too_long(tmp_path: Path, content: st
     assert message in refuse("+algo=grpo", f"data.train={file}", f"run.dir={tmp_path / 'run'}")
 
 
+def test_an_engine_that_does_not_start_is_told_with_vllms_own_reason(tmp_path: Path) -> None:
+    line = refuse("+algo=grpo", *SMALL, "rollout.kv_cache_gib=1e-6", "tracking.wandb=disabled", f"run.dir={tmp_path / 'run'}")
+    assert "error: vLLM's engine did not start: ValueError: No available memory for the cache blocks" in line
+
+
 def test_a_run_directory_that_holds_another_run(gone_on: Path) -> None:
     before = (gone_on / "config.yaml").read_text()
     line = refuse("+algo=red_weight", *SMALL, f"run.dir={gone_on}", "trainer.total_steps=60")
