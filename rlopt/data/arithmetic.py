@@ -50,15 +50,19 @@ class Problem:
 
 def draw_problem(rng: random.Random) -> Problem:
     """A sum of numbers (2 to 99) and products (2 to 12 times 2 to 9) with two to four numbers in all."""
-    left = rng.choices((2, 3, 4), weights=(2, 4, 3))[0]
+    return mixed(rng, rng.choices((2, 3, 4), weights=(2, 4, 3))[0], factor=12, summand=99)
+
+
+def mixed(rng: random.Random, count: int, factor: int, summand: int) -> Problem:
+    """A sum of numbers (2 to `summand`) and products (2 to `factor` times 2 to 9) with `count` numbers in all."""
     terms: list[int | str] = []
-    while left:
-        if left >= 2 and rng.random() < 0.4:
-            terms += [rng.randint(2, 12), "*", rng.randint(2, 9), "+"]
-            left -= 2
+    while count:
+        if count >= 2 and rng.random() < 0.4:
+            terms += [rng.randint(2, factor), "*", rng.randint(2, 9), "+"]
+            count -= 2
         else:
-            terms += [rng.randint(2, 99), "+"]
-            left -= 1
+            terms += [rng.randint(2, summand), "+"]
+            count -= 1
     return Problem(tuple(terms[:-1]))
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlopt.core.errors import RloptError
-from rlopt.data.chat_template import render
+from rlopt.data.chat_template import TemplateRefuses, render
 from rlopt.data.tokenization import encode
 from rlopt.data.wording import Messages
 
@@ -51,9 +51,7 @@ class Dialogue:
         roles = ", ".join(sorted({str(message["role"]) for message in messages}))
         try:
             text = render(self.tokenizer, [*begun, *messages], add_generation_prompt=True)
-        except RloptError:
-            raise
-        except Exception as error:  # templates are programs, and may raise anything
+        except TemplateRefuses as error:
             why = " ".join(str(error).split())
             raise RloptError(
                 f"model.path: its chat template refuses an observation of the role {roles} ({why}); return another"
@@ -79,9 +77,7 @@ def rewrites(tokenizer: Any) -> str | None:
     begun: list[Mapping[str, str]] = [{"role": "user", "content": "-"}, {"role": "assistant", "content": thought}]
     try:
         text = render(tokenizer, [*begun, {"role": "user", "content": "-"}])
-    except RloptError:
-        raise
-    except Exception:  # it knows no such conversation, and `Dialogue.rendered` will say so where that matters
+    except TemplateRefuses:  # it knows no such conversation, and `Dialogue.rendered` will say so where that matters
         return None
     if "thought" in text:
         return None

@@ -28,16 +28,7 @@ LONGEST = 192
 
 def draw_problem(rng: random.Random) -> Problem:
     """A sum of numbers (2 to 49) and products (2 to 9 times 2 to 9) with two or three numbers in all."""
-    left = rng.choice((2, 3, 3))
-    terms: list[int | str] = []
-    while left:
-        if left >= 2 and rng.random() < 0.4:
-            terms += [rng.randint(2, 9), "*", rng.randint(2, 9), "+"]
-            left -= 2
-        else:
-            terms += [rng.randint(2, 49), "+"]
-            left -= 1
-    return Problem(tuple(terms[:-1]))
+    return arithmetic.mixed(rng, rng.choice((2, 3, 3)), factor=9, summand=49)
 
 
 def problems(seed: int, count: int, held_out: bool = False) -> list[Problem]:
@@ -69,7 +60,7 @@ def rambling(problem: Problem, rng: random.Random, slip_share: float) -> str:
     while len(terms) > 1:
         place = terms.index("*") if "*" in terms else 1
         left, operator, right = terms[place - 1 : place + 2]
-        result = max(0, _result(int(left), str(operator), int(right)) + (rng.choice((-2, -1, 1, 2)) if slip else 0))
+        result = max(0, Problem((left, operator, right)).answer + (rng.choice((-2, -1, 1, 2)) if slip else 0))
         number += 1
         lines.append(f"Step {number}: {left}{operator}{right}={result}\n")
         terms[place - 1 : place + 2] = [result]
@@ -91,8 +82,4 @@ def _aside(lines: list[str], rng: random.Random) -> str:
         line = rng.choice(lines[-3:])
         return line if kind < 0.3 else line.rpartition(" ")[2]
     left, operator, right = rng.randint(2, 9), rng.choice("+*"), rng.randint(2, 9)
-    return f"{left}{operator}{right}={_result(left, operator, right)}\n"
-
-
-def _result(left: int, operator: str, right: int) -> int:
-    return left * right if operator == "*" else left + right
+    return f"{left}{operator}{right}={Problem((left, operator, right)).answer}\n"

@@ -7,7 +7,7 @@ from typing import Any
 
 from rlopt.config.sections import DataConfig
 from rlopt.core.errors import RloptError
-from rlopt.data.chat_template import render
+from rlopt.data.chat_template import TemplateRefuses, render
 from rlopt.data.tokenization import Tokenizer, encode
 from rlopt.data.unusable import UnusableRow
 
@@ -56,10 +56,8 @@ class Wording:
         options |= {"tools": tools} if tools else {}
         try:
             text = render(self.tokenizer, messages, add_generation_prompt=not begun, **options)
-        except RloptError:
-            raise
-        except Exception as error:  # templates are programs, and may raise anything
-            raise UnusableRow(f"the tokenizer's chat template refuses it ({error or type(error).__name__})") from None
+        except TemplateRefuses as error:
+            raise UnusableRow(f"the tokenizer's chat template refuses it ({error})") from None
         if begun and not (messages[-1].get("content") and text.endswith(messages[-1]["content"])):
             raise UnusableRow("the chat template does not end with the assistant's message, so it cannot be continued")
         return tuple(encode(self.tokenizer, text, special=False))  # the chat template has written them
