@@ -6,12 +6,12 @@ Each section goes to the package that it is named after; nothing below `run` see
 from typing import Literal
 
 from rlopt.config.environments import EnvConfig
+from rlopt.config.learners import LearnerConfig
 from rlopt.config.sections import (
     AlgoConfig,
     ClusterConfig,
     DataConfig,
     EvalConfig,
-    LearnerConfig,
     ModelConfig,
     ReplayConfig,
     RewardConfig,

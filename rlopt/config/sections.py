@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
 
 from pydantic import Field
 
-from rlopt.config.bounds import AtLeastOne, Gpus, OffOrMore, Positive, Seconds, Seed, Share, Threads
+from rlopt.config.bounds import AtLeastOne, Gpus, OffOrMore, Seconds, Seed, Share, Threads
 from rlopt.config.passthrough import check_handed_over
 from rlopt.core.errors import need
 
@@ -162,50 +162,6 @@ class RolloutConfig:
 
     def __post_init__(self) -> None:
         check_handed_over("rollout.vllm", self.vllm)
-
-
-@section
-class LoraConfig:
-    rank: Annotated[int, Field(ge=0, description="must be 0 (off: all weights learn) or more")]
-    alpha: Positive
-    targets: str | list[str]
-
-    def __post_init__(self) -> None:
-        for key, value, default in (("alpha", self.alpha, 32.0), ("targets", self.targets, "all-linear")):
-            vain = not self.rank and value != default
-            need(not vain, f"learner.lora.{key}", value, "means nothing without learner.lora.rank; set that too")
-        named = self.targets == "all-linear" or (isinstance(self.targets, list) and self.targets)
-        way_out = "give all-linear, or a list of layer names such as [q_proj,v_proj]"
-        need(bool(named), "learner.lora.targets", self.targets, way_out)
-
-
-Beta = Annotated[float, Field(ge=0, lt=1)]
-
-
-@section
-class LearnerConfig:
-    workers: AtLeastOne
-    zero_stage: Literal[0, 1, 2, 3]
-    lr: Annotated[float, Field(gt=0, allow_inf_nan=False, description="must be above 0")]
-    lr_schedule: Literal["constant", "linear", "cosine"]
-    betas: Annotated[
-        list[Beta],
-        Field(min_length=2, max_length=2, description="AdamW has two, at least 0 and below 1, e.g. [0.9, 0.999]"),
-    ]
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False, description="must be 0 (off) or above")]
-    warmup_steps: OffOrMore
-    max_grad_norm: Positive
-    token_budget: int
-    logit_chunk: Annotated[int, Field(ge=1, description="must be at least 1 token")]
-    gradient_checkpointing: bool
-    compile: bool
-    lora: LoraConfig
-    deepspeed: dict[str, Any]
-
-    def __post_init__(self) -> None:
-        check_handed_over("learner.deepspeed", self.deepspeed)
-        way_out = "gathers weights layer by layer, around what is compiled; leave it out, or use learner.zero_stage=2"
-        need(not self.compile or self.zero_stage < 3, "learner.compile", self.compile, f"learner.zero_stage=3 {way_out}")
 
 
 @section

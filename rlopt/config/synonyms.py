@@ -14,6 +14,9 @@ MEANINGS: dict[str, tuple[str, ...]] = {
         "ppo_max_token_len_per_gpu", "max_tokens_per_gpu", "train_micro_batch_size_per_gpu", "micro_train_batch_size",
     ),
     "learner.workers": ("num_processes", "n_gpus", "num_gpus", "world_size", "n_gpus_per_node", "nproc_per_node", "gpus"),
+    "learner.sequence_parallel": (
+        "sequence_parallel_size", "ulysses_sequence_parallel_size", "sp_size", "sp", "context_parallel_size", "cp_size",
+    ),
     "learner.zero_stage": ("deepspeed", "zero", "stage", "deepspeed_stage"),
     "learner.lora.rank": ("lora_r", "lora_rank", "use_peft", "peft", "lora"),
     "learner.lora.alpha": ("lora_alpha",),

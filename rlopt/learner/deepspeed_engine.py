@@ -3,10 +3,11 @@
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -15,10 +16,11 @@ import torch
 from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from rlopt.config.learners import LearnerConfig
 from rlopt.config.passthrough import merged
-from rlopt.config.sections import LearnerConfig
 from rlopt.core.errors import RloptError, first_line
 from rlopt.models.policy import Policy
+from rlopt.models.sequence_parallel import Attend
 from rlopt.weight_sync.sender import TensorSpec, in_buckets
 
 
@@ -119,6 +121,13 @@ class _Told:
 
     def is_zero3(self) -> bool:
         return True
+
+
+def exchanging(attend: Attend, group: Any) -> Callable[..., Tensor]:
+    """DeepSpeed's Ulysses: `attend` sees all tokens and this rank's heads, its caller this rank's tokens and all heads."""
+    from deepspeed.sequence.layer import DistributedAttention
+
+    return partial(DistributedAttention(attend, group, scatter_idx=2, gather_idx=1), batch_dim_idx=0)
 
 
 def gathered(named: list[tuple[str, torch.nn.Parameter]], zero_stage: int, bucket_bytes: int) -> Iterator[tuple[str, Tensor]]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from rlopt.cluster.actors import Workers
+from rlopt.config.learners import LearnerConfig
 from rlopt.core.atomic_write import write_whole
 from rlopt.core.batches import Unit
 from rlopt.core.errors import RloptError
@@ -23,24 +24,24 @@ from rlopt.objectives.core import merge
 class Learners:
     """All learner ranks. Every call is made on all of them at once and waits for all."""
 
-    def __init__(self, workers: Workers, token_budget: int, unit: Unit, temperature: float) -> None:
+    def __init__(self, workers: Workers, config: LearnerConfig, unit: Unit, temperature: float) -> None:
         """`unit`: what must stay in one micro-batch (the objective's `traits.unit`)."""
-        self._workers, self._token_budget, self._unit = workers, token_budget, unit
-        self._temperature = temperature
+        self._workers, self._token_budget, self._unit = workers, config.tokens_at_once, unit
+        self._temperature, self._sharing = temperature, config.sequence_parallel
 
     def update(self, updates: list[Update], step: int) -> dict[str, float]:
         """Make each of `updates`, in order; metrics exact over all ranks, sums averaged over updates."""
         parts = []
         for update in updates:
-            shares = microbatches(update, self._unit, len(self._workers), self._token_budget)
-            parts += self._workers.call("update", *((share, step) for share in shares))
+            shares = microbatches(update, self._unit, self._groups, self._token_budget)
+            parts += self._of_all("update", [(share, step) for share in shares])
         merged = merge(parts).items()
         return {name: metric.value / (len(updates) if isinstance(metric, Sum) else 1) for name, metric in merged}
 
     def measure(self, update: Update) -> dict[str, float]:
         """The metrics of an update that is not made, exact over all ranks."""
-        shares = microbatches(update, self._unit, len(self._workers), self._token_budget)
-        parts = self._workers.call("measure", *((share,) for share in shares))
+        shares = microbatches(update, self._unit, self._groups, self._token_budget)
+        parts = self._of_all("measure", [(share,) for share in shares])
         return {name: metric.value for name, metric in merge(parts).items()}
 
     def score_policy(self, sequences: SequenceTable, temperature: float | None = None) -> Tokens:
@@ -55,15 +56,25 @@ class Learners:
         return self._scores("score_reference", sequences, self._temperature)
 
     def _scores(self, method: str, sequences: SequenceTable, temperature: float) -> Tokens:
-        layout = partition(sequences.lengths, torch.arange(len(sequences)), len(self._workers), self._token_budget)
+        layout = partition(sequences.lengths, torch.arange(len(sequences)), self._groups, self._token_budget)
         layout = [[piece or [0] for piece in share] for share in layout]  # ranks must stay in step
         shares = [[sequences.take(piece) for piece in share] for share in layout]
-        answers: list[list[Scored]] = self._workers.call(method, *((share, temperature) for share in shares))
+        answers: list[list[Scored]] = self._of_all(method, [(share, temperature) for share in shares])
         scores = torch.zeros(sequences.shape)
         for share, answer in zip(layout, answers, strict=True):
             for piece, values in zip(share, answer, strict=True):
                 scores[piece, : values.shape[1]] = torch.tensor(values)
         return scores
+
+    @property
+    def _groups(self) -> int:
+        """Ranks, or groups of ranks that share their sequences, among which work is split."""
+        return len(self._workers) // self._sharing
+
+    def _of_all(self, method: str, arguments: list[Any]) -> list[Any]:
+        """Call every rank with the arguments of its group; the answers of each group's first rank, which are those of all."""
+        spread = (given for given in arguments for _ in range(self._sharing))
+        return self._workers.call(method, *spread)[:: self._sharing]
 
     def connect(self, engines: Mapping[int, Any], ranks_per_engine: int) -> None:
         """Connect to these engines, actor handles by number, and to no others."""

@@ -6,7 +6,7 @@ which a synchronization would take for weights that did not move.
 
 import math
 
-from rlopt.config.sections import LearnerConfig
+from rlopt.config.learners import LearnerConfig
 
 
 def lr_factor(config: LearnerConfig, step: int, total_steps: int) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlopt.config.sections import LearnerConfig
+from rlopt.config.learners import LearnerConfig
 from rlopt.learner.deepspeed_engine import gathered, spec
 from rlopt.models import lora
 from rlopt.models.policy import write_model

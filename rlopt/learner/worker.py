@@ -17,20 +17,21 @@ import torch
 from numpy.typing import NDArray
 
 from rlopt.cluster.actors import free_port, own_address
-from rlopt.config.sections import LearnerConfig
+from rlopt.config.learners import LearnerConfig
 from rlopt.core.atomic_write import all_to_disk
 from rlopt.core.batches import Batch, PolicyOutputs
 from rlopt.core.errors import RloptError
 from rlopt.core.protocols import Sent
 from rlopt.core.reduce import Max, Metric, fetched
 from rlopt.core.table import SequenceTable, Update
-from rlopt.learner.deepspeed_engine import frozen_engine, load_state, meet, sharded_at_once, trained_engine
+from rlopt.learner.deepspeed_engine import exchanging, frozen_engine, load_state, meet, sharded_at_once, trained_engine
 from rlopt.learner.lr_schedule import lr_factor
 from rlopt.learner.weight_source import WeightSource
 from rlopt.models import lora
 from rlopt.models.compiled import compile_layers
 from rlopt.models.loading import load_tokenizer
 from rlopt.models.policy import Policy, refuse_other_logits, try_to_save
+from rlopt.models.sequence_parallel import SharedSequences, register
 from rlopt.objectives.core import LossTerms, Objective, merge, total_loss
 from rlopt.weight_sync.backends import make_sender
 from rlopt.weight_sync.engine_client import EngineClient
@@ -70,7 +71,7 @@ class LearnerSetup:
 
 
 class LearnerWorker:
-    """One data-parallel rank. A plain class; `cluster` makes it a Ray actor. Methods are collectives: call all ranks."""
+    """One rank. A plain class; `cluster` makes it a Ray actor. Methods are collectives: call all ranks."""
 
     def __init__(self, setup: LearnerSetup, config: LearnerConfig, rank: int, world: int) -> None:
         self._setup, self._config, self._rank, self._world = setup, config, rank, world
@@ -107,8 +108,12 @@ class LearnerWorker:
         """Load policy and reference."""
         setup, config = self._setup, self._config
         torch.manual_seed(setup.seed)
+        ranks = config.sequence_parallel
+        shared = SharedSequences(self._rank, self._world, ranks) if ranks > 1 else None
+        register(shared, exchanging, in_float32=setup.device == "cpu" and setup.dtype == torch.bfloat16)
+        about = setup.folder, setup.dtype, config.logit_chunk
         with sharded_at_once(config, setup.dtype):
-            policy = Policy(setup.folder, setup.dtype, config.logit_chunk, config.gradient_checkpointing, setup.device)
+            policy = Policy(*about, config.gradient_checkpointing, setup.device, shared)
         if self._adapted:
             lora.adapt(policy.lm, config.lora)
         self._engine = trained_engine(policy, config, setup.dtype)
@@ -118,7 +123,7 @@ class LearnerWorker:
         self._reference = self._engine
         if setup.reference and not self._adapted:
             with sharded_at_once(config, setup.dtype):
-                reference = Policy(setup.folder, setup.dtype, config.logit_chunk, device=setup.device)
+                reference = Policy(*about, device=setup.device, shared=shared)
             reference.requires_grad_(False).eval()
             sharded = config.zero_stage == 3
             self._reference = frozen_engine(reference, config, setup.dtype) if sharded else reference.to(setup.device)

@@ -13,7 +13,7 @@ import torch
 import transformers
 from filelock import FileLock
 
-from rlopt.config.sections import LoraConfig
+from rlopt.config.learners import LoraConfig
 from rlopt.core.errors import RloptError, first_line
 from rlopt.models import lora, tiny
 from rlopt.models.untrusted import check_folder

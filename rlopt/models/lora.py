@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rlopt.config.sections import LoraConfig
+from rlopt.config.learners import LoraConfig
 from rlopt.core.errors import RloptError
 
 A, B = ".lora_A", ".lora_B"

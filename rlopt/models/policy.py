@@ -9,9 +9,11 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
+from torch.nn.functional import pad
 
 from rlopt.core.errors import RloptError, first_line
 from rlopt.models.head import Head, after_body
+from rlopt.models.sequence_parallel import ULYSSES, SharedSequences, unshared
 
 
 class Policy(torch.nn.Module):
@@ -22,7 +24,16 @@ class Policy(torch.nn.Module):
     chunk are in memory at a time, in the backward pass as well.
     """
 
-    def __init__(self, folder: Path, dtype: torch.dtype, chunk: int, recompute: bool = False, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        dtype: torch.dtype,
+        chunk: int,
+        recompute: bool = False,
+        device: str = "cpu",
+        shared: SharedSequences | None = None,
+    ) -> None:
+        """`shared`: the ranks that have a part of every sequence each; None: this one has all of it."""
         super().__init__()
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         for part in _parts(config):
@@ -30,6 +41,8 @@ class Policy(torch.nn.Module):
                 if _is_noise(name) and isinstance(value, int | float):
                     setattr(part, name, 0.0)
         attention = _attention(config, dtype, device)
+        if shared:
+            attention = {"attn_implementation": ULYSSES}
         self.lm = transformers.AutoModelForCausalLM.from_pretrained(
             folder, config=config, dtype=dtype, trust_remote_code=False, **attention
         )
@@ -39,20 +52,27 @@ class Policy(torch.nn.Module):
         self.lm.config.use_cache = False
         if recompute:
             self.lm.gradient_checkpointing_enable({"use_reentrant": False})
-        self.head = Head(chunk)
+        self.head, self.shared = Head(chunk), shared
 
     def forward(self, token_ids: Tensor, mask: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """Log-probability and full-softmax entropy in nats of each token where `mask` is 1, both `[B, T]` float32.
 
         Right padding needs no attention mask: a causal model reads nothing to the right of a token.
         """
-        hidden = self.lm.base_model(input_ids=token_ids).last_hidden_state[:, :-1]
-        wanted = mask[:, 1:] > 0
-        scores = self.head(hidden[wanted], token_ids[:, 1:][wanted], temperature, after_body(self.lm))
-        filled = [score.new_zeros(token_ids.shape) for score in scores]
+        ids, targets, wanted = token_ids, pad(token_ids[:, 1:], (0, 1)), pad(mask[:, 1:] > 0, (0, 1))
+        where = {}
+        if self.shared:
+            ids, targets, wanted = (self.shared.part(one) for one in (ids, targets, wanted))
+            where["position_ids"] = self.shared.positions(ids)
+        hidden = self.lm.base_model(input_ids=ids, **where).last_hidden_state
+        scores = self.head(hidden[wanted], targets[wanted], temperature, after_body(self.lm))
+        filled = [score.new_zeros(ids.shape) for score in scores]
         for place, score in zip(filled, scores, strict=True):
-            place[:, 1:][wanted] = score
-        return filled[0], filled[1]
+            place[wanted] = score
+        if self.shared:
+            filled = [self.shared.whole(place, token_ids.shape[1]) for place in filled]
+        logprobs, entropy = (pad(place[:, :-1], (1, 0)) for place in filled)  # of the next token, to that token
+        return logprobs, entropy
 
     @property
     def head_parameters(self) -> list[torch.nn.Parameter]:
@@ -84,7 +104,8 @@ def refuse_other_logits(policy: Callable[..., tuple[Tensor, Tensor]], lm: Any, d
             raise RloptError(f"model.path: a policy cannot be made of {name} ({reason}); use another model") from error
         was_training = lm.training
         lm.eval()
-        own = own_logprobs(lm, ids)
+        with unshared():
+            own = own_logprobs(lm, ids)
         lm.train(was_training)
     gap = (said[:, 1:] - own).abs().max().item()
     if not gap <= allowed:

@@ -96,7 +96,7 @@ def load_data(
     experience = None
     if config.data.experience:
         held_out = frozenset(normalize_text(prompt.text) for prompt in eval_prompts)
-        limit, why = min(context, config.learner.token_budget), why_logprobs(config, objective, terms)
+        limit, why = min(context, config.learner.tokens_at_once), why_logprobs(config, objective, terms)
         needs = Needs(limit, objective.traits.equal_rewards_no_credit, why, held_out)
         experience = load_experience(config.data.experience, words, about, needs, config.data.invalid_rows == "drop")
         _check_wording(config, experience)
@@ -116,7 +116,7 @@ def _load_recordings(config: Config, objective: Objective, words: Wording, conte
     rows = objective.traits.rows
     if rows == "groups":
         raise RloptError(f"algo={config.algo.name}: learns from groups, which are sampled and not recorded")
-    budget = config.learner.token_budget // (2 if objective.traits.unit == "group" else 1)
+    budget = config.learner.tokens_at_once // (2 if objective.traits.unit == "group" else 1)
     limit, data = min(context, budget), config.data
     train = load_examples("data.train", data, rows, words, limit, config.run.seed)
     dropped, held_out, notes = {"data.train": train.dropped}, list[Example](), {"data.train": train.notes}

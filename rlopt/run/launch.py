@@ -12,6 +12,7 @@ from rich.console import Console
 from rlopt.cluster.actors import ClusterLost, Lost, Stalled
 from rlopt.config.schema import Config
 from rlopt.core.errors import RloptError, StoppedEarly, first_line
+from rlopt.core.garbage import give_back
 from rlopt.core.signals import told_to_end, undisturbed
 from rlopt.core.supervisor import Events, Loss, Supervisor
 from rlopt.data.rollout_log import Recorder
@@ -85,6 +86,7 @@ def _train(config: Config, console: Console) -> Outcome:
             return _attempt(prepared, supervisor, events, console)
         except _Restart as lost:
             prepared = again(prepared)
+            give_back()
             step = prepared.start.state["position"]["step"]
             console.print(f"{lost}; restarting from step {step}", highlight=False, markup=False, soft_wrap=True)
 

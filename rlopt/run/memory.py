@@ -5,6 +5,7 @@ The memory is that of tensors whose size follows from the config; what the libra
 
 from dataclasses import dataclass
 
+from rlopt.config.learners import LearnerConfig
 from rlopt.config.schema import Config
 from rlopt.models.loading import Shape
 from rlopt.run.precision import Precision
@@ -123,7 +124,8 @@ def plan(config: Config, shape: Shape, precision: Precision, reference: bool) ->
     memory, learner = learner_memory(config, shape, width, reference), config.learner
     where = f"{config.cluster.gpus_per_learner:g} GPU" if config.cluster.gpus_per_learner else "CPU"
     parts = ", ".join(f"{name} {readable(value)}" for name, value in vars(memory).items())
-    lines += [("learners", f"{learner.workers} of {where}, ZeRO {learner.zero_stage}: {readable(memory.total)} each ({parts})")]
+    ranks = f"{learner.workers} of {where}{sharing(learner)}, ZeRO {learner.zero_stage}"
+    lines += [("learners", f"{ranks}: {readable(memory.total)} each ({parts})")]
     kept = f"{readable(checkpoint_bytes(config, shape, width))} each, the newest {config.trainer.keep_checkpoints} are kept"
     return [*lines, ("disk", f"checkpoints of {kept}"), ("GPUs", _gpus(config))]
 
@@ -146,6 +148,11 @@ def _gpus(config: Config) -> str:
     engines = config.rollout.engines * config.rollout.tensor_parallel * config.cluster.gpus_per_engine if config.samples else 0
     learners = config.learner.workers * config.cluster.gpus_per_learner
     return f"{engines + learners:g} in all: {engines:g} for engines, {learners:g} for learners"
+
+
+def sharing(learner: LearnerConfig) -> str:
+    """What is said of ranks that share sequences."""
+    return f", {learner.sequence_parallel} to a sequence" if learner.sequence_parallel > 1 else ""
 
 
 def readable(count: float) -> str:

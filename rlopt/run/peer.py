@@ -66,7 +66,7 @@ def measure_trl(prepared: Prepared) -> PeerSpeed:
         "reward": [config.reward.fn, config.reward.weights],
         "samples": config.samples_per_step,
         "group": config.group_size,
-        "together": at_once(config.samples_per_step, config.learner.token_budget // prepared.data.longest),
+        "together": at_once(config.samples_per_step, config.learner.tokens_at_once // prepared.data.longest),
         "tokens": config.rollout.max_new_tokens,
         "temperature": config.rollout.temperature,
         "top_p": config.rollout.top_p,

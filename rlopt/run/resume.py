@@ -31,6 +31,7 @@ NEW_KEYS = {
     **{("env", key): value for key, value in default_section("env").items()},
     ("learner", "compile"): False,
     ("learner", "deepspeed"): {},
+    ("learner", "sequence_parallel"): 1,
     ("rollout", "vllm"): {},
 }
 """Keys that runs of earlier releases have not recorded, with what these did."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from rlopt.cluster.threads import cores
 from rlopt.config.passthrough import flat
-from rlopt.run.memory import learner_memory
+from rlopt.run.memory import learner_memory, sharing
 from rlopt.run.validate import Prepared
 
 
@@ -14,7 +14,9 @@ def summarize(prepared: Prepared) -> str:
     shape, width = prepared.model.shape, prepared.model.dtype.itemsize
     weights, needs = shape.parameters, learner_memory(config, shape, width, prepared.reference_every > 0)
     memory = f"{(needs.total - needs.activations) / 2**20:.1f} MiB of weights, gradients and optimizer before activations"
-    ranks_line = f"{config.learner.workers} learner rank(s), ZeRO {config.learner.zero_stage}, {memory}"
+    ranks_line = (
+        f"{config.learner.workers} learner rank(s){sharing(config.learner)}, ZeRO {config.learner.zero_stage}, {memory}"
+    )
     lines, steps = list[str](), config.trainer.total_steps
     if recordings := prepared.data.recordings:
         count = len(recordings.train)

@@ -18,6 +18,7 @@ from rlopt.data.rollout_log import header
 from rlopt.data.tokenization import fingerprint
 from rlopt.data.wording import wording
 from rlopt.models.loading import Shape, context_length, find_model, load_tokenizer, shape_of
+from rlopt.models.sequence_parallel import check_shareable
 from rlopt.models.tiny import RECIPES
 from rlopt.objectives.core import LossTerms, Objective
 from rlopt.orchestrator.schedule import Schedule
@@ -148,6 +149,7 @@ def _start(config: Config, run: Path, resume: Path | None) -> Start:
 def _resolve_model(config: Config, console: Console, kept: Mapping[str, Any] | None) -> ModelFiles:
     folder = find_model(config.model.path, TrainingBar(console, f"training {config.model.path} (once on this machine)"))
     tokenizer = load_tokenizer(folder)
+    check_shareable(folder, config.learner.sequence_parallel)
     shape = shape_of(folder, config.learner.lora)
     return ModelFiles(folder, shape, tokenizer, choose(config, shape, kept))
 
@@ -164,6 +166,7 @@ def dry_run(config: Config, console: Console) -> list[tuple[str, str]]:
     tiny = config.model.path in RECIPES
     progress = TrainingBar(console, f"training {config.model.path} (once on this machine)")
     folder = find_model(config.model.path, progress) if tiny else config.model.path
+    check_shareable(folder, config.learner.sequence_parallel)
     shape = shape_of(folder, config.learner.lora)
     return plan(config, shape, choose(config, shape, None), reference_every(config, objective) > 0)
 
@@ -179,11 +182,12 @@ def _check_best(config: Config, sets: list[str]) -> None:
 
 def check_sizes(config: Config, objective: Objective, longest: int, largest: int) -> None:
     """Refuse what could not be split into micro-batches later: `longest` sequence in tokens, `largest` group in samples."""
-    groups_whole, budget = objective.traits.unit == "group", config.learner.token_budget
+    groups_whole, learner = objective.traits.unit == "group", config.learner
     size = {"pairs": 2, "step_pairs": 2}.get(objective.traits.rows, largest) if groups_whole else 1
+    least = -(-size * longest // learner.sequence_parallel)
     need(
-        size * longest <= budget,
+        least <= learner.token_budget,
         "learner.token_budget",
-        budget,
-        f"{size} sequence(s) of up to {longest} tokens must go into one micro-batch; set it to {size * longest} at least",
+        learner.token_budget,
+        f"{size} sequence(s) of up to {longest} tokens must go into one micro-batch; set it to {least} at least",
     )

@@ -51,7 +51,7 @@ class RunWorkers:
             self.engines.join_all()
         self._loading.result("starting up")
         unit = self._prepared.objective.traits.unit
-        self._learners = Learners(self._ranks, config.learner.token_budget, unit, config.rollout.temperature)
+        self._learners = Learners(self._ranks, config.learner, unit, config.rollout.temperature)
         self.learners.check_storage(self._prepared.start.run)
         self.bring_back(self._prepared)
 

@@ -34,13 +34,11 @@ KEYS += ["sync.mode=async", "sync.interval=1", "sync.max_lag=4", "trainer.restar
 
 
 def inside(notes: Path, kills: bool) -> None:
-    """The run, with threads that look at its memory and kill its workers."""
-    from rlopt.cluster import fork_server
+    """The run, with threads that kill its workers."""
     from rlopt.run.workers import RunWorkers
     from rlopt.train import main
 
     state: dict[str, Any] = {"workers": None}
-    began = time.monotonic()
 
     def up(workers: Any, _: Any) -> None:
         state["workers"] = workers
@@ -60,39 +58,42 @@ def inside(notes: Path, kills: bool) -> None:
             actor = workers._ranks if which == "learner" else next(iter(workers.engines.workers), None)
             for place in actor._known() if actor else []:
                 os.kill(place.pid, signal.SIGKILL)
-                _note(notes, kind=which, at=time.monotonic() - began, step=len(rewards(notes.with_suffix(""))))
+                _note(notes, kind=which, step=_steps(notes.with_suffix("")))
 
-    def look() -> None:
-        while True:
-            files = sum(file.stat().st_size for file in Path("/dev/shm").glob("*rlopt*")) / 2**20
-            memory = _memory(set(fork_server.running))
-            _note(
-                notes,
-                kind="memory",
-                at=time.monotonic() - began,
-                step=len(rewards(notes.with_suffix(""))),
-                files=files,
-                memory=memory,
-            )
-            time.sleep(LOOK_EVERY_S)
-
-    threading.Thread(target=look, daemon=True).start()
     for which, every in (("engine", ENGINE_EVERY_S), ("learner", RANK_EVERY_S)) if kills else ():
         threading.Thread(target=kill, args=(which, every), daemon=True).start()
     main()
 
 
-def _memory(fork_servers: set[int]) -> dict[str, float]:
-    """Resident memory of each process of the run, by what it is and its pid."""
-    driver = psutil.Process()
+def watch(run: subprocess.Popen[bytes], notes: Path) -> None:
+    """Note the memory of the run and of all that it starts until it ends. From outside: looking would make a driver grow."""
+    began, driver = time.monotonic(), psutil.Process(run.pid)
+    while run.poll() is None:
+        files = sum(file.stat().st_size for file in Path("/dev/shm").glob("*rlopt*")) / 2**20
+        at, step = time.monotonic() - began, _steps(notes.with_suffix(""))
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+            _note(notes, kind="memory", at=at, step=step, files=files, memory=_memory(driver))
+        time.sleep(LOOK_EVERY_S)
+
+
+def _memory(driver: psutil.Process) -> dict[str, float]:
+    """Resident memory in MiB of each process of the run, by what it is and its pid."""
     found = {f"driver {driver.pid}": driver.memory_info().rss / 2**20}
     for process in driver.children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess, IndexError):
-            title = process.cmdline()[0].split("/")[-1] if process.cmdline() else process.name()
+            line = process.cmdline()
+            title = line[0].split("/")[-1] if line else process.name()
             title = title.partition(".")[0] if title.startswith("ray::") else title  # what follows is the call of the moment
-            name = "fork server" if process.pid in fork_servers else re.sub(r"[^A-Za-z_:. -]", "", title)[:40].strip()
+            forks = any("fork_server" in word for word in line)
+            name = "fork server" if forks else re.sub(r"[^A-Za-z_:. -]", "", title)[:40].strip()
             found[f"{name} {process.pid}"] = process.memory_info().rss / 2**20
     return found
+
+
+def _steps(run: Path) -> int:
+    """How many are written down."""
+    file = run / "metrics.jsonl"
+    return file.read_bytes().count(b"\n") if file.exists() else 0
 
 
 def _note(notes: Path, **facts: object) -> None:
@@ -166,7 +167,10 @@ def main(home: Path, steps: int) -> None:
         notes = home / f"{name}.jsonl"
         keys = [*KEYS, f"trainer.total_steps={steps}", f"run.dir={home / name}"]
         began = time.monotonic()
-        subprocess.run([sys.executable, __file__, "--inside", str(notes), *keys], check=True, stdin=subprocess.DEVNULL)
+        run = subprocess.Popen([sys.executable, __file__, "--inside", str(notes), *keys], stdin=subprocess.DEVNULL)
+        watch(run, notes)
+        if run.wait():
+            raise SystemExit(run.returncode)
         print(f"{name}: {steps} steps in {time.monotonic() - began:.0f} s", flush=True)
         rows = [json.loads(line) for line in notes.read_text().splitlines()]
         events = [json.loads(line)["event"] for line in (home / name / "events.jsonl").read_text().splitlines()]

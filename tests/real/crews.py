@@ -195,7 +195,7 @@ def instruct(
     slow_s = SLOW_S if wrong == "slow learner" else 0.0
     crew._ranks.call("follow", [prepared.objective, prepared.terms, config.sync.verify, lr, slow_s])
     unit = prepared.objective.traits.unit
-    crew._learners = Learners(crew._ranks, config.learner.token_budget, unit, config.rollout.temperature)
+    crew._learners = Learners(crew._ranks, config.learner, unit, config.rollout.temperature)
 
 
 def train(

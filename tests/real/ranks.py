@@ -18,7 +18,7 @@ from builders import OBJECTIVE, sample, terms, update_of
 from torch import Tensor
 
 from rlopt.config.compose import conf_dir, read
-from rlopt.config.sections import LearnerConfig
+from rlopt.config.learners import LearnerConfig
 from rlopt.core.samples import Group, Prompt
 from rlopt.core.table import Update
 from rlopt.learner.deepspeed_engine import sharded_at_once
@@ -183,7 +183,8 @@ def _updated(worker: LearnerWorker, case: Case, rank: int, world: int, step: int
     mine = worker.update(case.shares[rank], step)
     everyone: list[Any] = [None] * world
     torch.distributed.all_gather_object(everyone, mine)
-    return {name: metric.value for name, metric in merge(everyone).items()}, _weights(worker)
+    once = everyone[:: case.config.sequence_parallel]  # ranks that share their sequences say the same
+    return {name: metric.value for name, metric in merge(once).items()}, _weights(worker)
 
 
 def _weights(worker: LearnerWorker) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from rlopt.config.sections import LoraConfig
+from rlopt.config.learners import LoraConfig
 from rlopt.core.errors import RloptError
 from rlopt.models import lora
 from rlopt.models.loading import shape_of

@@ -2,13 +2,13 @@
 
 import pytest
 
-from rlopt.config.sections import LearnerConfig, LoraConfig
+from rlopt.config.learners import LearnerConfig, LoraConfig
 from rlopt.learner.lr_schedule import lr_factor
 
 
 def factors(schedule: str, warmup: int, steps: int) -> list[float]:
     config = LearnerConfig(
-        1, 0, 1.0, schedule, [0.9, 0.99], 0.0, warmup, 1.0, 100, 100, False, False, LoraConfig(0, 32.0, "all-linear"), {}
+        1, 1, 0, 1.0, schedule, [0.9, 0.99], 0.0, warmup, 1.0, 100, 100, False, False, LoraConfig(0, 32.0, "all-linear"), {}
     )  # type: ignore[arg-type]
     return [lr_factor(config, step, steps) for step in range(1, steps + 1)]
 

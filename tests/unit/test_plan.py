@@ -11,8 +11,8 @@ import transformers
 from rich.console import Console
 
 from rlopt.config.compose import conf_dir, typed
+from rlopt.config.learners import LoraConfig
 from rlopt.config.schema import Config
-from rlopt.config.sections import LoraConfig
 from rlopt.models.loading import Shape, shape_of
 from rlopt.models.policy import Policy
 from rlopt.run.memory import GIB, activations, engine_memory, learner_memory

@@ -192,6 +192,14 @@ def test_the_defaults_are_samplers_that_are_20_steps_behind() -> None:
             "learner.zero_stage=0: adds bfloat16 gradients up in bfloat16",
         ),
         (
+            ["+algo=grpo", "learner.workers=3", "learner.sequence_parallel=2"],
+            "learner.sequence_parallel=2: learner.workers=3 is no multiple of it",
+        ),
+        (
+            ["+algo=grpo", "learner.workers=2", "learner.sequence_parallel=2", "learner.compile=true"],
+            "learner.sequence_parallel=2: ranks exchange heads inside what is compiled; set learner.compile=false",
+        ),
+        (
             ["+algo=grpo", "learner.compile=true", "learner.zero_stage=3"],
             "learner.compile=True: learner.zero_stage=3 gathers weights layer by layer, around what is compiled; leave it out",
         ),

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -48,6 +49,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+ADAPTERS = {"lora": {"rank": 4, "alpha": 8.0, "targets": "all-linear"}}
+RECOMPUTED = {"gradient_checkpointing": True, "logit_chunk": 5}
+SHARED: dict[str, dict[str, Any]] = {
+    "ZeRO 0": {"zero_stage": 0},
+    "ZeRO 1, adapters": {"zero_stage": 1, **ADAPTERS},
+    "ZeRO 2, recomputed layers, several chunks": {"zero_stage": 2, **RECOMPUTED},
+    "ZeRO 3, recomputed layers, several chunks, adapters": {"zero_stage": 3, **RECOMPUTED, **ADAPTERS},
+}
+"""Ways to learn for two ranks that share every sequence."""
+
+
+def sharing(folder: Path, world: int, **keys: Any) -> Case:
+    """Learns from 26 and from 3 tokens. Shared by two ranks, the second has no scored token of the 3, and one of padding."""
+    whole = update([24, 1], VOCABULARY)
+    config = learner_config(**{"workers": world, "sequence_parallel": world, "zero_stage": 0, **keys})
+    return Case(folder, config, torch.float32, [[whole.take([0]), whole.take([1])]] * world)
+
+
 def case(folder: Path, cut: Cut, world: int) -> Case:
     whole = update([24, 8], VOCABULARY)
     both = [whole.take([0]), whole.take([1])]
@@ -76,6 +95,8 @@ class Found:
         halves: what two ranks learned in bfloat16, by ZeRO stage and micro-batches per rank: that many copies of one, each
             with its share.
         went_on: two ranks that learned, saved, learned on, and a second time from what they saved.
+        unshared: what one rank learned of the sequences of `sharing`, without and with adapters.
+        shared: what two ranks that share these learned, by `SHARED`.
     """
 
     one: list[Learned | str]
@@ -85,6 +106,8 @@ class Found:
     refused: Learned | str
     halves: dict[tuple[int, int], Learned | str]
     went_on: dict[str, Learned | str]
+    unshared: list[Learned | str]
+    shared: dict[str, Learned | str]
 
 
 STAGES, COPIES = (1, 2, 3), 64
@@ -107,7 +130,8 @@ def halved(folder: Path, stage: int, pieces: int) -> Case:
 def found(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Found:
     alone = [case(folder, Cut(0, "one chunk each", False, rank), 1) for rank in (0, 4)]
     layers = replace(alone[0], config=replace(alone[0].config, compile=True, gradient_checkpointing=True))
-    *one, compiled = learn([*alone, layers], 1)
+    *one, compiled, plain_one, adapted_one = learn([*alone, layers, sharing(folder, 1), sharing(folder, 1, **ADAPTERS)], 1)
+    parted = {name: sharing(folder, 2, **keys) for name, keys in SHARED.items()}
     cuts = {cut: case(folder, cut, 2) for cut in CUTS}
     halves = {(stage, pieces): halved(folder, stage, pieces) for stage, pieces in product(STAGES, (1, COPIES))}
     kept = {
@@ -119,9 +143,9 @@ def found(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Found:
         replace(plain, config=replace(plain.config, deepspeed={"zero_optimization": each}))
         for each in (settings | {"offload_optimizer": {"device": "cpu"}}, {"reduce_bucket_seize": 1})
     )
-    learned = iter(learn([*cuts.values(), *halves.values(), *kept.values(), given, unknown], 2))
-    two, pieces, again = ({name: next(learned) for name in cases} for cases in (cuts, halves, kept))
-    return Found(one, compiled, two, next(learned), next(learned), pieces, again)
+    learned = iter(learn([*cuts.values(), *parted.values(), *halves.values(), *kept.values(), given, unknown], 2))
+    two, parts, pieces, again = ({name: next(learned) for name in cases} for cases in (cuts, parted, halves, kept))
+    return Found(one, compiled, two, next(learned), next(learned), pieces, again, [plain_one, adapted_one], parts)
 
 
 def test_settings_that_are_handed_to_deepspeed_reach_it_and_change_no_number(found: Found) -> None:
@@ -133,6 +157,11 @@ def test_settings_that_are_handed_to_deepspeed_reach_it_and_change_no_number(fou
 @pytest.mark.parametrize("cut", CUTS, ids=str)
 def test_two_ranks_learn_what_one_does(cut: Cut, found: Found) -> None:
     both_learned_alike(found.one[bool(cut.rank)], found.two[cut])
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_two_ranks_that_share_every_sequence_learn_what_one_does(name: str, found: Found) -> None:
+    both_learned_alike(found.unshared["lora" in SHARED[name]], found.shared[name])
 
 
 def test_compiled_layers_learn_what_others_do(found: Found) -> None:

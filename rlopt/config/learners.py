@@ -1,0 +1,69 @@
+"""The section `learner`: the ranks that learn, and how."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from rlopt.config.bounds import AtLeastOne, OffOrMore, Positive
+from rlopt.config.passthrough import check_handed_over
+from rlopt.config.sections import section
+from rlopt.core.errors import need
+
+
+@section
+class LoraConfig:
+    rank: Annotated[int, Field(ge=0, description="must be 0 (off: all weights learn) or more")]
+    alpha: Positive
+    targets: str | list[str]
+
+    def __post_init__(self) -> None:
+        for key, value, default in (("alpha", self.alpha, 32.0), ("targets", self.targets, "all-linear")):
+            vain = not self.rank and value != default
+            need(not vain, f"learner.lora.{key}", value, "means nothing without learner.lora.rank; set that too")
+        named = self.targets == "all-linear" or (isinstance(self.targets, list) and self.targets)
+        way_out = "give all-linear, or a list of layer names such as [q_proj,v_proj]"
+        need(bool(named), "learner.lora.targets", self.targets, way_out)
+
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+@section
+class LearnerConfig:
+    workers: AtLeastOne
+    sequence_parallel: AtLeastOne
+    zero_stage: Literal[0, 1, 2, 3]
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False, description="must be above 0")]
+    lr_schedule: Literal["constant", "linear", "cosine"]
+    betas: Annotated[
+        list[Beta],
+        Field(min_length=2, max_length=2, description="AdamW has two, at least 0 and below 1, e.g. [0.9, 0.999]"),
+    ]
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False, description="must be 0 (off) or above")]
+    warmup_steps: OffOrMore
+    max_grad_norm: Positive
+    token_budget: int
+    logit_chunk: Annotated[int, Field(ge=1, description="must be at least 1 token")]
+    gradient_checkpointing: bool
+    compile: bool
+    lora: LoraConfig
+    deepspeed: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        check_handed_over("learner.deepspeed", self.deepspeed)
+        way_out = "gathers weights layer by layer, around what is compiled; leave it out, or use learner.zero_stage=2"
+        need(not self.compile or self.zero_stage < 3, "learner.compile", self.compile, f"learner.zero_stage=3 {way_out}")
+        ranks, key = self.sequence_parallel, "learner.sequence_parallel"
+        way_out = f"learner.workers={self.workers} is no multiple of it, and every sequence is shared by so many of them"
+        need(self.workers % ranks == 0, key, ranks, way_out)
+        need(
+            ranks == 1 or not self.compile,
+            key,
+            ranks,
+            "ranks exchange heads inside what is compiled; set learner.compile=false",
+        )
+
+    @property
+    def tokens_at_once(self) -> int:
+        """Of a micro-batch, padding included: each rank that shares its sequences has `token_budget` of them."""
+        return self.token_budget * self.sequence_parallel
