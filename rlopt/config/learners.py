@@ -46,6 +46,7 @@ class LearnerConfig:
     logit_chunk: Annotated[int, Field(ge=1, description="must be at least 1 token")]
     gradient_checkpointing: bool
     compile: bool
+    offload: list[Literal["optimizer", "parameters", "reference"]]
     lora: LoraConfig
     deepspeed: dict[str, Any]
 
@@ -56,12 +57,14 @@ class LearnerConfig:
         ranks, key = self.sequence_parallel, "learner.sequence_parallel"
         way_out = f"learner.workers={self.workers} is no multiple of it, and every sequence is shared by so many of them"
         need(self.workers % ranks == 0, key, ranks, way_out)
-        need(
-            ranks == 1 or not self.compile,
-            key,
-            ranks,
-            "ranks exchange heads inside what is compiled; set learner.compile=false",
-        )
+        way_out = "ranks exchange heads inside what is compiled; set learner.compile=false"
+        need(ranks == 1 or not self.compile, key, ranks, way_out)
+        least = {"optimizer": 1, "parameters": 3}
+        for what in self.offload:
+            stage = least.get(what, 0)
+            need(self.zero_stage >= stage, "learner.offload", what, f"DeepSpeed does that with learner.zero_stage={stage}")
+        alone = "reference" not in self.offload or not self.lora.rank
+        need(alone, "learner.offload", "reference", "with learner.lora the policy without adapters is the reference; drop it")
 
     @property
     def tokens_at_once(self) -> int:

@@ -17,6 +17,9 @@ MEANINGS: dict[str, tuple[str, ...]] = {
     "learner.sequence_parallel": (
         "sequence_parallel_size", "ulysses_sequence_parallel_size", "sp_size", "sp", "context_parallel_size", "cp_size",
     ),
+    "learner.offload": (
+        "adam_offload", "optimizer_offload", "param_offload", "cpu_offload", "offload_optimizer", "offload_param",
+    ),
     "learner.zero_stage": ("deepspeed", "zero", "stage", "deepspeed_stage"),
     "learner.lora.rank": ("lora_r", "lora_rank", "use_peft", "peft", "lora"),
     "learner.lora.alpha": ("lora_alpha",),

@@ -58,13 +58,18 @@ def _store(rank: int, world: int, meeting: tuple[str, int], deadline: timedelta)
 def trained_engine(policy: Policy, config: LearnerConfig, dtype: torch.dtype) -> Any:
     """DeepSpeed's engine around a policy that learns with AdamW."""
     params = {"lr": config.lr, "betas": config.betas, "weight_decay": config.weight_decay, "torch_adam": True, "fused": True}
-    learns = {"gradient_clipping": config.max_grad_norm, "optimizer": {"type": "AdamW", "params": params}}
-    return _engine(policy, config.zero_stage, _shared_config(config, dtype) | learns)
+    learns: dict[str, Any] = {"gradient_clipping": config.max_grad_norm, "optimizer": {"type": "AdamW", "params": params}}
+    if "optimizer" in config.offload:
+        learns["zero_optimization"] = {"offload_optimizer": IN_HOST_MEMORY}
+    return _engine(policy, config.zero_stage, merged(learns, _shared_config(config, dtype, "parameters")))
 
 
 def frozen_engine(policy: Policy, config: LearnerConfig, dtype: torch.dtype) -> Any:
     """DeepSpeed's engine around a policy that does not learn, sharded as the trained one is."""
-    return _engine(policy, config.zero_stage, _shared_config(config, dtype))
+    return _engine(policy, config.zero_stage, _shared_config(config, dtype, "reference"))
+
+
+IN_HOST_MEMORY = {"device": "cpu", "pin_memory": True}
 
 
 def _engine(policy: Policy, zero_stage: int, config: dict[str, Any]) -> Any:
@@ -78,9 +83,12 @@ def _engine(policy: Policy, zero_stage: int, config: dict[str, Any]) -> Any:
     return engine
 
 
-def _shared_config(config: LearnerConfig, dtype: torch.dtype) -> dict[str, Any]:
+def _shared_config(config: LearnerConfig, dtype: torch.dtype, weights: str) -> dict[str, Any]:
+    """`weights`: what `learner.offload` calls those of this model."""
     zero: dict[str, Any] = {"stage": config.zero_stage}
     if config.zero_stage == 3:
+        if weights in config.offload:
+            zero["offload_param"] = IN_HOST_MEMORY
         zero["stage3_param_persistence_threshold"] = 0  # every weight is sharded, the small ones of tiny models too
     ours = {
         "train_micro_batch_size_per_gpu": 1,  # a formality: micro-batches are counted in tokens, not sequences
@@ -95,7 +103,7 @@ def _shared_config(config: LearnerConfig, dtype: torch.dtype) -> dict[str, Any]:
 
 
 @contextmanager
-def sharded_at_once(config: LearnerConfig, dtype: torch.dtype) -> Iterator[None]:
+def sharded_at_once(config: LearnerConfig, dtype: torch.dtype, weights: str = "parameters") -> Iterator[None]:
     """In here transformers makes models that ZeRO-3 shards layer by layer as they are made: no rank ever holds a whole one.
 
     A collective, as making the model is. Below ZeRO-3 it does nothing.
@@ -105,7 +113,7 @@ def sharded_at_once(config: LearnerConfig, dtype: torch.dtype) -> Iterator[None]
         return
     from transformers.integrations import deepspeed as knows
 
-    told = _Told(_shared_config(config, dtype))  # transformers keeps a weak reference to it
+    told = _Told(_shared_config(config, dtype, weights))  # transformers keeps a weak reference to it
     knows.set_hf_deepspeed_config(told)
     try:
         yield

@@ -30,6 +30,7 @@ from rlopt.learner.weight_source import WeightSource
 from rlopt.models import lora
 from rlopt.models.compiled import compile_layers
 from rlopt.models.loading import load_tokenizer
+from rlopt.models.parked import Parked
 from rlopt.models.policy import Policy, refuse_other_logits, try_to_save
 from rlopt.models.sequence_parallel import SharedSequences, register
 from rlopt.objectives.core import LossTerms, Objective, merge, total_loss
@@ -78,6 +79,7 @@ class LearnerWorker:
         self._adapted = config.lora.rank > 0
         self._engine: Any = None  # DeepSpeed's, around the policy; this and the next two by load_models
         self._reference: Any = None
+        self._parked: Parked | None = None
         self._source: WeightSource
         self._client: EngineClient  # this and the next by connect
         self._sender: Sender | None = None
@@ -122,11 +124,15 @@ class LearnerWorker:
         refuse_other_logits(self._engine, policy.lm, setup.device)
         self._reference = self._engine
         if setup.reference and not self._adapted:
-            with sharded_at_once(config, setup.dtype):
+            with sharded_at_once(config, setup.dtype, "reference"):
                 reference = Policy(*about, device=setup.device, shared=shared)
             reference.requires_grad_(False).eval()
-            sharded = config.zero_stage == 3
-            self._reference = frozen_engine(reference, config, setup.dtype) if sharded else reference.to(setup.device)
+            if config.zero_stage == 3:
+                self._reference = frozen_engine(reference, config, setup.dtype)
+            elif "reference" in config.offload:
+                self._reference, self._parked = reference, Parked(reference, setup.device)
+            else:
+                self._reference = reference.to(setup.device)
             if config.compile:
                 compile_layers(reference.lm, setup.device)
         if config.compile:
@@ -178,8 +184,12 @@ class LearnerWorker:
 
     def score_reference(self, pieces: list[SequenceTable], temperature: float) -> list[Scored]:
         """As `score_policy`, under the reference."""
-        before = lora.adapters_disabled(self._engine.module.lm) if self._adapted else nullcontext()
-        return self._scores(self._reference, pieces, temperature, before)
+        around: AbstractContextManager[None] = nullcontext()
+        if self._adapted:
+            around = lora.adapters_disabled(self._engine.module.lm)
+        elif self._parked:
+            around = self._parked.on_card()
+        return self._scores(self._reference, pieces, temperature, around)
 
     def _scores(
         self, model: Any, pieces: list[SequenceTable], temperature: float, around: AbstractContextManager[None]

@@ -24,6 +24,9 @@ class LearnerMemory:
         gradients: as they are added up, in float32.
         optimizer: Adam's two moments, and a float32 master copy under bfloat16.
         activations: of a micro-batch of `learner.token_budget` tokens, kept for the backward pass, and its logits.
+
+    On a GPU what waits in host memory (`learner.offload`) is left out, from ZeRO 2 on with the gradients of such an optimizer.
+    A reference below ZeRO 3 is there while it is used, and activations are not: it counts as far as it is larger than these.
     """
 
     weights: float
@@ -51,12 +54,17 @@ def learner_memory(config: Config, shape: Shape, width: int, reference: bool) ->
     share = [learner.workers if learner.zero_stage >= stage else 1 for stage in (3, 2, 1)]
     weights, adapters = shape.parameters * width, shape.trainable * width if learner.lora.rank else 0
     master = 4 if width == 2 else 0
+    away = learner.offload if config.cluster.gpus_per_learner else []
+    kept = activations(shape, learner.token_budget, learner.logit_chunk, width, learner.gradient_checkpointing)
+    frozen = 0 if adapters or not reference else weights / share[0]
+    if "reference" in away:
+        frozen = 0 if learner.zero_stage == 3 else max(0, frozen - kept)
     return LearnerMemory(
-        weights=(weights + adapters) / share[0],
-        reference=0 if adapters or not reference else weights / share[0],
-        gradients=shape.trainable * 4 / share[1],
-        optimizer=shape.trainable * (8 + master) / share[2],
-        activations=activations(shape, learner.token_budget, learner.logit_chunk, width, learner.gradient_checkpointing),
+        weights=0 if "parameters" in away else (weights + adapters) / share[0],
+        reference=frozen,
+        gradients=0 if "optimizer" in away and learner.zero_stage >= 2 else shape.trainable * 4 / share[1],
+        optimizer=0 if "optimizer" in away else shape.trainable * (8 + master) / share[2],
+        activations=kept,
     )
 
 

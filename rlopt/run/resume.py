@@ -31,6 +31,7 @@ NEW_KEYS = {
     **{("env", key): value for key, value in default_section("env").items()},
     ("learner", "compile"): False,
     ("learner", "deepspeed"): {},
+    ("learner", "offload"): [],
     ("learner", "sequence_parallel"): 1,
     ("rollout", "vllm"): {},
 }

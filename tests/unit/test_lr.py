@@ -1,15 +1,19 @@
 """The learning rate over a run."""
 
-import pytest
+from dataclasses import replace
 
-from rlopt.config.learners import LearnerConfig, LoraConfig
+import pytest
+import yaml
+
+from rlopt.config.compose import conf_dir, read
+from rlopt.config.learners import LearnerConfig
 from rlopt.learner.lr_schedule import lr_factor
+
+LEARNER = read(LearnerConfig, yaml.safe_load((conf_dir() / "config.yaml").read_text())["learner"], "learner.")
 
 
 def factors(schedule: str, warmup: int, steps: int) -> list[float]:
-    config = LearnerConfig(
-        1, 1, 0, 1.0, schedule, [0.9, 0.99], 0.0, warmup, 1.0, 100, 100, False, False, LoraConfig(0, 32.0, "all-linear"), {}
-    )  # type: ignore[arg-type]
+    config = replace(LEARNER, lr=1.0, lr_schedule=schedule, warmup_steps=warmup)  # type: ignore[arg-type]
     return [lr_factor(config, step, steps) for step in range(1, steps + 1)]
 
 

@@ -15,7 +15,7 @@ from rlopt.config.learners import LoraConfig
 from rlopt.config.schema import Config
 from rlopt.models.loading import Shape, shape_of
 from rlopt.models.policy import Policy
-from rlopt.run.memory import GIB, activations, engine_memory, learner_memory
+from rlopt.run.memory import GIB, LearnerMemory, activations, engine_memory, learner_memory
 from rlopt.run.objective import make_objective, reference_every
 from rlopt.run.validate import dry_run
 
@@ -102,6 +102,22 @@ def test_a_run_without_a_reference_holds_none(folders: dict[str, Path]) -> None:
     shape, config = shape_of(folders[next(iter(MODELS))], FULL), compose("+algo=grpo")
     never, always = (learner_memory(config, shape, 4, reference) for reference in (False, True))
     assert (never.reference, always.reference) == (0, shape.parameters * 4)
+
+
+def test_what_waits_in_host_memory_is_not_counted_on_the_card(folders: dict[str, Path]) -> None:
+    shape = shape_of(folders["xinlai/Qwen2-7B-SFT"], FULL)
+    keys = ("+algo=grpo", "cluster.gpus_per_learner=1", "learner.workers=8", "learner.gradient_checkpointing=true")
+
+    def memory(*more: str) -> LearnerMemory:
+        return learner_memory(compose(*keys, *more), shape, 2, True)
+
+    here, away = memory("learner.zero_stage=2"), memory("learner.zero_stage=2", "learner.offload=[optimizer,reference]")
+    assert (away.optimizer, away.gradients, away.weights) == (0, 0, 2 * shape.parameters)
+    assert away.reference == max(0, here.reference - here.activations)  # it is there when activations are not
+    all_away = memory("learner.zero_stage=3", "learner.offload=[optimizer,parameters,reference]")
+    assert all_away.total == all_away.activations
+    on_cpu = learner_memory(compose("+algo=grpo", "learner.offload=[optimizer]"), shape, 2, True)
+    assert on_cpu.optimizer == 12 * shape.parameters  # a CPU has no other memory
 
 
 @pytest.mark.parametrize(

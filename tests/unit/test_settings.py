@@ -200,6 +200,18 @@ def test_the_defaults_are_samplers_that_are_20_steps_behind() -> None:
             "learner.sequence_parallel=2: ranks exchange heads inside what is compiled; set learner.compile=false",
         ),
         (
+            ["+algo=grpo", "learner.offload=[parameters]"],
+            "learner.offload=parameters: DeepSpeed does that with learner.zero_stage=3",
+        ),
+        (
+            ["+algo=grpo", "learner.offload=[reference]", "learner.lora.rank=8"],
+            "learner.offload=reference: with learner.lora the policy without adapters is the reference; drop it",
+        ),
+        (
+            ["+algo=grpo", "learner.offload=[everything]"],
+            "learner.offload.0=everything: input should be 'optimizer', 'parameters' or 'reference'",
+        ),
+        (
             ["+algo=grpo", "learner.compile=true", "learner.zero_stage=3"],
             "learner.compile=True: learner.zero_stage=3 gathers weights layer by layer, around what is compiled; leave it out",
         ),

@@ -54,8 +54,9 @@ RECOMPUTED = {"gradient_checkpointing": True, "logit_chunk": 5}
 SHARED: dict[str, dict[str, Any]] = {
     "ZeRO 0": {"zero_stage": 0},
     "ZeRO 1, adapters": {"zero_stage": 1, **ADAPTERS},
-    "ZeRO 2, recomputed layers, several chunks": {"zero_stage": 2, **RECOMPUTED},
+    "ZeRO 2, offload, recomputed layers, several chunks": {"zero_stage": 2, "offload": ["optimizer"], **RECOMPUTED},
     "ZeRO 3, recomputed layers, several chunks, adapters": {"zero_stage": 3, **RECOMPUTED, **ADAPTERS},
+    "ZeRO 3, offload": {"zero_stage": 3, "offload": ["optimizer", "parameters", "reference"]},
 }
 """Ways to learn for two ranks that share every sequence."""
 
