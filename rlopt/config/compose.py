@@ -169,6 +169,8 @@ def _explain(key: str, error: Any) -> str:
         return f"{key}={error['input']}: no such key{_suggest(key, 'config')}; --cfg job prints those that there are"
     if error["type"] == "string_type" and isinstance(error["input"], dict | list):
         return f"{key}={error['input']}: {message}; a text with brackets or commas needs quotes of its own, '{key}=\"...\"'"
+    if error["type"] == "list_type":
+        return f"{key}={error['input']}: must be a list, e.g. [a,b]"
     if error["type"] in ("missing", "missing_argument"):
         return f"{key}: missing; give it a value"
     return f"{key}={error['input']}: {message}"

@@ -155,7 +155,12 @@ class LearnerWorker:
         norm = self._step()
         if lr > 0:
             self._moved = max(self._moved, norm)
-        return merge(fetched(parts)) | {"actor/grad_norm": Max(norm), "actor/lr": Max(lr)}
+        return merge(fetched(parts)) | {"actor/grad_norm": Max(norm), "actor/lr": Max(lr)} | self._peak()
+
+    def _peak(self) -> dict[str, Metric]:
+        if self._setup.device == "cpu":
+            return {}
+        return {"perf/learner_peak_gib": Max(torch.cuda.max_memory_allocated() / 2**30)}
 
     def measure(self, micro_batches: list[Update]) -> dict[str, Metric]:
         """The metrics of this rank's share of an update that is not made."""

@@ -98,6 +98,7 @@ DEFINITIONS: Mapping[str, tuple[str, str]] = {
     "timing_s/sync": ("s", "synchronization with its check; on steps that sync"),
     "perf/tokens_per_s": ("tokens/s", "response tokens learned from, by wall time of the step"),
     "perf/samples_per_s": ("samples/s", "samples learned from, by wall time of the step"),
+    "perf/learner_peak_gib": ("GiB", "most memory that torch has had on the GPU of a learner rank; on GPUs"),
     "idle/rollout_frac": ("share", "of the time since the last sync in which engines had no request; on steps that sync"),
     "idle/learner_frac": ("share", "of the step's wall time in which the learner neither scores nor updates"),
 }
