@@ -1,7 +1,8 @@
 """The margin figure beside the published one: `python figure.py RUNS FOLDER`.
 
-Writes curves.csv (held-out margins and accuracies of the reported seeds), table.md (results and learning rates), claims.json
-(the published trends, and in how many seeds each holds) and figure.{png,svg}.
+Writes curves.csv (held-out margins and accuracies of the reported seeds), results.json and table.md (results and learning
+rates), claims.json (the published trends, and in how many seeds each holds) and figure.{png,svg}. Of a model that has no runs in
+RUNS it takes what an earlier call wrote to curves.csv and results.json.
 """
 
 import csv
@@ -24,9 +25,6 @@ from matplotlib import pyplot as plt
 
 ALGORITHMS, SEEDS = ("dpo", "step_dpo"), (1, 2, 3)
 COLORS, LINES = {"tiny_sums_s": "#4C72B0", "tiny_sums_l": "#DD8452"}, {"dpo": "--", "step_dpo": "-"}
-MODELS = [model for model in COLORS if (Path(sys.argv[1]) / f"{model}-step_dpo-{SEEDS[-1]}").exists()]
-"""Those that `run.sh` has run."""
-
 PUBLISHED = {"Qwen2-7B-DPO": ("tiny_sums_s", "dpo"), "Qwen2-7B-Step-DPO": ("tiny_sums_s", "step_dpo"),
              "Qwen2-72B-DPO": ("tiny_sums_l", "dpo"), "Qwen2-72B-Step-DPO": ("tiny_sums_l", "step_dpo")}  # fmt: skip
 METRICS = {"margin": "eval/preference/margin", "accuracy": "eval/preference/accuracy", "kl": "actor/kl_k2"}
@@ -56,14 +54,15 @@ TRENDS = (
 """Of the published figure, for each model: what is read, at which step, is more than a factor times something else."""
 
 
-def claims(curves: Curves) -> list[dict[str, Any]]:
-    """In how many seeds each trend holds."""
+def claims(models: list[str], curves: Curves) -> list[dict[str, Any]]:
+    """In how many seeds each trend holds. A side of a comparison: a run without its seed, a metric, a first and a last step."""
     found = []
-    for model, (trend, metric, left, factor, right) in product(MODELS, TRENDS):
+    for model, (trend, metric, left, factor, right) in product(models, TRENDS):
         one, other = ([at(curves, f"{model}-{a}-{seed}", step, metric) for seed in SEEDS] for a, step in (left, right))
         holds = sum(mine > factor * theirs for mine, theirs in zip(one, other, strict=True))
-        what = {"model": model, "trend": trend, "metric": metric, "left": left, "factor": factor, "right": right}
-        found.append({**what, "seeds": len(SEEDS), "holds": holds})
+        sides = ([f"{model}-{a}", metric, step, step] for a, step in (left, right))
+        compared = dict(zip(("left", "right"), sides, strict=True)) | {"factor": factor}
+        found.append({"trend": f"{model}: {trend}", "all": [compared], "seeds": len(SEEDS), "holds": holds})
     return found
 
 
@@ -72,51 +71,58 @@ def load(file: Path) -> dict[str, float]:
     return dict(json.loads(file.read_text()))
 
 
+def measured(runs: Path, model: str, curves: Curves) -> dict[str, Any]:
+    """What came of a model's runs; of several seeds the mean and the standard deviation."""
+    found: dict[str, Any] = {"before": load(runs / f"{model}-before" / "accuracy.json"), "reported": {}, "rates": {}}
+    for algorithm in ALGORITHMS:
+        several = [runs / f"{model}-{algorithm}-{seed}" for seed in SEEDS]
+        after, places = ([load(run / f"{file}.json") for run in several] for file in ("accuracy", "places"))
+        found["reported"][algorithm] = {
+            "learning_rate": yaml.safe_load((several[0] / "config.yaml").read_text())["learner"]["lr"],
+            **{key: [fmean(one[key] for one in after), float(np.std([one[key] for one in after]))] for key in after[0]},
+            **{part: fmean(place[part] for place in places) for part in ("step", "after")},
+        }
+        tried = {run.name.partition(f"{algorithm}-")[2]: run for run in runs.glob(f"tune-{model}-{algorithm}-*/")}
+        found["rates"][algorithm] = rates = {}
+        for lr, run in sorted(tried.items(), key=lambda one: float(one[0])):
+            curve = {run.name: read(run)}
+            margins = {"margins": [at(curve, run.name, step) for step in (50, 100, 250)]}
+            rates[lr] = margins | {"pair_accuracy": at(curve, run.name, 250, "accuracy")} | load(run / "accuracy.json")
+    return found
+
+
 HEAD = "model | algorithm | learning rate | margin at step 50 | at 100 | at 250 | pair accuracy"
 
 
-def results(runs: Path, curves: Curves) -> str:
-    """What came of the reported seeds, as Markdown."""
+def table(results: Mapping[str, Any], curves: Curves) -> str:
+    """Reported seeds, and below them every learning rate on the seed on which it was chosen, as Markdown."""
     head = f"{HEAD} | greedy before | after | temperature 1 before | after | margin in the step, nats | after it"
     lines = [f"| {head} |", "|---" * 13 + "|"]
-    for model in MODELS:
-        before = load(runs / f"{model}-before" / "accuracy.json")
-        for algorithm in ALGORITHMS:
-            names = [f"{model}-{algorithm}-{seed}" for seed in SEEDS]
-            lr = yaml.safe_load((runs / names[0] / "config.yaml").read_text())["learner"]["lr"]
-            after, places = ([load(runs / name / f"{file}.json") for name in names] for file in ("accuracy", "places"))
-            cells = [f"{fmean(at(curves, name, step) for name in names):.2f}" for step in (50, 100)]
-            ends = [at(curves, name, 250) for name in names]
-            cells += [f"{fmean(ends):.2f} ± {np.std(ends):.2f}", f"{fmean(at(curves, n, 250, 'accuracy') for n in names):.3f}"]
-            for key in ("greedy", "sampled"):
-                cells += [f"{before[key]:.3f}", f"{fmean(a[key] for a in after):.3f} ± {np.std([a[key] for a in after]):.3f}"]
-            cells += [f"{fmean(place[part] for place in places):.2f}" for part in ("step", "after")]
-            lines.append(f"| {model} | {algorithm} | {lr:g} | {' | '.join(cells)} |")
+    for model, algorithm in product(results, ALGORITHMS):
+        names, one = [f"{model}-{algorithm}-{seed}" for seed in SEEDS], results[model]["reported"][algorithm]
+        cells = [f"{fmean(at(curves, name, step) for name in names):.2f}" for step in (50, 100)]
+        ends = [at(curves, name, 250) for name in names]
+        cells += [f"{fmean(ends):.2f} ± {np.std(ends):.2f}", f"{fmean(at(curves, n, 250, 'accuracy') for n in names):.3f}"]
+        for key in ("greedy", "sampled"):
+            cells += [f"{results[model]['before'][key]:.3f}", "{:.3f} ± {:.3f}".format(*one[key])]
+        cells += [f"{one[part]:.2f}" for part in ("step", "after")]
+        lines.append(f"| {model} | {algorithm} | {one['learning_rate']:g} | {' | '.join(cells)} |")
+    lines += ["", f"| {HEAD} | greedy | temperature 1 |", "|---" * 9 + "|"]
+    for model, algorithm in product(results, ALGORITHMS):
+        for lr, tried in results[model]["rates"][algorithm].items():
+            cells = [f"{margin:.2f}" for margin in tried["margins"]]
+            cells += [f"{tried[key]:.3f}" for key in ("pair_accuracy", "greedy", "sampled")]
+            lines.append(f"| {model} | {algorithm} | {lr} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def rates(runs: Path) -> str:
-    """What came of each learning rate, on the seed on which it was chosen, as Markdown."""
-    lines = [f"| {HEAD} | greedy | temperature 1 |", "|---" * 9 + "|"]
-    for model in MODELS:
-        for algorithm in ALGORITHMS:
-            tried = {run.name.partition(f"{algorithm}-")[2]: run for run in runs.glob(f"tune-{model}-{algorithm}-*")}
-            for lr, run in sorted(tried.items(), key=lambda one: float(one[0])):
-                curves, accuracy = {run.name: read(run)}, load(run / "accuracy.json")
-                margins = " | ".join(f"{at(curves, run.name, step):.2f}" for step in (50, 100, 250))
-                told = at(curves, run.name, 250, "accuracy")
-                cells = f"{margins} | {told:.3f} | {accuracy['greedy']:.3f} | {accuracy['sampled']:.3f}"
-                lines.append(f"| {model} | {algorithm} | {lr} | {cells} |")
-    return "\n".join(lines)
-
-
-def draw(runs: Path, curves: Curves, published: Any, out: Path) -> None:
+def draw(results: Mapping[str, Any], curves: Curves, published: Any, out: Path) -> None:
     figure, axes = plt.subplots(2, 3, figsize=(15, 7.5), constrained_layout=True)
     for row, (name, unit) in enumerate(
         (("margin", "reward margin, held out"), ("accuracy", "preference accuracy, held out (%)"))
     ):
         scale = 100 if name == "accuracy" else 1
-        for model in MODELS:
+        for model in results:
             for algorithm in ALGORITHMS:
                 several = [curves[f"{model}-{algorithm}-{seed}"] for seed in SEEDS]
                 values, steps = np.array([one[name] for one in several]) * scale, several[0]["step"]
@@ -132,17 +138,17 @@ def draw(runs: Path, curves: Curves, published: Any, out: Path) -> None:
             axis.legend(frameon=False)
             if name == "margin":
                 axis.set_ylim(bottom=0)
-    groups = [(model, algorithm) for model in MODELS for algorithm in ALGORITHMS]
+    groups = list(product(results, ALGORITHMS))
     names = [f"{model.removeprefix('tiny_')}\n{algorithm}" for model, algorithm in groups]
-    before = [load(runs / f"{model}-before" / "accuracy.json")["sampled"] for model, _ in groups]
-    after = [fmean(load(runs / f"{m}-{a}-{seed}" / "accuracy.json")["sampled"] for seed in SEEDS) for m, a in groups]
-    places = [[load(runs / f"{m}-{a}-{seed}" / "places.json") for seed in SEEDS] for m, a in groups]
+    before = [results[model]["before"]["sampled"] for model, _ in groups]
+    reported = [results[model]["reported"][algorithm] for model, algorithm in groups]
+    after = [one["sampled"][0] for one in reported]
     at_x = np.arange(len(groups))
     colors = [COLORS[model] for model, _ in groups]
     axes[0, 2].bar(at_x - 0.2, before, 0.4, color="#BBBBBB", label="before")
     axes[0, 2].bar(at_x + 0.2, after, 0.4, color=colors, label="after")
     axes[0, 2].set(title="the task, rlopt", ylabel="right answers at temperature 1, held out", ylim=(0, 1))
-    parts = {part: np.array([fmean(one[part] for one in several) for several in places]) for part in ("step", "after")}
+    parts = {part: np.array([one[part] for one in reported]) for part in ("step", "after")}
     axes[1, 2].bar(at_x - 0.2, parts["step"], 0.4, color=colors, label="in the step where answers part")
     axes[1, 2].bar(at_x + 0.2, parts["after"], 0.4, color=colors, alpha=0.4, label="in what follows it")
     axes[1, 2].set(title="where the margin is, rlopt", ylabel="log-ratio, chosen minus rejected (nats)")
@@ -155,18 +161,36 @@ def draw(runs: Path, curves: Curves, published: Any, out: Path) -> None:
         figure.savefig(out / f"figure.{suffix}", dpi=130, metadata={"Date": None} if suffix == "svg" else None)
 
 
+def earlier(file: Path) -> dict[str, dict[str, np.ndarray]]:
+    """What is in curves.csv."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for row in csv.DictReader(file.read_text().splitlines()) if file.exists() else ():
+        columns = found.setdefault(row["run"], {"step": [], **{name: [] for name in METRICS}})
+        for name, values in columns.items():
+            values.append(float(row[name]))
+    return {run: {name: np.array(values) for name, values in columns.items()} for run, columns in found.items()}
+
+
 def main() -> None:
     runs, out = map(Path, sys.argv[1:])
-    curves = {f"{m}-{a}-{s}": read(runs / f"{m}-{a}-{s}") for m in MODELS for a in ALGORITHMS for s in SEEDS}
+    kept, curves = out / "results.json", earlier(out / "curves.csv")
+    results = json.loads(kept.read_text()) if kept.exists() else {}
+    for model in COLORS:
+        if (runs / f"{model}-{ALGORITHMS[-1]}-{SEEDS[-1]}" / "places.json").exists():
+            curves |= {f"{model}-{a}-{s}": read(runs / f"{model}-{a}-{s}") for a in ALGORITHMS for s in SEEDS}
+            results[model] = measured(runs, model, curves)
+    results = {model: results[model] for model in COLORS if model in results}
     with (out / "curves.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["run", "step", *METRICS])
-        for run, columns in curves.items():
-            for step, *values in zip(*columns.values(), strict=True):
+        for model, algorithm, seed in product(results, ALGORITHMS, SEEDS):
+            run = f"{model}-{algorithm}-{seed}"
+            for step, *values in zip(*curves[run].values(), strict=True):
                 writer.writerow([run, int(step), *(f"{value:.5g}" for value in values)])
-    (out / "claims.json").write_text(json.dumps(claims(curves), indent=1) + "\n")
-    (out / "table.md").write_text(f"{results(runs, curves)}\n\n{rates(runs)}\n")
-    draw(runs, curves, json.loads((out / "published.json").read_text()), out)
+    kept.write_text(json.dumps(results, indent=1) + "\n")
+    (out / "claims.json").write_text(json.dumps(claims(list(results), curves), indent=1) + "\n")
+    (out / "table.md").write_text(table(results, curves) + "\n")
+    draw(results, curves, json.loads((out / "published.json").read_text()), out)
 
 
 if __name__ == "__main__":

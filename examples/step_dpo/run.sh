@@ -1,12 +1,10 @@
 #!/usr/bin/env bash
 # The margin figure of Step-DPO: Step-DPO and DPO on a small and a large model of long sums, three seeds, 250 steps of 32 pairs.
 # Learning rates are chosen on a seed that is not reported. Interrupted, it goes on where it was. RUNS chooses where the runs go;
-# MODELS which models, to do one after another.
+# MODELS which models, to do one after another; JOBS how many runs at a time.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-RUNS=${RUNS:-runs/step_dpo}
-PYTHON=${PYTHON:-.venv/bin/python}
-HERE=examples/step_dpo
+export RUNS=${RUNS:-runs/step_dpo} PYTHON=${PYTHON:-.venv/bin/python} HERE=examples/step_dpo
 RATES=${RATES:-3e-6 1e-5 3e-5 1e-4 3e-4}
 mkdir -p "$RUNS"
 
@@ -15,8 +13,21 @@ train() { # model algorithm learning-rate seed folder
   $PYTHON -m rlopt.train "+algo=$2" model.path="$1" algo.beta=0.5 data.train="$RUNS/$1.jsonl" data.eval="$RUNS/$1.eval.jsonl" \
     data.invalid_rows=drop data.prompts_per_step=32 learner.lr="$3" learner.lr_schedule=cosine learner.warmup_steps=25 \
     trainer.total_steps=250 trainer.eval_every=10 trainer.save_every=0 run.seed="$4" run.name="$(basename "$5")" run.dir="$5" \
-    tracking.wandb=disabled tracking.group=step_dpo
+    cluster.cpu_threads=1 tracking.wandb=disabled >"$5.log" 2>&1
 }
+tune() { # model algorithm learning-rate
+  run=$RUNS/tune-$1-$2-$3
+  train "$1" "$2" "$3" 0 "$run"
+  $PYTHON $HERE/accuracy.py validation "$run"
+}
+report() { # model algorithm learning-rate seed
+  run=$RUNS/$1-$2-$4
+  train "$1" "$2" "$3" "$4" "$run"
+  $PYTHON $HERE/accuracy.py test "$run"
+  $PYTHON $HERE/places.py "$RUNS/$1.eval.jsonl" "$1" "$run"
+}
+each() { xargs -P "${JOBS:-2}" -L 1 bash -euo pipefail -c "$1"' "$@"' "$1"; }
+export -f train tune report
 
 for model in ${MODELS:-tiny_sums_s tiny_sums_l}; do
   [ -f "$RUNS/$model.jsonl" ] ||
@@ -26,16 +37,11 @@ for model in ${MODELS:-tiny_sums_s tiny_sums_l}; do
   $PYTHON $HERE/accuracy.py test "$model" "$RUNS/$model-before"
   # Both algorithms get the same rates; the one with the best accuracy on validation problems is taken.
   for algo in dpo step_dpo; do
-    for lr in $RATES; do
-      train "$model" $algo "$lr" 0 "$RUNS/tune-$model-$algo-$lr"
-      $PYTHON $HERE/accuracy.py validation "$RUNS/tune-$model-$algo-$lr"
-    done
-    lr=$($PYTHON $HERE/accuracy.py best "$RUNS"/tune-"$model"-$algo-*)
-    for seed in 1 2 3; do
-      train "$model" $algo "$lr" $seed "$RUNS/$model-$algo-$seed"
-      $PYTHON $HERE/accuracy.py test "$RUNS/$model-$algo-$seed"
-      $PYTHON $HERE/places.py "$RUNS/$model.eval.jsonl" "$model" "$RUNS/$model-$algo-$seed"
-    done
-  done
+    for lr in $RATES; do echo "$model $algo $lr"; done
+  done | each tune
+  for algo in dpo step_dpo; do
+    lr=$($PYTHON $HERE/accuracy.py best "$RUNS"/tune-"$model"-$algo-*/)
+    for seed in 1 2 3; do echo "$model $algo $lr $seed"; done
+  done | each report
 done
 $PYTHON $HERE/figure.py "$RUNS" $HERE

@@ -60,10 +60,10 @@ def claims(runs: Runs) -> list[dict[str, Any]]:
             for seed in SEEDS
         ]
         compared = [
-            {"left": [left, *early], "factor": factor, "right": [right, *late]}
+            {"left": [left, panel, *early], "factor": factor, "right": [right, panel, *late]}
             for left, early, factor, right, late in comparisons
         ]
-        found.append({"trend": f"{TITLES[panel]}: {trend}", "metric": panel, "all": compared, "seeds": 3, "holds": sum(holds)})
+        found.append({"trend": f"{TITLES[panel]}: {trend}", "all": compared, "seeds": len(SEEDS), "holds": sum(holds)})
     return found
 
 
