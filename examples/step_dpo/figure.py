@@ -1,7 +1,7 @@
 """The margin figure beside the published one: `python figure.py RUNS FOLDER`.
 
 Writes curves.csv (held-out margins and accuracies of the reported seeds), results.json and table.md (results and learning
-rates), claims.json (the published trends, and in how many seeds each holds) and figure.{png,svg}. Of a model that has no runs in
+rates), claims.json (the published trends, and in how many seeds each holds) and figure.{png,svg}. Of a model without runs in
 RUNS it takes what an earlier call wrote to curves.csv and results.json.
 """
 
