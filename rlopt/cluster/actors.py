@@ -16,7 +16,7 @@ import ray
 from ray.util import get_node_ip_address
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rlopt.cluster.watch import Watch, end_tree
+from rlopt.cluster.watch import Watch, end_tree, status
 from rlopt.core.errors import RloptError, first_line
 
 GONE = (
@@ -30,6 +30,9 @@ GONE = (
 
 CHECK_S = 1.0
 """Seconds between two looks at who is waited for."""
+
+ASK_S = 5.0
+"""Seconds between two questions after a process of another node."""
 
 AFTERMATH_S = 5.0
 """Seconds in which Ray tells of a death that another rank has noticed by its connection."""
@@ -193,16 +196,15 @@ class Workers:
         return [place.node for place in Pending(self._places, self.who, self._deadline_s, self.check).result("starting")]
 
     def check(self) -> None:
-        """Raise Lost if a worker of this machine was stopped, ClusterLost if Ray is gone."""
+        """Raise Lost if a worker was stopped, ClusterLost if Ray is gone."""
         self._check()
         if self._watch is None:
             places = self._known()
             if len(places) < len(self.handles):
                 return
-            here = own_node()
-            names = _names(self.who, len(places))
+            here, named = own_node(), zip(_names(self.who, len(places)), places, strict=True)
             with suppress(psutil.NoSuchProcess):  # Ray tells of it
-                self._watch = Watch({n: psutil.Process(p.pid) for n, p in zip(names, places, strict=True) if p.node == here})
+                self._watch = Watch({n: psutil.Process(p.pid) if p.node == here else _Distant(p) for n, p in named})
         if self._watch and (fault := self._watch.fault(stopped_alone=True)):
             raise Lost(fault, self.who)
 
@@ -215,8 +217,7 @@ class Workers:
             if place.node == here:
                 end_tree(place.pid, place.began)
             else:
-                there = NodeAffinitySchedulingStrategy(place.node, soft=False)
-                ray.remote(end_tree).options(num_cpus=0, scheduling_strategy=there).remote(place.pid, place.began)
+                place.have(end_tree)
 
     def _known(self) -> list["_Place"]:
         """Where those run that have said so."""
@@ -248,6 +249,29 @@ class _Place:
     node: str
     pid: int
     began: float
+
+    def have(self, function: Callable[[int, float], Any]) -> Any:
+        """Call `function` of the process on its node; the reference of the answer."""
+        there = NodeAffinitySchedulingStrategy(self.node, soft=False)
+        return ray.remote(function).options(num_cpus=0, scheduling_strategy=there).remote(self.pid, self.began)
+
+
+class _Distant:
+    """A process of another node, for a `Watch`: it is as a task there last said, which is asked every few seconds."""
+
+    def __init__(self, place: _Place) -> None:
+        self.pid, self._place = place.pid, place
+        self._said, self._answer, self._asked_at = psutil.STATUS_RUNNING, None, -ASK_S
+
+    def status(self) -> str:
+        """Without waiting for the answer."""
+        if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
+            with suppress(ray.exceptions.RayError):  # Ray tells of a node that is gone
+                self._said = ray.get(self._answer)
+            self._answer = None
+        if self._answer is None and time.monotonic() - self._asked_at >= ASK_S:
+            self._answer, self._asked_at = self._place.have(status), time.monotonic()
+        return self._said
 
 
 def _place(_: object) -> _Place:

@@ -1,7 +1,8 @@
-"""Processes of this machine that must neither die nor be stopped."""
+"""Processes that must neither die nor be stopped."""
 
 import time
 from collections.abc import Mapping
+from typing import Protocol
 
 import psutil
 
@@ -9,10 +10,18 @@ STOPPED_S = 5.0
 """Seconds that a process may be stopped, by a SIGSTOP: nobody would start it again."""
 
 
+class Process(Protocol):
+    """One of this machine, by psutil, or what stands for one of another."""
+
+    @property
+    def pid(self) -> int: ...
+    def status(self) -> str: ...
+
+
 class Watch:
     """Looks at processes by number, never by name."""
 
-    def __init__(self, processes: Mapping[str, psutil.Process]) -> None:
+    def __init__(self, processes: Mapping[str, Process]) -> None:
         self._processes = processes
         self._stopped = dict[str, float]()
 
@@ -40,6 +49,15 @@ class Watch:
             if (seconds := time.monotonic() - since) >= patience_s:
                 return f"{name} (process {process.pid}) has been stopped for {seconds:.0f} s"
         return None
+
+
+def status(pid: int, began: float) -> str:
+    """What psutil says of a process that began then."""
+    try:
+        process = psutil.Process(pid)
+        return str(process.status()) if process.create_time() == began else psutil.STATUS_DEAD
+    except psutil.NoSuchProcess:
+        return psutil.STATUS_DEAD
 
 
 def end_tree(pid: int, began: float) -> None:

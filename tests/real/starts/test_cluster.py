@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import ray
 import torch
 from ray.cluster_utils import Cluster as Nodes
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rlopt.cluster.actors import Inbox, Lost, Pending, Stalled
+from rlopt.cluster.actors import Inbox, Lost, Pending, Stalled, Workers, own_node
 from rlopt.cluster.placement import Demand
 from rlopt.cluster.ray_cluster import Cluster
 from rlopt.config.sections import ClusterConfig
@@ -134,6 +136,25 @@ def test_a_worker_that_dies_and_one_that_refuses_are_distinguished(cluster: Clus
         workers.call("refuse")
     with pytest.raises(Stalled, match="engine died during: die"):
         workers.call("die")
+
+
+def test_a_worker_of_another_node_that_is_stopped_is_noticed_long_before_the_deadline_and_can_be_killed(
+    cluster: Cluster,
+) -> None:
+    (other,) = {node["NodeID"] for node in ray.nodes() if node["Alive"]} - {own_node()}
+    there = NodeAffinitySchedulingStrategy(other, soft=False)
+    options = {"num_cpus": 0, "scheduling_strategy": there, "runtime_env": {"env_vars": PATHS}}
+    workers = Workers("learner", [ray.remote(Patience).options(**options).remote()], deadline_s=90.0)
+    assert workers.nodes() == [other]
+    (place,) = workers._known()
+    process = psutil.Process(place.pid)
+    process.suspend()
+    started = time.monotonic()
+    with pytest.raises(Lost, match=r"learner \(process \d+\) has been stopped for \d+ s"):
+        workers.call("work", [60.0])
+    assert time.monotonic() - started < 60
+    workers.kill()
+    process.wait(30)
 
 
 def test_an_inbox_hands_over_each_answer_once_when_it_has_come_whether_good_or_bad(cluster: Cluster) -> None:
