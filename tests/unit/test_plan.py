@@ -93,7 +93,7 @@ def test_memory_of_an_8b_model_on_four_ranks_by_hand(folders: dict[str, Path]) -
     assert memory.optimizer == eight * 12  # a float32 master copy and two moments
     # 32 layers, and what comes after them three times, keep 4,096 numbers a token; one layer keeps 7 x 4,096 + 2 x 8 x 128 +
     # 4 x 14,336. Three float32 copies of a chunk of logits.
-    assert memory.activations == 16384 * (35 * 4096 + 28672 + 2048 + 57344) * 2 + 4096 * 128256 * 4 * 3
+    assert memory.activations == 16384 * (35 * 4096 + 28672 + 2048 + 57344) * 2 + 1024 * 128256 * 4 * 3
     assert memory.total < 80 * GIB
     assert engine_memory(config, shape_of(folders[model], FULL), 2).per_token == 2 * 32 * 8 * 128 * 2
 
