@@ -15,7 +15,7 @@ from rlopt.config.sections import ClusterConfig, ModelConfig, RolloutConfig
 from rlopt.core.errors import RloptError, first_line
 from rlopt.models.loading import load_tokenizer, shape_of
 from rlopt.rollout import cpu_fork
-from rlopt.weight_sync.sender import SHM_BACKEND
+from rlopt.weight_sync.sender import RECEIVERS
 
 PauseMode = Literal["wait", "keep", "abort"]
 
@@ -132,7 +132,7 @@ async def start_engine(engine: EngineConfig, config: RolloutConfig) -> tuple[Any
         "disable_log_stats": True,
         "scheduler_cls": SCHEDULER,
         "worker_extension_cls": CPU_WORKER if engine.device == "cpu" else GPU_WORKER,
-        "weight_transfer_config": {"backend": SHM_BACKEND if engine.backend == "shm" else engine.backend},
+        "weight_transfer_config": {"backend": RECEIVERS[engine.backend][0]},
     }
     try:
         llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments | _device_arguments(engine, config) | config.vllm))

@@ -1,9 +1,10 @@
 """The sender of each backend: shared memory, NCCL, CUDA IPC."""
 
-from typing import Any
+from typing import Any, cast
 
+from rlopt.weight_sync.fingerprints import NotedSource, VerifyingClient
 from rlopt.weight_sync.group_sender import GroupClient, GroupSender
-from rlopt.weight_sync.sender import Sender, ShmSender, Source
+from rlopt.weight_sync.sender import Client, Sender, ShmSender, Source
 
 
 def make_sender(
@@ -25,7 +26,7 @@ def make_sender(
         bucket_bytes: memory for weights that are gathered and not yet sent; the largest tensor if that needs more.
         address: host and port where an NCCL rendezvous may meet.
         receivers: engine processes in all.
-        verify: compare what was received with what was sent (`shm`).
+        verify: compare what was received with what was sent.
         deadline_s: for one sending (`nccl`).
     """
     bucket_bytes = max([bucket_bytes, *(spec.nbytes for spec in source.metadata())])
@@ -33,10 +34,13 @@ def make_sender(
         return ShmSender(source, client, rank == 0, bucket_bytes, verify)
     from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
-    info = gpu_init_info(backend, rank, bucket_bytes, address, receivers)
+    info, talks = gpu_init_info(backend, rank, bucket_bytes, address, receivers), cast("Client", client)
+    if verify and rank == 0:
+        source = NotedSource(source)
+        talks = VerifyingClient(client, source.noted)
 
     def open_group(source: Source) -> Any:
-        return WeightTransferTrainerFactory.trainer_init(info, client=client, source=source)  # type: ignore[arg-type]
+        return WeightTransferTrainerFactory.trainer_init(info, client=talks, source=source)  # type: ignore[arg-type]
 
     if backend == "ipc":
         sender: Sender = open_group(source)

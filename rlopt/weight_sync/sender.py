@@ -1,9 +1,10 @@
 """Sending weights from learner to engines, over vLLM's weight-transfer API.
 
 A sender lives in every learner rank; only rank 0 talks to the engines, through a `Client`. On GPUs the senders are
-vLLM's own (NCCL broadcast, CUDA IPC). Without a GPU, and for adapters, it is `ShmSender`, with `shm_receiver` as its
-counterpart in the engine: weights are gathered in bounded buckets, written to shared memory, and read there; between nodes
-the bytes of a bucket travel through Ray's object store and are written again on the other node (`rollout.weight_receiver`).
+vLLM's own (NCCL broadcast, CUDA IPC), and tensors are hashed there (`fingerprints`). Without a GPU, and for adapters, it is
+`ShmSender`, with `shm_receiver` as its counterpart in the engine: weights are gathered in bounded buckets, written to shared
+memory, and read there; between nodes the bytes of a bucket travel through Ray's object store and are written again on the other
+node (`rollout.weight_receiver`).
 
 The sender keeps a manifest, the digest of every tensor as it was sent; what every engine received is hashed there and compared
 before the new version is declared (`Client.verify`).
@@ -27,7 +28,14 @@ from rlopt.core.errors import RloptError
 T = TypeVar("T")
 
 SHM_BACKEND = "rlopt_shm"
-"""Name of our back end in vLLM's registry."""
+"""The name of our back end in vLLM's registry."""
+
+RECEIVERS = {
+    "shm": (SHM_BACKEND, "rlopt.weight_sync.shm_receiver", "ShmWeightTransferEngine"),
+    "nccl": ("rlopt_nccl", "rlopt.weight_sync.gpu_receivers", "VerifiedNccl"),
+    "ipc": ("rlopt_ipc", "rlopt.weight_sync.gpu_receivers", "VerifiedIpc"),
+}
+"""Of each `sync.backend` the receiver: its name in vLLM's registry, module and class."""
 
 
 @dataclass(frozen=True)
@@ -187,11 +195,12 @@ def difference(sent: Mapping[str, str], received: Mapping[str, str]) -> str | No
 
 
 def register() -> None:
-    """Make `SHM_BACKEND` known to vLLM, and name its shared memory. Named in the entry points, so that each of vLLM's processes
+    """Make `RECEIVERS` known to vLLM, and name its shared memory. Named in the entry points, so that each of vLLM's processes
     calls it.
     """
     name_shared_memory()
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
-    if SHM_BACKEND not in WeightTransferEngineFactory._registry:
-        WeightTransferEngineFactory.register_engine(SHM_BACKEND, "rlopt.weight_sync.shm_receiver", "ShmWeightTransferEngine")
+    for name, module, receiver in RECEIVERS.values():
+        if name not in WeightTransferEngineFactory._registry:
+            WeightTransferEngineFactory.register_engine(name, module, receiver)

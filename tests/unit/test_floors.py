@@ -44,6 +44,7 @@ ENTRANCES = {
         "rollout.tool_calls",
         "weight_sync.backends",
         "weight_sync.sender",
+        "weight_sync.gpu_receivers",
         "weight_sync.shm_receiver",
     },
     "wandb": {"tracking.loggers"},

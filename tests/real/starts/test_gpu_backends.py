@@ -1,22 +1,29 @@
 """What can be said of the GPU weight transfer without a GPU: it speaks the API of the pinned vLLM."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
+from types import SimpleNamespace
 from typing import Any
 
 import hydra
 import pytest
 import torch
+from vllm.distributed.weight_transfer import ipc_engine, nccl_engine
 from vllm.distributed.weight_transfer.base import ParamMeta, VLLMWeightSyncClient
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory, WeightTransferTrainerFactory
+from vllm.model_executor.model_loader import reload
 
 from rlopt.config.compose import conf_dir, typed
 from rlopt.learner.weight_source import WeightSource
 from rlopt.run import wiring
+from rlopt.weight_sync import gpu_receivers
 from rlopt.weight_sync.backends import gpu_init_info, make_sender
 from rlopt.weight_sync.engine_client import EngineClient
-from rlopt.weight_sync.sender import SHM_BACKEND, TensorSpec, register
+from rlopt.weight_sync.fingerprints import Noted
+from rlopt.weight_sync.sender import RECEIVERS, TensorSpec, register
+
+CPU = torch.device("cpu")
 
 
 def test_the_init_infos_are_those_of_the_registered_senders() -> None:
@@ -60,10 +67,49 @@ def test_our_client_and_source_have_the_verbs_and_fields_that_vllms_senders_use(
     assert callable(WeightSource.__iter__)
 
 
-def test_our_cpu_back_end_registers_once_however_often_vllm_loads_the_plugin() -> None:
+def test_our_receivers_register_once_however_often_vllm_loads_the_plugin() -> None:
     register()
     register()
-    assert WeightTransferEngineFactory._registry[SHM_BACKEND]().__name__ == "ShmWeightTransferEngine"
+    for name, _, receiver in RECEIVERS.values():
+        assert WeightTransferEngineFactory._registry[name]().__name__ == receiver
+
+
+class Model(torch.nn.Module):
+    """Keeps what it loads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loaded: dict[str, torch.Tensor] = {}
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        self.loaded |= dict(weights)
+
+
+@pytest.mark.parametrize("backend", ["ipc", "nccl"])
+def test_a_receiver_on_a_gpu_notes_what_arrived_and_loads_it(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = {"ipc": ipc_engine, "nccl": nccl_engine}[backend]
+    sent = {"a": torch.arange(6.0), "b": torch.ones(3, dtype=torch.bfloat16)}
+    asked = {"names": list(sent), "dtype_names": ["float32", "bfloat16"], "shapes": [[6], [3]]}
+    # vLLM's own transports, which need GPUs, and its reload, which needs a whole model.
+    monkeypatch.setattr(ipc_engine, "packed_ipc_consumer", lambda **_: list(sent.items()))
+    monkeypatch.setattr(
+        nccl_engine, "packed_nccl_broadcast_consumer", lambda post_unpack_func, **_: post_unpack_func(list(sent.items()))
+    )
+    monkeypatch.setattr(reload, "initialize_layerwise_reload", lambda model: None)
+    monkeypatch.setattr(nccl_engine, "worker_init_process_group", lambda *_: object())
+    model, (_, _, name) = Model(), RECEIVERS[backend]
+    receiver: Any = getattr(gpu_receivers, name)(None, SimpleNamespace(parallel_config=None, model_config=None), CPU, model)
+    meeting = {"ipc": {}, "nccl": {"master_address": "", "master_port": 1, "rank_offset": 1, "world_size": 2}}[backend]
+    receiver.init_transfer_engine(receiver.init_info_cls(packed=True, **meeting))
+    more = {"ipc_handles": {}, "tensor_sizes": [24, 6]} if backend == "ipc" else {}
+    for _ in range(2):
+        receiver.start_weight_update()
+        receiver.receive_weights(getattr(module, f"{backend.upper()}WeightTransferUpdateInfo")(**asked, **more))
+    there = Noted()
+    list(there.noting(sent.items()))
+    assert receiver.received == there.digests()
+    assert model.loaded.keys() == sent.keys()
+    assert receiver.model is model
 
 
 @pytest.mark.parametrize(
