@@ -66,6 +66,7 @@ ROWS = {
     "1.5b": Row("throughput with recomputation", "1.5b", "grpo", 3, f"{LARGE} {CHECKPOINTS}"),
     "1.5b, chunks of 1,024": Row("the same, less memory", "1.5b", "grpo", 3, f"{LARGE} {CHECKPOINTS} learner.logit_chunk=1024"),
     "1.5b, no recomputation": Row("throughput", "1.5b", "grpo", 3, f"{LARGE} learner.logit_chunk=1024"),
+    "1.5b, packed": Row("sequences without padding", "1.5b", "grpo", 3, f"{LARGE} {CHECKPOINTS} learner.packing=true"),
     "1.5b, no reference": Row("what the reference costs", "1.5b", "grpo", 3, f"{LARGE} {CHECKPOINTS} algo.kl.every=0"),
     "1.5b, parked": Row(
         "reference and optimizer in host memory",

@@ -102,7 +102,7 @@ def main() -> None:
         writer = csv.writer(file)
         writer.writerow(["run", "step", *PANELS])
         for name, run in reported.items():
-            for step, values in enumerate(zip(*run.panels.values(), strict=True), start=1):
+            for step, values in enumerate(zip(*(run.panels[panel] for panel in PANELS), strict=True), start=1):
                 writer.writerow([name, step, *(f"{value:.5g}" for value in values)])
     with (out / "sweep.csv").open("w", newline="") as file:
         writer = csv.writer(file)

@@ -22,12 +22,15 @@ RATES = {
 
 STEPS = 400
 PANELS = {"reward": "reward/mean", "kl": "actor/kl_k2", "entropy": "actor/entropy", "length": "response_length/mean"}
+READ = {**PANELS, "clipped": "actor/pg_clipfrac"}
+"""What is read of a run; RED-Weight, which has no clip, does not log the last."""
+
 PUBLISHED_REWARD = {"grpo": 0.75, "rec_oneside_nois": 0.72, "red_weight": 0.70}
 
 
 @dataclass(frozen=True)
 class Run:
-    """Each panel of a run, step by step; `steps` is how far it came."""
+    """Each of `READ` of a run, step by step; `steps` is how far it came."""
 
     panels: dict[str, list[float]]
 
@@ -47,7 +50,7 @@ class Run:
 def read(runs: Path, algorithm: str, rate: str, seed: int) -> Run:
     """A run of `run.sh`, rounded to the digits that curves.csv has."""
     rows = [json.loads(line) for line in (runs / f"{algorithm}-{rate}-{seed}" / "metrics.jsonl").read_text().splitlines()]
-    return Run({panel: [float(f"{row[metric]:.5g}") for row in rows] for panel, metric in PANELS.items()})
+    return Run({panel: [float(f"{row.get(metric, 0.0):.5g}") for row in rows] for panel, metric in READ.items()})
 
 
 def sweep(runs: Path, algorithm: str) -> Iterator[tuple[str, list[Run]]]:
@@ -73,6 +76,7 @@ COLUMNS = (
     "highest KL of 20 steps",
     "entropy, last 100",
     "length, last 100",
+    "share of tokens clipped",
 )
 
 
@@ -92,6 +96,7 @@ def table(runs: Path) -> str:
                     [run.highest("kl") for run in several],
                     [run.mean("entropy", 301, 400) for run in several],
                     [run.mean("length", 301, 400) for run in several],
+                    [run.mean("clipped", 1, STEPS) for run in several],
                 ]
                 cells = [f"{fmean(column):.3g}" + (f" ± {stdev(column):.1g}" if several[1:] else "") for column in values]
             lines.append(f"| {label} | {rate}{' **chosen**' if rate == chosen else ''} | {' | '.join(cells)} |")

@@ -43,6 +43,7 @@ class LearnerConfig:
     warmup_steps: OffOrMore
     max_grad_norm: Positive
     token_budget: int
+    packing: bool
     logit_chunk: Annotated[int, Field(ge=1, description="must be at least 1 token")]
     gradient_checkpointing: bool
     compile: bool
@@ -59,6 +60,8 @@ class LearnerConfig:
         need(self.workers % ranks == 0, key, ranks, way_out)
         way_out = "ranks exchange heads inside what is compiled; set learner.compile=false"
         need(ranks == 1 or not self.compile, key, ranks, way_out)
+        way_out = "ranks share sequences of their own rows; leave one of them out"
+        need(ranks == 1 or not self.packing, "learner.packing", self.packing, f"with {key}={ranks} {way_out}")
         least = {"optimizer": 1, "parameters": 3}
         for what in self.offload:
             stage = least.get(what, 0)

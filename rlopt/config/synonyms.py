@@ -20,6 +20,7 @@ MEANINGS: dict[str, tuple[str, ...]] = {
     "learner.offload": (
         "adam_offload", "optimizer_offload", "param_offload", "cpu_offload", "offload_optimizer", "offload_param",
     ),
+    "learner.packing": ("padding_free", "use_remove_padding", "packing", "remove_padding", "sample_packing", "packing_samples"),
     "learner.zero_stage": ("deepspeed", "zero", "stage", "deepspeed_stage"),
     "learner.lora.rank": ("lora_r", "lora_rank", "use_peft", "peft", "lora"),
     "learner.lora.alpha": ("lora_alpha",),

@@ -27,20 +27,20 @@ class Learners:
     def __init__(self, workers: Workers, config: LearnerConfig, unit: Unit, temperature: float) -> None:
         """`unit`: what must stay in one micro-batch (the objective's `traits.unit`)."""
         self._workers, self._token_budget, self._unit = workers, config.tokens_at_once, unit
-        self._temperature, self._sharing = temperature, config.sequence_parallel
+        self._temperature, self._sharing, self._packed = temperature, config.sequence_parallel, config.packing
 
     def update(self, updates: list[Update], step: int) -> dict[str, float]:
         """Make each of `updates`, in order; metrics exact over all ranks, sums averaged over updates."""
         parts = []
         for update in updates:
-            shares = microbatches(update, self._unit, self._groups, self._token_budget)
+            shares = microbatches(update, self._unit, self._groups, self._token_budget, self._packed)
             parts += self._of_all("update", [(share, step) for share in shares])
         merged = merge(parts).items()
         return {name: metric.value / (len(updates) if isinstance(metric, Sum) else 1) for name, metric in merged}
 
     def measure(self, update: Update) -> dict[str, float]:
         """The metrics of an update that is not made, exact over all ranks."""
-        shares = microbatches(update, self._unit, self._groups, self._token_budget)
+        shares = microbatches(update, self._unit, self._groups, self._token_budget, self._packed)
         parts = self._of_all("measure", [(share,) for share in shares])
         return {name: metric.value for name, metric in merge(parts).items()}
 
@@ -56,7 +56,7 @@ class Learners:
         return self._scores("score_reference", sequences, self._temperature)
 
     def _scores(self, method: str, sequences: SequenceTable, temperature: float) -> Tokens:
-        layout = partition(sequences.lengths, torch.arange(len(sequences)), self._groups, self._token_budget)
+        layout = partition(sequences.lengths, torch.arange(len(sequences)), self._groups, self._token_budget, self._packed)
         layout = [[piece or [0] for piece in share] for share in layout]  # ranks must stay in step
         shares = [[sequences.take(piece) for piece in share] for share in layout]
         answers: list[list[Scored]] = self._of_all(method, [(share, temperature) for share in shares])

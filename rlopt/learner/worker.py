@@ -115,7 +115,7 @@ class LearnerWorker:
         register(shared, exchanging, in_float32=setup.device == "cpu" and setup.dtype == torch.bfloat16)
         about = setup.folder, setup.dtype, config.logit_chunk
         with sharded_at_once(config, setup.dtype):
-            policy = Policy(*about, config.gradient_checkpointing, setup.device, shared)
+            policy = Policy(*about, config.gradient_checkpointing, setup.device, shared, config.packing)
         if self._adapted:
             lora.adapt(policy.lm, config.lora)
         self._engine = trained_engine(policy, config, setup.dtype)
@@ -125,7 +125,7 @@ class LearnerWorker:
         self._reference = self._engine
         if setup.reference and not self._adapted:
             with sharded_at_once(config, setup.dtype, "reference"):
-                reference = Policy(*about, device=setup.device, shared=shared)
+                reference = Policy(*about, device=setup.device, shared=shared, packed=config.packing)
             reference.requires_grad_(False).eval()
             if config.zero_stage == 3:
                 self._reference = frozen_engine(reference, config, setup.dtype)

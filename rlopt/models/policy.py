@@ -13,6 +13,7 @@ from torch.nn.functional import pad
 
 from rlopt.core.errors import RloptError, first_line
 from rlopt.models.head import Head, after_body
+from rlopt.models.packing import Packing
 from rlopt.models.sequence_parallel import ULYSSES, SharedSequences, unshared
 
 
@@ -32,15 +33,21 @@ class Policy(torch.nn.Module):
         recompute: bool = False,
         device: str = "cpu",
         shared: SharedSequences | None = None,
+        packed: bool = False,
     ) -> None:
-        """`shared`: the ranks that have a part of every sequence each; None: this one has all of it."""
+        """Load the model in `folder`.
+
+        Args:
+            shared: the ranks that have a part of every sequence each; None: this one has all of it.
+            packed: whether sequences are laid one after another, without padding.
+        """
         super().__init__()
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         for part in _parts(config):
             for name, value in vars(part).items():
                 if _is_noise(name) and isinstance(value, int | float):
                     setattr(part, name, 0.0)
-        attention = _attention(config, dtype, device)
+        attention = _attention(config, dtype, device, packed)
         if shared:
             attention = {"attn_implementation": ULYSSES}
         self.lm = transformers.AutoModelForCausalLM.from_pretrained(
@@ -52,7 +59,7 @@ class Policy(torch.nn.Module):
         self.lm.config.use_cache = False
         if recompute:
             self.lm.gradient_checkpointing_enable({"use_reentrant": False})
-        self.head, self.shared = Head(chunk), shared
+        self.head, self.shared, self.packed = Head(chunk), shared, packed
 
     def forward(self, token_ids: Tensor, mask: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """Log-probability and full-softmax entropy in nats of each token where `mask` is 1, both `[B, T]` float32.
@@ -61,6 +68,10 @@ class Policy(torch.nn.Module):
         """
         ids, targets, wanted = token_ids, pad(token_ids[:, 1:], (0, 1)), pad(mask[:, 1:] > 0, (0, 1))
         where = {}
+        packing = Packing.of(mask) if self.packed else None
+        if packing:
+            ids, targets, wanted = (packing.row(one) for one in (ids, targets, wanted))
+            where["position_ids"] = packing.positions()
         if self.shared:
             ids, targets, wanted = (self.shared.part(one) for one in (ids, targets, wanted))
             where["position_ids"] = self.shared.positions(ids)
@@ -69,6 +80,8 @@ class Policy(torch.nn.Module):
         filled = [score.new_zeros(ids.shape) for score in scores]
         for place, score in zip(filled, scores, strict=True):
             place[wanted] = score
+        if packing:
+            filled = [packing.padded(row) for row in filled]
         if self.shared:
             filled = [self.shared.whole(place, token_ids.shape[1]) for place in filled]
         logprobs, entropy = (pad(place[:, :-1], (1, 0)) for place in filled)  # of the next token, to that token
@@ -92,7 +105,8 @@ def refuse_other_logits(policy: Callable[..., tuple[Tensor, Tensor]], lm: Any, d
         RloptError: a log-probability differs.
     """
     config = lm.config.get_text_config()
-    ids = torch.arange(1, PROBE_TOKENS + 1, device=device)[None] * max(1, config.vocab_size // (PROBE_TOKENS + 1))
+    row = torch.arange(1, PROBE_TOKENS + 1, device=device) * max(1, config.vocab_size // (PROBE_TOKENS + 1))
+    ids = torch.stack([row, row.flip(0)])  # two, which must not read each other
     mask = torch.ones(ids.shape, device=device)
     mask[:, 0] = 0
     name, allowed = type(lm).__name__, TOLERANCE[str(lm.dtype).removeprefix("torch.")]
@@ -127,8 +141,10 @@ def own_logprobs(lm: Any, ids: Tensor) -> Tensor:
     return torch.log_softmax(logits, -1).gather(-1, ids[:, 1:, None])[..., 0]
 
 
-def _attention(config: Any, dtype: torch.dtype, device: str) -> dict[str, str]:
+def _attention(config: Any, dtype: torch.dtype, device: str, packed: bool) -> dict[str, str]:
     """Which attention transformers is told to use; nothing: its own choice."""
+    if packed and device != "cpu":
+        return {"attn_implementation": "flex_attention"}  # skips what lies between sequences; others would mask it
     if any(getattr(part, "attn_logit_softcapping", None) for part in _parts(config)):
         return {"attn_implementation": "eager"}  # scaled dot-product attention has no soft cap and would leave it out silently
     if device == "cpu" and dtype == torch.bfloat16:

@@ -32,6 +32,7 @@ NEW_KEYS = {
     ("learner", "compile"): False,
     ("learner", "deepspeed"): {},
     ("learner", "offload"): [],
+    ("learner", "packing"): False,
     ("learner", "sequence_parallel"): 1,
     ("rollout", "vllm"): {},
 }

@@ -92,6 +92,16 @@ def test_a_micro_batch_is_cut_where_that_saves_padding_and_not_where_it_saves_li
     assert partition(lengths, torch.arange(6), ranks=1, token_budget=16384) == [[[1, 3, 4, 0, 2, 5]]]
 
 
+def test_a_packed_micro_batch_holds_as_many_real_tokens_as_the_budget() -> None:
+    lengths = torch.tensor([10, 2, 3, 5])
+    # Padded, 2 + 3 + 5 would be 15 tokens, and 10 beside them 40; packed they are 10, and 20 with the longest.
+    assert partition(lengths, torch.arange(4), 1, 10, packed=True) == [[[1, 2, 3], [0]]]
+    assert partition(lengths, torch.arange(4), 1, 20, packed=True) == [[[1, 2, 3, 0]]]
+    assert partition(lengths, torch.tensor([0, 0, 1, 1]), 1, 12, packed=True) == [[[2, 3], [0, 1]]]
+    with pytest.raises(RloptError, match="what must stay together has 12 tokens"):
+        partition(lengths, torch.tensor([0, 0, 1, 1]), 1, 11, packed=True)
+
+
 def test_a_batch_without_a_reference_stays_so_when_it_is_split_and_sent() -> None:
     ((piece,),) = microbatches(replace(update_of([group("p", (1.0, 0.0))]), reference=None), "sequence", 1, 100)
     arrived = pickle.loads(pickle.dumps(piece))

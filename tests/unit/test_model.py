@@ -90,6 +90,33 @@ def test_log_probabilities_while_learning_are_those_of_the_models_own_forward_pa
             torch.testing.assert_close(parameter.grad, expected, rtol=1e-3, atol=1e-4)
 
 
+PACKED = {name: config for name, config in CONFIGS.items() if name != "OPT"}
+"""OPT takes places from an attention mask, and not from what it is told."""
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_packed_sequences_have_the_log_probabilities_and_gradients_of_padded_ones(name: str, tmp_path: Path) -> None:
+    saved(CONFIGS[name], tmp_path)
+    packed, plain = (Policy(tmp_path, torch.float32, 5, packed=way).train() for way in (True, False))
+    ids, mask = torch.randint(2, 64, (3, 9)), torch.zeros(3, 9)
+    mask[0, 2:], mask[1, 1:4] = 1, 1  # the third has nothing to learn from
+    said, theirs = packed(ids, mask, 1.0), plain(ids, mask, 1.0)
+    for one, other in zip(said, theirs, strict=True):
+        assert (one - other).abs().max() < 1e-5
+        one.sum().backward(retain_graph=True)
+        other.sum().backward(retain_graph=True)
+    for parameter, other in zip(packed.lm.parameters(), plain.lm.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-3, atol=1e-4)
+    refuse_other_logits(packed, packed.lm, "cpu")
+
+
+def test_a_model_whose_packed_sequences_would_read_each_other_is_refused(tmp_path: Path) -> None:
+    saved(CONFIGS["OPT"], tmp_path)
+    policy = Policy(tmp_path, torch.float32, 5, packed=True).train()
+    with pytest.raises(RloptError, match="OPTForCausalLM gives a token another log-probability"):
+        refuse_other_logits(policy, policy.lm, "cpu")
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_pass_leaves_no_tensor_in_a_circle_that_only_the_garbage_collector_would_free(name: str, tmp_path: Path) -> None:
     saved(CONFIGS[name], tmp_path)

@@ -91,6 +91,7 @@ class Found:
     Attributes:
         one: what one rank learned, without and with adapters.
         compiled: the same as the first of `one` with compiled layers, which are recomputed in the backward pass.
+        packed: the same with both sequences in one row.
         two: what two ranks learned, by cut.
         handed_over, refused: the same with settings of DeepSpeed's, one of them unknown to it.
         halves: what two ranks learned in bfloat16, by ZeRO stage and micro-batches per rank: that many copies of one, each
@@ -102,6 +103,7 @@ class Found:
 
     one: list[Learned | str]
     compiled: Learned | str
+    packed: Learned | str
     two: dict[Cut, Learned | str]
     handed_over: Learned | str
     refused: Learned | str
@@ -131,7 +133,9 @@ def halved(folder: Path, stage: int, pieces: int) -> Case:
 def found(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Found:
     alone = [case(folder, Cut(0, "one chunk each", False, rank), 1) for rank in (0, 4)]
     layers = replace(alone[0], config=replace(alone[0].config, compile=True, gradient_checkpointing=True))
-    *one, compiled, plain_one, adapted_one = learn([*alone, layers, sharing(folder, 1), sharing(folder, 1, **ADAPTERS)], 1)
+    together = replace(alone[0], config=replace(alone[0].config, packing=True), shares=[[update([24, 8], VOCABULARY)]])
+    several = [*alone, layers, together, sharing(folder, 1), sharing(folder, 1, **ADAPTERS)]
+    *one, compiled, packed, plain_one, adapted_one = learn(several, 1)
     parted = {name: sharing(folder, 2, **keys) for name, keys in SHARED.items()}
     cuts = {cut: case(folder, cut, 2) for cut in CUTS}
     halves = {(stage, pieces): halved(folder, stage, pieces) for stage, pieces in product(STAGES, (1, COPIES))}
@@ -146,7 +150,7 @@ def found(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Found:
     )
     learned = iter(learn([*cuts.values(), *parted.values(), *halves.values(), *kept.values(), given, unknown], 2))
     two, parts, pieces, again = ({name: next(learned) for name in cases} for cases in (cuts, parted, halves, kept))
-    return Found(one, compiled, two, next(learned), next(learned), pieces, again, [plain_one, adapted_one], parts)
+    return Found(one, compiled, packed, two, next(learned), next(learned), pieces, again, [plain_one, adapted_one], parts)
 
 
 def test_settings_that_are_handed_to_deepspeed_reach_it_and_change_no_number(found: Found) -> None:
@@ -167,6 +171,10 @@ def test_two_ranks_that_share_every_sequence_learn_what_one_does(name: str, foun
 
 def test_compiled_layers_learn_what_others_do(found: Found) -> None:
     both_learned_alike(found.one[0], found.compiled)
+
+
+def test_packed_sequences_are_learned_from_as_others_are(found: Found) -> None:
+    both_learned_alike(found.one[0], found.packed)
 
 
 def both_learned_alike(one: Learned | str, two: Learned | str) -> None:
