@@ -73,7 +73,7 @@ def draw(runs: Runs, published: Any, out: Path) -> None:
     for column, panel in enumerate(PANELS):
         for algorithm, label in ALGORITHMS.items():
             steps, values = np.array(published[panel][algorithm]).T
-            axes[0, column].plot(steps, values, color=COLORS[algorithm], linewidth=2, label=label)
+            axes[0, column].plot(steps, values, "--o", color=COLORS[algorithm], linewidth=1.5, label=label)
             several = np.array([runs[f"{algorithm}-{seed}"].panels[panel] for seed in SEEDS])
             windows = several.reshape(len(SEEDS), STEPS // 20, 20).mean(2)
             middles = np.arange(10.5, STEPS, 20)
@@ -87,7 +87,7 @@ def draw(runs: Runs, published: Any, out: Path) -> None:
             axis.set_xlim(0, STEPS)
             axis.set_ylim(bottom=0)
             axis.grid(alpha=0.3)
-    axes[0, 0].set_ylabel("read off by eye")
+    axes[0, 0].set_ylabel("points read off by eye")
     for axis in axes[:, 0]:
         axis.legend(frameon=False, loc="lower right")
     for suffix in ("png", "svg"):

@@ -76,7 +76,7 @@ COLUMNS = (
     "highest KL of 20 steps",
     "entropy, last 100",
     "length, last 100",
-    "share of tokens clipped",
+    "tokens clipped, %",
 )
 
 
@@ -96,9 +96,11 @@ def table(runs: Path) -> str:
                     [run.highest("kl") for run in several],
                     [run.mean("entropy", 301, 400) for run in several],
                     [run.mean("length", 301, 400) for run in several],
-                    [run.mean("clipped", 1, STEPS) for run in several],
+                    [100 * run.mean("clipped", 1, STEPS) for run in several],
                 ]
                 cells = [f"{fmean(column):.3g}" + (f" ± {stdev(column):.1g}" if several[1:] else "") for column in values]
+                if algorithm == "red_weight":
+                    cells[-1] = "has no clip"
             lines.append(f"| {label} | {rate}{' **chosen**' if rate == chosen else ''} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -1,4 +1,5 @@
-"""`python soak.py FOLDER [STEPS]`: an asynchronous run in which workers are killed again and again, and one that is left alone.
+"""`python soak.py FOLDER [STEPS [killed|alone]]`: an asynchronous run whose workers are killed again and again, and one that is
+left alone; or one of the two again.
 
 An engine is killed every 30 seconds and the learner rank every 3 minutes. Both runs' rewards and the memory of all their
 processes, in MiB, go to `soak.json` and `soak.png`; by how much each process grew from step 200 on is printed.
@@ -15,6 +16,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -159,11 +161,12 @@ def draw(home: Path) -> None:
     figure.savefig(home / "soak.png", dpi=110)
 
 
-def main(home: Path, steps: int) -> None:
-    """Both runs, and what they tell."""
+def main(home: Path, steps: int, names: Sequence[str]) -> None:
+    """Runs of these names, and what they tell."""
     home.mkdir(parents=True, exist_ok=True)
-    found: dict[str, Any] = {}
-    for name in ("killed", "alone"):
+    kept = home / "soak.json"
+    found: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
+    for name in names:
         notes = home / f"{name}.jsonl"
         keys = [*KEYS, f"trainer.total_steps={steps}", f"run.dir={home / name}"]
         began = time.monotonic()
@@ -180,7 +183,7 @@ def main(home: Path, steps: int) -> None:
             "kills": [[row["kind"], row["step"]] for row in rows if row["kind"] != "memory"],
             "events": {event: events.count(event) for event in sorted(set(events))},
         }
-        (home / "soak.json").write_text(json.dumps(found))
+        kept.write_text(json.dumps(found))
         late = found[name]["rewards"][-200:]
         print(f"  events {found[name]['events']}, kills {len(found[name]['kills'])}")
         print(f"  reward of the last 200 steps {statistics.fmean(late):.3f}")
@@ -195,4 +198,4 @@ if __name__ == "__main__":
         del sys.argv[1:3]
         inside(where, kills=where.stem == "killed")
     else:
-        main(Path(sys.argv[1]).resolve(), int((*sys.argv, 2000)[2]))
+        main(Path(sys.argv[1]).resolve(), int((*sys.argv, 2000)[2]), sys.argv[3:] or ("killed", "alone"))

@@ -10,8 +10,8 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 CLAIMS = sorted(EXAMPLES.glob("*/claims.json"))
 
 
-def test_the_margin_figure_has_claims() -> None:
-    assert EXAMPLES / "step_dpo" / "claims.json" in CLAIMS
+def test_both_founding_figures_have_claims() -> None:
+    assert {EXAMPLES / name / "claims.json" for name in ("sync20", "step_dpo")} <= set(CLAIMS)
 
 
 @pytest.mark.parametrize("file", CLAIMS, ids=lambda file: file.parent.name)
