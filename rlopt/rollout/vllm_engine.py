@@ -79,8 +79,8 @@ def set_environment(engine: EngineConfig, config: RolloutConfig) -> None:
         need_libnuma()
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         os.environ["OMP_NUM_THREADS"] = str(engine.threads)
-        # Kernels that are kept, one for each shape of a batch. As many as is usual, 1,024, take 300 MiB with a tiny model, which
-        # samples no faster.
+        # Kernels that are kept, one for each shape of a batch. The usual 1,024 take 300 MiB with a tiny model, which samples no
+        # faster.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
         if config.tensor_parallel == 1:
             # vLLM then keeps the model in its scheduler's process. Two would wait for each other at every token, and
