@@ -22,8 +22,9 @@ ELSEWHERE |= {
     "response_length/finished_mean",
     "response_length/finished_p90",
     "offpolicy/dropped_groups",
+    "perf/learner_peak_gib",
 }
-"""Of recorded rows, and of corrections and regimes that these runs do not ask for."""
+"""Of recorded rows, of corrections and regimes that these runs do not ask for, and of GPUs."""
 Runs = Callable[[str], Path]
 
 
