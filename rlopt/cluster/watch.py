@@ -54,8 +54,8 @@ class Watch:
 def status(pid: int, began: float) -> str:
     """What psutil says of a process that began then."""
     try:
-        process = psutil.Process(pid)
-        return str(process.status()) if process.create_time() == began else psutil.STATUS_DEAD
+        process = _process(pid, began)
+        return str(process.status()) if process else psutil.STATUS_DEAD
     except psutil.NoSuchProcess:
         return psutil.STATUS_DEAD
 
@@ -63,10 +63,8 @@ def status(pid: int, began: float) -> str:
 def end_tree(pid: int, began: float) -> None:
     """End a process that began then, and all of its children, also where they are stopped."""
     try:
-        process = psutil.Process(pid)
-        if process.create_time() != began:  # another one has its number
-            return
-        family = [process, *process.children(recursive=True)]
+        process = _process(pid, began)
+        family = [process, *process.children(recursive=True)] if process else []
     except psutil.NoSuchProcess:
         return
     for member in family:
@@ -74,3 +72,9 @@ def end_tree(pid: int, began: float) -> None:
             member.kill()
         except psutil.NoSuchProcess:
             continue
+
+
+def _process(pid: int, began: float) -> psutil.Process | None:
+    """The process with this number, if it is the one that began then, and not another that was given its number."""
+    process = psutil.Process(pid)
+    return process if process.create_time() == began else None

@@ -1,6 +1,6 @@
 """The sender of each backend: shared memory, NCCL, CUDA IPC."""
 
-from typing import Any, cast
+from typing import Any
 
 from rlopt.weight_sync.fingerprints import NotedSource, VerifyingClient
 from rlopt.weight_sync.group_sender import GroupClient, GroupSender
@@ -34,7 +34,8 @@ def make_sender(
         return ShmSender(source, client, rank == 0, bucket_bytes, verify)
     from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
-    info, talks = gpu_init_info(backend, rank, bucket_bytes, address, receivers), cast("Client", client)
+    info = gpu_init_info(backend, rank, bucket_bytes, address, receivers)
+    talks: Client = client
     if verify and rank == 0:
         source = NotedSource(source)
         talks = VerifyingClient(client, source.noted)

@@ -1,5 +1,6 @@
 """A reference that waits in host memory."""
 
+import pytest
 import torch
 
 from rlopt.models.parked import Parked
@@ -29,11 +30,9 @@ def test_weights_are_elsewhere_while_they_are_used_and_where_they_were_before_af
 def test_weights_are_back_after_an_error() -> None:
     model = torch.nn.Linear(3, 2)
     parked, host = Copied(model, "cpu"), places(model)
-    try:
-        with parked.on_card():
-            raise ValueError
-    except ValueError:
-        assert places(model) == host
+    with pytest.raises(ValueError), parked.on_card():  # noqa: PT011 - one of our own
+        raise ValueError
+    assert places(model) == host
 
 
 def test_weights_that_share_memory_share_it_on_the_card() -> None:
