@@ -88,6 +88,7 @@ def measured(runs: Path, model: str, curves: Curves) -> dict[str, Any]:
             curve = {run.name: read(run)}
             margins = {"margins": [at(curve, run.name, step) for step in (50, 100, 250)]}
             rates[lr] = margins | {"pair_accuracy": at(curve, run.name, 250, "accuracy")} | load(run / "accuracy.json")
+            rates[lr]["after_chosen"] = load(run / "places.json")["after_chosen"]
     return found
 
 
@@ -107,11 +108,11 @@ def table(results: Mapping[str, Any], curves: Curves) -> str:
             cells += [f"{results[model]['before'][key]:.3f}", "{:.3f} ± {:.3f}".format(*one[key])]
         cells += [f"{one[part]:.2f}" for part in ("step", "after")]
         lines.append(f"| {model} | {algorithm} | {one['learning_rate']:g} | {' | '.join(cells)} |")
-    lines += ["", f"| {HEAD} | greedy | temperature 1 |", "|---" * 9 + "|"]
+    lines += ["", f"| {HEAD} | greedy | temperature 1 | after the chosen step, nats |", "|---" * 10 + "|"]
     for model, algorithm in product(results, ALGORITHMS):
         for lr, tried in results[model]["rates"][algorithm].items():
             cells = [f"{margin:.2f}" for margin in tried["margins"]]
-            cells += [f"{tried[key]:.3f}" for key in ("pair_accuracy", "greedy", "sampled")]
+            cells += [*(f"{tried[key]:.3f}" for key in ("pair_accuracy", "greedy", "sampled")), f"{tried['after_chosen']:.2f}"]
             lines.append(f"| {model} | {algorithm} | {lr} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

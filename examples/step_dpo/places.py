@@ -1,8 +1,9 @@
 """Where a margin comes from: `python places.py PAIRS.jsonl BASE RUN` writes RUN/places.json.
 
 For held-out pairs it adds up log(policy / base) of the chosen answer minus that of the rejected one, both whole, over two
-parts: the step where they part, and what follows it. (What stands before is the same in both.) It also counts where they
-part: the place of the first wrong step, and its share of the rejected answer's steps.
+parts: the step where they part, and what follows it. (What stands before is the same in both.) Of the chosen answer it also
+adds up what follows by itself. And it counts where they part: the place of the first wrong step, and its share of the rejected
+answer's steps.
 """
 
 import json
@@ -39,17 +40,19 @@ def main() -> None:
         AutoModelForCausalLM.from_pretrained(where).eval() for where in (checkpoint.find_all(Path(run))[-1] / "hf", first)
     ]
     rows = [json.loads(line) for line in Path(pairs).read_text().splitlines()][:COUNT]
-    parts: dict[str, list[float]] = {"step": [], "after": []}
+    parts: dict[str, list[float]] = {"step": [], "after": [], "after_chosen": []}
     places, depths = [], []
     for row in rows:
         prompt = text.encode(row["prompt"] + row["initial_reason_steps"])
-        sums = {"step": 0.0, "after": 0.0}
+        sums = dict.fromkeys(parts, 0.0)
         for sign, side in ((1, "chosen"), (-1, "rejected")):
             answer = [*text.encode(row[f"full_{side}"]), text.eos_token_id]
             policy, reference = (logprobs(model, prompt, answer) for model in models)
             moved, cut = policy - reference, len(text.encode(row[side]))
             sums["step"] += sign * float(moved[:cut].sum())
             sums["after"] += sign * float(moved[cut:].sum())
+            if side == "chosen":
+                sums["after_chosen"] = float(moved[cut:].sum())
         for name, value in sums.items():
             parts[name].append(value)
         place, left = len(split_steps(row["initial_reason_steps"])), len(split_steps(row["full_rejected"]))

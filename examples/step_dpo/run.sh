@@ -19,6 +19,7 @@ tune() { # model algorithm learning-rate
   run=$RUNS/tune-$1-$2-$3
   train "$1" "$2" "$3" 0 "$run"
   $PYTHON $HERE/accuracy.py validation "$run"
+  $PYTHON $HERE/places.py "$RUNS/$1.eval.jsonl" "$1" "$run"
 }
 report() { # model algorithm learning-rate seed
   run=$RUNS/$1-$2-$4

@@ -28,6 +28,10 @@ class LoraConfig:
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
+REDUCE_BUCKET = 50_000_000
+"""200 MB in float32: long enough for the full speed of a network, and little beside a model."""
+
+
 @section
 class LearnerConfig:
     workers: AtLeastOne
@@ -68,6 +72,21 @@ class LearnerConfig:
             need(self.zero_stage >= stage, "learner.offload", what, f"DeepSpeed does that with learner.zero_stage={stage}")
         alone = "reference" not in self.offload or not self.lora.rank
         need(alone, "learner.offload", "reference", "with learner.lora the policy without adapters is the reference; drop it")
+
+    def reduce_bucket(self, trainable: int) -> int:
+        """Gradients that ZeRO adds up over ranks at a time; it holds a buffer for as many. DeepSpeed's own default is ten times
+        as much.
+        """
+        return self._of_zero("reduce_bucket_size") or min(REDUCE_BUCKET, trainable)
+
+    @property
+    def live_parameters(self) -> int:
+        """Weights that ZeRO 3 has gathered at most, but for those of one layer; DeepSpeed's default."""
+        return self._of_zero("stage3_max_live_parameters") or 1_000_000_000
+
+    def _of_zero(self, name: str) -> int | None:
+        given: int | None = self.deepspeed.get("zero_optimization", {}).get(name)
+        return given
 
     @property
     def tokens_at_once(self) -> int:

@@ -59,8 +59,13 @@ def trained_engine(policy: Policy, config: LearnerConfig, dtype: torch.dtype) ->
     """DeepSpeed's engine around a policy that learns with AdamW."""
     params = {"lr": config.lr, "betas": config.betas, "weight_decay": config.weight_decay, "torch_adam": True, "fused": True}
     learns: dict[str, Any] = {"gradient_clipping": config.max_grad_norm, "optimizer": {"type": "AdamW", "params": params}}
+    zero: dict[str, Any] = {}
+    if config.zero_stage:
+        trainable = sum(getattr(p, "ds_numel", p.numel()) for p in policy.parameters() if p.requires_grad)
+        zero["reduce_bucket_size"] = config.reduce_bucket(trainable)
     if "optimizer" in config.offload:
-        learns["zero_optimization"] = {"offload_optimizer": IN_HOST_MEMORY}
+        zero["offload_optimizer"] = IN_HOST_MEMORY
+    learns["zero_optimization"] = zero
     return _engine(policy, config.zero_stage, merged(learns, _shared_config(config, dtype, "parameters")))
 
 

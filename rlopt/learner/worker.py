@@ -28,7 +28,7 @@ from rlopt.learner.deepspeed_engine import exchanging, frozen_engine, load_state
 from rlopt.learner.lr_schedule import lr_factor
 from rlopt.learner.weight_source import WeightSource
 from rlopt.models import lora
-from rlopt.models.compiled import compile_layers
+from rlopt.models.compiled import compile_policy
 from rlopt.models.loading import load_tokenizer
 from rlopt.models.parked import Parked
 from rlopt.models.policy import Policy, refuse_other_logits, try_to_save
@@ -134,9 +134,9 @@ class LearnerWorker:
             else:
                 self._reference = reference.to(setup.device)
             if config.compile:
-                compile_layers(reference.lm, setup.device)
+                compile_policy(reference, setup.device)
         if config.compile:
-            compile_layers(policy.lm, setup.device)  # after its logits were compared with those of its own forward pass
+            compile_policy(policy, setup.device)  # after its logits were compared with those of its own forward pass
 
     def update(self, micro_batches: list[Update], step: int) -> dict[str, Metric]:
         """One optimizer update on this rank's share of it; metrics of the share."""

@@ -20,6 +20,7 @@ class Head(torch.nn.Module):
     def __init__(self, chunk: int) -> None:
         super().__init__()
         self.chunk = chunk
+        self.scores: type[torch.autograd.Function] = TokenScores
 
     def forward(
         self, hidden: Tensor, targets: Tensor, temperature: float, logits: Callable[[Tensor], Tensor]
@@ -31,7 +32,7 @@ class Head(torch.nn.Module):
         """
 
         def scored(rows: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-            return TokenScores.apply(logits(rows), wanted, temperature)  # type: ignore[no-any-return, no-untyped-call]
+            return self.scores.apply(logits(rows), wanted, temperature)  # type: ignore[no-any-return, no-untyped-call]
 
         starts = range(0, max(len(targets), 1), self.chunk)
         cuts = [slice(start, start + self.chunk) for start in starts]
@@ -45,16 +46,16 @@ class TokenScores(torch.autograd.Function):
     """Log-probability of a token and entropy of its distribution, from logits of any type; one float32 tensor is kept.
 
     With `z = logits / temperature`, `p = softmax(z)` and `H = -sum p log p`: `d log p[y] / dz = onehot(y) - p` and
-    `dH / dz = -p (log p + H)`. Where a loss does not read the entropy, its gradient is not computed.
+    `dH / dz = -p (log p + H)`. Where a loss does not read the entropy, its gradient is not computed. Beside the logits, or
+    their gradient, two float32 tensors of their shape are there at a time, and three where the entropy has a gradient.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """`[tokens, vocabulary]` and `[tokens]` to two float32 `[tokens]`."""
         ctx.set_materialize_grads(False)
-        scaled = logits.float() if temperature == 1 else logits.float() / temperature
-        log_p = torch.log_softmax(scaled, dim=-1)
-        entropy = -(log_p.exp() * log_p).sum(-1)
+        log_p = torch.log_softmax(logits.float() if temperature == 1 else logits.float() / temperature, dim=-1)
+        entropy = -log_p.exp().mul_(log_p).sum(-1)
         ctx.save_for_backward(log_p, targets, entropy)
         ctx.temperature, ctx.dtype = temperature, logits.dtype
         return log_p.gather(-1, targets[:, None])[:, 0], entropy
@@ -64,12 +65,13 @@ class TokenScores(torch.autograd.Function):
         if of_logprob is None and of_entropy is None:
             return None, None, None
         log_p, targets, entropy = ctx.saved_tensors
-        p = log_p.exp()
-        gradient = torch.zeros_like(p) if of_logprob is None else p * -of_logprob[:, None]
-        if of_logprob is not None:
-            gradient.scatter_add_(-1, targets[:, None], of_logprob[:, None])
-        if of_entropy is not None:
-            gradient -= of_entropy[:, None] * p * (log_p + entropy[:, None])
+        pull = torch.zeros_like(entropy) if of_logprob is None else of_logprob
+        gradient = log_p.exp()
+        if of_entropy is None:
+            gradient *= -pull[:, None]
+        else:
+            gradient *= (log_p + entropy[:, None]).mul_(-of_entropy[:, None]).sub_(pull[:, None])
+        gradient.scatter_add_(-1, targets[:, None], pull[:, None])
         if ctx.temperature != 1:
             gradient /= ctx.temperature
         return gradient.to(ctx.dtype), None, None

@@ -21,9 +21,10 @@ class LearnerMemory:
         weights: of the policy.
         reference: of the frozen initial model; 0 with adapters, where that is the policy without them, and where none is
             needed.
-        gradients: as they are added up, in float32.
-        optimizer: Adam's two moments, and a float32 master copy under bfloat16.
+        gradients: as they are added up, in float32; ZeRO 1 has those of a micro-batch beside them.
+        optimizer: Adam's two moments, and a float32 master copy under bfloat16 and under ZeRO.
         activations: of a micro-batch of `learner.token_budget` tokens, kept for the backward pass, and its logits.
+        buffers: the gradients that ZeRO adds up over ranks at a time, and the weights that ZeRO 3 has gathered at a time.
 
     On a GPU what waits in host memory (`learner.offload`) is left out, from ZeRO 2 on with the gradients of such an optimizer.
     A reference below ZeRO 3 is there while it is used, and activations are not: it counts as far as it is larger than these.
@@ -34,10 +35,11 @@ class LearnerMemory:
     gradients: float
     optimizer: float
     activations: float
+    buffers: float
 
     @property
     def total(self) -> float:
-        return self.weights + self.reference + self.gradients + self.optimizer + self.activations
+        return float(sum(vars(self).values()))
 
 
 @dataclass(frozen=True)
@@ -53,35 +55,61 @@ def learner_memory(config: Config, shape: Shape, width: int, reference: bool) ->
     learner = config.learner
     share = [learner.workers if learner.zero_stage >= stage else 1 for stage in (3, 2, 1)]
     weights, adapters = shape.parameters * width, shape.trainable * width if learner.lora.rank else 0
-    master = 4 if width == 2 else 0
+    master = 4 if width == 2 or learner.zero_stage else 0
     away = learner.offload if config.cluster.gpus_per_learner else []
-    kept = activations(shape, learner.token_budget, learner.logit_chunk, width, learner.gradient_checkpointing)
+    kept = activations(shape, learner, width)
+    gradient = 4 + width if learner.zero_stage == 1 else 4
     frozen = 0 if adapters or not reference else weights / share[0]
     if "reference" in away:
         frozen = 0 if learner.zero_stage == 3 else max(0, frozen - kept)
     return LearnerMemory(
         weights=0 if "parameters" in away else (weights + adapters) / share[0],
         reference=frozen,
-        gradients=0 if "optimizer" in away and learner.zero_stage >= 2 else shape.trainable * 4 / share[1],
+        gradients=0 if "optimizer" in away and learner.zero_stage >= 2 else shape.trainable * gradient / share[1],
         optimizer=0 if "optimizer" in away else shape.trainable * (8 + master) / share[2],
         activations=kept,
+        buffers=_buffers(shape, learner, width),
     )
 
 
-def activations(shape: Shape, tokens: int, logit_chunk: int, width: int, checkpointing: bool) -> float:
-    """Bytes that a forward pass over `tokens` tokens keeps.
+def _buffers(shape: Shape, learner: LearnerConfig, width: int) -> float:
+    """ZeRO 1 has a bucket of what is added up over micro-batches, ZeRO 2 of gradients, ZeRO 3 of what is sent to ranks."""
+    if not learner.zero_stage:
+        return 0
+    each = width if learner.zero_stage == 2 else 4
+    gathered = min(shape.parameters, learner.live_parameters) * width if learner.zero_stage == 3 else 0
+    return learner.reduce_bucket(shape.trainable) * each + gathered
+
+
+def activations(shape: Shape, learner: LearnerConfig, width: int) -> float:
+    """Bytes that a forward pass over `learner.token_budget` tokens keeps, and those that the backward pass adds at most.
 
     A layer keeps the input of both norms and of both its halves, queries, keys, values and what attention made of them (the
-    attention matrix is never kept), and of the feed-forward part gate, up, the activated gate and their product. With
-    checkpointing a layer keeps its input, and one layer at a time is there as a whole. After the last layer the hidden state is
-    kept three times: before and after the norm, and without the tokens that are not scored. Logits stand there a chunk at a
-    time, in float32, with their log-softmax and gradient.
+    attention matrix is never kept), and of the feed-forward part gate, up, the activated gate and their product. After the last
+    layer the hidden state is kept three times: before and after the norm, and without the tokens that are not scored. In
+    bfloat16 a norm also keeps its input in float32. With checkpointing a layer keeps its input, and the backward pass has one
+    layer at a time as a whole, after the head.
+
+    Of a chunk of logits there are at most the logits and two float32 tensors of their shape; where they are compiled, the
+    logits and their gradient. Beside them is the gradient of the head's weight, twice where there are several chunks.
     """
-    keys_values = 2 * shape.kv_heads * shape.head_dim
-    whole = 7 * shape.hidden + keys_values + 4 * shape.intermediate
-    layers = shape.hidden * shape.layers + whole if checkpointing else whole * shape.layers
-    after = 3 * shape.hidden
-    return float(tokens * (layers + after) * width + min(tokens, logit_chunk) * shape.vocabulary * 4 * 3)
+    tokens, chunk = learner.token_budget, min(learner.token_budget, learner.logit_chunk)
+    whole, after = _layer(shape, width), 3 * shape.hidden * width + _norm(shape, width)
+    weight = shape.vocabulary * shape.hidden * width
+    head = chunk * shape.vocabulary * (2 * width if learner.compile else width + 8) + weight * (2 if tokens > chunk else 1)
+    if not learner.gradient_checkpointing:
+        return float(tokens * (whole * shape.layers + after) + head)
+    return float(tokens * (shape.hidden * shape.layers * width + after) + max(head, tokens * whole + weight))
+
+
+def _layer(shape: Shape, width: int) -> int:
+    """Bytes that a layer keeps of a token."""
+    kept = 7 * shape.hidden + 2 * shape.kv_heads * shape.head_dim + 4 * shape.intermediate
+    return kept * width + 2 * _norm(shape, width)
+
+
+def _norm(shape: Shape, width: int) -> int:
+    return shape.hidden * 4 if width == 2 else 0
 
 
 def engine_memory(config: Config, shape: Shape, width: int) -> EngineMemory:

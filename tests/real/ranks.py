@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import yaml
 from builders import OBJECTIVE, sample, terms, update_of
+from storages import Storages
 from torch import Tensor
 
 from rlopt.config.compose import conf_dir, read
@@ -149,6 +150,30 @@ def _load(case: Case, rank: int, world: int, port: int, found: Any) -> None:
         weights = list(Policy(case.folder, case.dtype, 16).lm.parameters())
     shards: list[Any] = [weight.ds_tensor for weight in weights]  # type: ignore[attr-defined]
     found.put(Held(sum(weight.numel() for weight in weights), sum(shard.numel() for shard in shards), most))
+
+
+def peaks(cases: Sequence[Case], world: int, deadline_s: float = 240.0) -> list[int]:
+    """The most bytes that the first of `world` ranks held in each case, from its loading to its last update."""
+    with _ranks(_peaks, cases, world) as found:
+        return [found.get(timeout=deadline_s) for _ in cases]
+
+
+def _peaks(cases: Sequence[Case], rank: int, world: int, port: int, found: Any) -> None:
+    for number, case in enumerate(cases):
+        worker = LearnerWorker(_setup(case), case.config, rank, world)
+        if not number:
+            worker.join(("127.0.0.1", port))
+        with Storages() as held:
+            worker.load_models()
+            for model in (worker._engine.module, worker._reference):
+                held.see(list(model.parameters()))
+            for step in range(1, case.updates + 1):
+                worker.score_reference([share.sequences for share in case.shares[rank]], 1.0)
+                worker.update(case.shares[rank], step)
+        if rank == 0:
+            found.put(held.most)
+        del worker
+        gc.collect()
 
 
 def _rank(cases: Sequence[Case], rank: int, world: int, port: int, found: Any) -> None:

@@ -17,9 +17,9 @@ from torch import Tensor
 from transformers import modeling_outputs
 
 from rlopt.core.errors import RloptError
-from rlopt.models import tiny
+from rlopt.models import compiled, tiny
 from rlopt.models.attention import IN_FLOAT32
-from rlopt.models.compiled import compile_layers
+from rlopt.models.compiled import FusedTokenScores, compile_policy
 from rlopt.models.head import TokenScores
 from rlopt.models.loading import context_length, find_model
 from rlopt.models.policy import Policy, own_logprobs, refuse_other_logits, try_to_save, write_model
@@ -143,9 +143,13 @@ def test_the_temperature_divides_the_logits_after_all_that_the_model_does_to_the
     assert (policy(ids, torch.ones(1, 5), 0.5)[0][:, 1:] - expected).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("ours", [TokenScores, FusedTokenScores])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("read", ["log-probability", "entropy", "both"])
-def test_the_gradient_of_token_scores_is_that_of_the_plain_formulas(read: str, temperature: float) -> None:
+def test_the_gradient_of_token_scores_is_that_of_the_plain_formulas(
+    read: str, temperature: float, ours: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiled, "_fused", lambda function: function)  # compiled they are in test_ranks.py
     logits = torch.randn(5, 11, dtype=torch.float64) * 3
     targets, pull = torch.tensor([0, 10, 3, 3, 7]), torch.linspace(-1, 2, 5)
 
@@ -159,9 +163,27 @@ def test_the_gradient_of_token_scores_is_that_of_the_plain_formulas(read: str, t
         log_p = torch.log_softmax(leaf / temperature, -1)
         return log_p.gather(-1, targets[:, None])[:, 0], -(log_p.exp() * log_p).sum(-1)
 
-    ours = gradient(lambda leaf: TokenScores.apply(leaf, targets, temperature))
-    torch.testing.assert_close(ours, gradient(plain), rtol=1e-5, atol=1e-6)
-    assert ours.abs().max() > 0.1
+    found = gradient(lambda leaf: ours.apply(leaf, targets, temperature))
+    torch.testing.assert_close(found, gradient(plain), rtol=1e-5, atol=1e-6)
+    assert found.abs().max() > 0.1
+    for said, wanted in zip(ours.apply(logits, targets, temperature), plain(logits), strict=True):
+        torch.testing.assert_close(said, wanted.float(), rtol=1e-5, atol=1e-6)
+
+
+def test_fused_scores_of_bfloat16_logits_differ_from_the_others_by_its_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "_fused", lambda function: function)
+    logits, targets = (torch.randn(64, 99) * 4).bfloat16(), torch.arange(64)
+    logits[torch.arange(64), targets] += 9  # chosen with a probability near 1, of which 1 - p is little
+    found = []
+    for scores in (TokenScores, FusedTokenScores):
+        leaf = logits.clone().requires_grad_()
+        logprobs, entropy = scores.apply(leaf, targets, 0.7)
+        (logprobs - 0.1 * entropy).sum().backward()
+        found.append((logprobs.detach(), entropy.detach(), leaf.grad))
+    (logprobs, entropy, gradient), (fused_logprobs, fused_entropy, fused_gradient) = found
+    torch.testing.assert_close(fused_logprobs, logprobs, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(fused_entropy, entropy, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(fused_gradient, gradient, rtol=2**-7, atol=1e-6)  # bfloat16 has 8 bits
 
 
 def test_a_bfloat16_model_on_a_cpu_attends_in_float32_and_scores_as_it_does_otherwise(tmp_path: Path) -> None:
@@ -287,9 +309,9 @@ def test_layers_are_compiled_in_place_and_keep_the_names_of_their_weights(
     policy, other = (Policy(saved_in(tmp_path), torch.float32, 16) for _ in range(2))
     monkeypatch.setenv("CXX", str(compiler := tmp_path / "compiler"))
     with pytest.raises(RloptError, match=r"compile=true: needs a C\+\+ compiler, and .*compiler is not there; install"):
-        compile_layers(policy.lm, "cpu")
+        compile_policy(policy, "cpu")
     compiler.touch(mode=0o700)
-    compile_layers(policy.lm, "cpu")
+    compile_policy(policy, "cpu")
     assert policy.lm.base_model._compiled_call_impl is not None
     assert other.lm.base_model._compiled_call_impl is None
     assert list(policy.state_dict()) == list(other.state_dict())
@@ -297,7 +319,7 @@ def test_layers_are_compiled_in_place_and_keep_the_names_of_their_weights(
     monkeypatch.setenv("RLOPT_CACHE", str(tmp_path / "cache"))
     for torchs in ("/tmp/torchinductor_somebody", None):
         monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", torchs) if torchs else monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
-        compile_layers(other.lm, "cpu")
+        compile_policy(other, "cpu")
         assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "cache" / "compiled")
 
 

@@ -91,9 +91,15 @@ def test_memory_of_an_8b_model_on_four_ranks_by_hand(folders: dict[str, Path]) -
     eight = 8_030_261_248 / 4
     assert (memory.weights, memory.reference, memory.gradients) == (eight * 2, eight * 2, eight * 4)
     assert memory.optimizer == eight * 12  # a float32 master copy and two moments
-    # 32 layers, and what comes after them three times, keep 4,096 numbers a token; one layer keeps 7 x 4,096 + 2 x 8 x 128 +
-    # 4 x 14,336. Three float32 copies of a chunk of logits.
-    assert memory.activations == 16384 * (35 * 4096 + 28672 + 2048 + 57344) * 2 + 1024 * 128256 * 4 * 3
+    # 32 layers, and what comes after them three times, keep 4,096 numbers of 2 bytes a token, and the last norm as many of 4.
+    # One layer is there as a whole in the backward pass: 7 x 4,096 + 2 x 8 x 128 + 4 x 14,336 numbers, and two norms; and the
+    # gradient of the head. That is more than the head takes: 10 bytes a logit, and twice its gradient.
+    layer = 2 * (28672 + 2048 + 57344) + 2 * 4 * 4096
+    assert 16384 * layer + 2 * 128256 * 4096 > 1024 * 128256 * 10 + 2 * 2 * 128256 * 4096
+    after = 2 * 35 * 4096 + 4 * 4096
+    assert memory.activations == 16384 * (after + layer) + 2 * 128256 * 4096
+    # ZeRO 3 adds up 50 million gradients at a time in float32, and gathers a billion weights at a time.
+    assert memory.buffers == 4 * 50_000_000 + 2 * 1_000_000_000
     assert memory.total < 80 * GIB
     assert engine_memory(config, shape_of(folders[model], FULL), 2).per_token == 2 * 32 * 8 * 128 * 2
 
@@ -115,7 +121,7 @@ def test_what_waits_in_host_memory_is_not_counted_on_the_card(folders: dict[str,
     assert (away.optimizer, away.gradients, away.weights) == (0, 0, 2 * shape.parameters)
     assert away.reference == max(0, here.reference - here.activations)  # it is there when activations are not
     all_away = memory("learner.zero_stage=3", "learner.offload=[optimizer,parameters,reference]")
-    assert all_away.total == all_away.activations
+    assert all_away.total == all_away.activations + all_away.buffers  # what is gathered is gathered to the card
     on_cpu = learner_memory(compose("+algo=grpo", "learner.offload=[optimizer]"), shape, 2, True)
     assert on_cpu.optimizer == 12 * shape.parameters  # a CPU has no other memory
 
@@ -143,7 +149,8 @@ def test_adapters_spare_the_reference_the_optimizer_and_what_is_sent(folders: di
     adapters = 28 * 32 * (2 * (1536 + 1536) + 2 * (1536 + 256) + 3 * (1536 + 8960))
     memory = learner_memory(config, shape_of(folders[model], config.learner.lora), 2, True)
     assert memory.weights == (1_543_714_304 + adapters) * 2
-    assert (memory.reference, memory.gradients, memory.optimizer) == (0, adapters * 4, adapters * 12)
+    # This recipe has ZeRO 1: gradients in float32, and those of a micro-batch in bfloat16.
+    assert (memory.reference, memory.gradients, memory.optimizer) == (0, adapters * 6, adapters * 12)
     lines = dict(dry_run(config, Console()))
     assert lines["adapters"] == f"rank 32, {adapters:,} parameters, which alone learn and are sent"
     assert "by shm, 70.4 MiB each" in lines["sync"]
@@ -156,8 +163,17 @@ def test_zero_stages_share_optimizer_then_gradients_then_weights(folders: dict[s
     for stage in range(4):
         config = compose("+algo=grpo", "learner.workers=2", f"learner.zero_stage={stage}")
         memory = learner_memory(config, shape, 4, True)
-        found.append((memory.weights, memory.reference, memory.gradients, memory.optimizer))
-    assert found == [(32, 32, 32, 64), (32, 32, 32, 32), (32, 32, 16, 32), (16, 16, 16, 32)]
+        found.append((memory.weights, memory.reference, memory.gradients, memory.optimizer, memory.buffers))
+    # ZeRO has a master copy in float32 too. Its first stage has gradients twice, and each a bucket for all 8, which the third
+    # also gathers at a time.
+    assert found == [(32, 32, 32, 64, 0), (32, 32, 64, 48, 32), (32, 32, 16, 48, 32), (16, 16, 16, 48, 64)]
+
+
+def test_settings_handed_to_deepspeed_change_the_plan() -> None:
+    shape = Shape(parameters=8, trainable=8, layers=1, hidden=1, intermediate=1, kv_heads=1, head_dim=1, vocabulary=1)
+    given = "+learner.deepspeed.zero_optimization"
+    keys = [f"{given}.reduce_bucket_size=3", f"{given}.stage3_max_live_parameters=5", "learner.zero_stage=3"]
+    assert learner_memory(compose("+algo=grpo", *keys), shape, 2, True).buffers == 3 * 4 + 5 * 2
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -177,7 +193,8 @@ def test_activations_are_about_what_torch_keeps(tmp_path: Path, checkpointing: b
     tokens = torch.randint(0, 32, (4, 256))
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         policy(tokens, torch.ones_like(tokens), 1.0)
-    expected = activations(shape_of(tmp_path, FULL), tokens.numel(), 0, 4, checkpointing)
+    learner = compose("+algo=grpo", f"learner.token_budget={tokens.numel()}").learner
+    expected = activations(shape_of(tmp_path, FULL), learner, 4) - (tokens.numel() * 12 + 64 * 4) * 32  # the head's
     if checkpointing:  # the one layer that is there as a whole comes in the backward pass
         expected = tokens.numel() * 64 * (8 + 3) * 4
     assert sum(kept.values()) == pytest.approx(expected, rel=0.1)
