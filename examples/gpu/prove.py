@@ -8,6 +8,7 @@ FOLDER/table.md shows them with card, date and command. A row that fails is a re
 import argparse
 import datetime
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -64,8 +65,9 @@ ROWS = {
     "lora": Row("adapters, by shared memory", "tiny_s", "grpo", 10, f"{SHARED} sync.interval=5 learner.lora.rank=16"),
     "0.5b": Row("memory of the plan against memory used", "0.5b", "grpo", 3, f"{LARGE} {CHECKPOINTS}"),
     "1.5b": Row("throughput with recomputation", "1.5b", "grpo", 3, f"{LARGE} {CHECKPOINTS}"),
-    "1.5b, chunks of 1,024": Row("the same, less memory", "1.5b", "grpo", 3, f"{LARGE} {CHECKPOINTS} learner.logit_chunk=1024"),
-    "1.5b, no recomputation": Row("throughput", "1.5b", "grpo", 3, f"{LARGE} learner.logit_chunk=1024"),
+    "1.5b, chunks of 4,096": Row("the same, more memory", "1.5b", "grpo", 3, f"{LARGE} {CHECKPOINTS} learner.logit_chunk=4096"),
+    "1.5b, no recomputation": Row("throughput", "1.5b", "grpo", 3, LARGE),
+    "1.5b, compiled": Row("the same, layers and logits compiled", "1.5b", "grpo", 4, f"{LARGE} learner.compile=true", 200.0),
     "1.5b, packed": Row("sequences without padding", "1.5b", "grpo", 3, f"{LARGE} {CHECKPOINTS} learner.packing=true"),
     "1.5b, no reference": Row("what the reference costs", "1.5b", "grpo", 3, f"{LARGE} {CHECKPOINTS} algo.kl.every=0"),
     "1.5b, parked": Row(
@@ -82,7 +84,7 @@ ROWS = {
         "grpo",
         1,
         f"{SHARED} rollout.sleep=true {CHECKPOINTS} rollout.max_new_tokens=32000 data.prompts_per_step=1 algo.group_size=4 "
-        "learner.token_budget=32768 learner.logit_chunk=1024 sync.interval=1",
+        "learner.token_budget=32768 sync.interval=1",
         deadline_s=240.0,
     ),
 }
@@ -103,6 +105,8 @@ MEASURED = {
     "learner idle": "idle/learner_frac",
     "engine idle": "idle/rollout_frac",
 }
+PLANNED = "planned, GiB"
+COLUMNS = (*MEASURED, PLANNED)
 
 
 def model(name: str, home: Path) -> str:
@@ -150,6 +154,8 @@ def run(name: str, row: Row, home: Path, rehearse: bool) -> dict[str, Any]:
         "seconds": time.monotonic() - began,
     }
     found["plan"] = next((text for text in planned.stdout.splitlines() if text.startswith("learners")), "")
+    said = re.search(r"([\d.]+) (GiB|MiB) each", found["plan"])
+    found[PLANNED] = said and float(said[1]) / (1 if said[2] == "GiB" else 1024)
     found["date"], found["failed"] = datetime.date.today().isoformat(), failed
     file = next(Path(key.partition("=")[2]) for key in line if key.startswith("run.dir=")) / "metrics.jsonl"
     rows = [json.loads(text) for text in file.read_text().splitlines()] if file.exists() else []
@@ -169,9 +175,9 @@ def card() -> str:
 def table(results: dict[str, dict[str, Any]]) -> str:
     """All rows, as Markdown, with their commands below."""
     lines = [f"{card()}, {max(one['date'] for one in results.values())}.", ""]
-    lines += [f"| row | shows | {' | '.join(MEASURED)} | whole run, s | failed |", "|---" * (len(MEASURED) + 4) + "|"]
+    lines += [f"| row | shows | {' | '.join(COLUMNS)} | whole run, s | failed |", "|---" * (len(COLUMNS) + 4) + "|"]
     for name, one in results.items():
-        cells = ["" if one[column] is None else f"{one[column]:.3g}" for column in MEASURED]
+        cells = ["" if one[column] is None else f"{one[column]:.3g}" for column in COLUMNS]
         lines.append(f"| {name} | {one['shows']} | {' | '.join(cells)} | {one['seconds']:.0f} | {one['failed']} |")
     lines += ["", *(f"    {one['command']}\n    {one['plan']}\n" for one in results.values())]
     return "\n".join(lines)

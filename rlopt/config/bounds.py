@@ -17,7 +17,7 @@ def _auto_or_count(threads: Any) -> Any:
     raise ValueError
 
 
-Threads = Annotated[Literal["auto"] | int, PlainValidator(_auto_or_count), Field(description="must be auto or at least 1")]
+AutoOrCount = Annotated[Literal["auto"] | int, PlainValidator(_auto_or_count), Field(description="must be auto or at least 1")]
 Positive = Annotated[float, Field(gt=0, description="must be above 0")]
 OffOrMore = Annotated[int, Field(ge=0, description="must be 0 (off) or more")]
 AtLeastOne = Annotated[int, Field(ge=1, description="must be at least 1")]

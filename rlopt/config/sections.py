@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
 
 from pydantic import Field
 
-from rlopt.config.bounds import AtLeastOne, Gpus, OffOrMore, Seconds, Seed, Share, Threads
+from rlopt.config.bounds import AtLeastOne, AutoOrCount, Gpus, OffOrMore, Seconds, Seed, Share
 from rlopt.config.passthrough import check_handed_over
 from rlopt.core.errors import need
 
@@ -242,7 +242,7 @@ class TrackingConfig:
 @section
 class ClusterConfig:
     address: str
-    cpu_threads: Threads
+    cpu_threads: AutoOrCount
     gpus_per_engine: Gpus
     gpus_per_learner: Gpus
     start_deadline_s: Seconds

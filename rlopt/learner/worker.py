@@ -113,7 +113,7 @@ class LearnerWorker:
         ranks = config.sequence_parallel
         shared = SharedSequences(self._rank, self._world, ranks) if ranks > 1 else None
         register(shared, exchanging, in_float32=setup.device == "cpu" and setup.dtype == torch.bfloat16)
-        about = setup.folder, setup.dtype, config.logit_chunk
+        about = setup.folder, setup.dtype, config.tokens_of_logits(setup.device != "cpu")
         with sharded_at_once(config, setup.dtype):
             policy = Policy(*about, config.gradient_checkpointing, setup.device, shared, config.packing)
         if self._adapted:

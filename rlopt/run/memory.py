@@ -57,7 +57,7 @@ def learner_memory(config: Config, shape: Shape, width: int, reference: bool) ->
     weights, adapters = shape.parameters * width, shape.trainable * width if learner.lora.rank else 0
     master = 4 if width == 2 or learner.zero_stage else 0
     away = learner.offload if config.cluster.gpus_per_learner else []
-    kept = activations(shape, learner, width)
+    kept = activations(shape, learner, width, config.cluster.gpus_per_learner > 0)
     gradient = 4 + width if learner.zero_stage == 1 else 4
     frozen = 0 if adapters or not reference else weights / share[0]
     if "reference" in away:
@@ -81,7 +81,7 @@ def _buffers(shape: Shape, learner: LearnerConfig, width: int) -> float:
     return learner.reduce_bucket(shape.trainable) * each + gathered
 
 
-def activations(shape: Shape, learner: LearnerConfig, width: int) -> float:
+def activations(shape: Shape, learner: LearnerConfig, width: int, on_gpu: bool) -> float:
     """Bytes that a forward pass over `learner.token_budget` tokens keeps, and those that the backward pass adds at most.
 
     A layer keeps the input of both norms and of both its halves, queries, keys, values and what attention made of them (the
@@ -93,7 +93,8 @@ def activations(shape: Shape, learner: LearnerConfig, width: int) -> float:
     Of a chunk of logits there are at most the logits and two float32 tensors of their shape; where they are compiled, the
     logits and their gradient. Beside them is the gradient of the head's weight, twice where there are several chunks.
     """
-    tokens, chunk = learner.token_budget, min(learner.token_budget, learner.logit_chunk)
+    tokens = learner.token_budget
+    chunk = min(tokens, learner.tokens_of_logits(on_gpu))
     whole, after = _layer(shape, width), 3 * shape.hidden * width + _norm(shape, width)
     weight = shape.vocabulary * shape.hidden * width
     head = chunk * shape.vocabulary * (2 * width if learner.compile else width + 8) + weight * (2 if tokens > chunk else 1)

@@ -24,7 +24,7 @@ from rlopt.run.engine_count import forget_wish
 from rlopt.run.precision import dtype_of
 
 MAY_CHANGE: tuple[str, ...] = ("run", "trainer", "tracking", "cluster", "rollout.engines", "rollout.sleep", "rollout.stall_s")
-MAY_CHANGE += ("algo.group_relative.kl.every", "model.dtype", "env.workers", "env.episodes")
+MAY_CHANGE += ("algo.group_relative.kl.every", "learner.logit_chunk", "model.dtype", "env.workers", "env.episodes")
 """Sections and keys that a resumed run may change; the others decide its numbers. `model.dtype` may change to auto alone."""
 
 NEW_KEYS = {

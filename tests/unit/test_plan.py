@@ -194,7 +194,9 @@ def test_activations_are_about_what_torch_keeps(tmp_path: Path, checkpointing: b
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         policy(tokens, torch.ones_like(tokens), 1.0)
     learner = compose("+algo=grpo", f"learner.token_budget={tokens.numel()}").learner
-    expected = activations(shape_of(tmp_path, FULL), learner, 4) - (tokens.numel() * 12 + 64 * 4) * 32  # the head's
+    expected = (
+        activations(shape_of(tmp_path, FULL), learner, 4, on_gpu=False) - (tokens.numel() * 12 + 64 * 4) * 32
+    )  # the head's
     if checkpointing:  # the one layer that is there as a whole comes in the backward pass
         expected = tokens.numel() * 64 * (8 + 3) * 4
     assert sum(kept.values()) == pytest.approx(expected, rel=0.1)
