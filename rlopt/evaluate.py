@@ -7,7 +7,6 @@ from typing import Any
 
 import yaml
 from omegaconf import DictConfig
-from rich.console import Console
 from rich.table import Table
 
 from rlopt.cluster import fork_server
@@ -16,6 +15,7 @@ from rlopt.config.commands import EvaluateJob
 from rlopt.config.compose import typed_job
 from rlopt.core.atomic_write import at_home
 from rlopt.core.errors import RloptError
+from rlopt.core.output import Shown
 
 SHARED = ("data", "reward", "env", "rollout", "eval", "cluster")
 """Sections that the evaluation of a run takes over from it."""
@@ -49,7 +49,7 @@ def of_run(run: str, which: str) -> dict[str, Any]:
 
 def evaluate(job: EvaluateJob) -> None:
     """Evaluate as one config says, and show the numbers."""
-    console = Console()
+    console = Shown()
     with fork_server.imported(job.cluster, "rlopt.rollout.preload"):
         from rlopt.evaluation import runner  # heavy: only once the config is known to be good
 

@@ -8,12 +8,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
 from rlopt.cluster import fork_server
 from rlopt.core import signals
 from rlopt.core.atomic_write import at_home
 from rlopt.core.errors import RloptError
+from rlopt.core.output import Shown
 
 SHOWN = 10
 """Differences that are printed."""
@@ -37,7 +36,7 @@ def main() -> None:
     parser.add_argument("--steps", type=steps, default=(1, None), metavar="FIRST:LAST", help="to make again; default: all")
     arguments = parser.parse_args()
     signals.interrupts()
-    console = Console()
+    console = Shown()
     try:
         first, last = arguments.steps
         same = _reproduce(arguments.run.resolve(), first, last, console)
@@ -49,7 +48,7 @@ def main() -> None:
     sys.exit(0 if same else 1)
 
 
-def _reproduce(run: Path, first: int, last: int | None, console: Console) -> bool:
+def _reproduce(run: Path, first: int, last: int | None, console: Shown) -> bool:
     from rlopt.run import reproduction
 
     config = reproduction.config_of(run)

@@ -19,6 +19,7 @@ from rlopt.config.compose import EARLIER_KEYS, conf_dir, translate
 from rlopt.core import signals
 from rlopt.core.errors import RloptError, StoppedEarly, first_line
 from rlopt.core.garbage import collect_seldom
+from rlopt.core.output import drop
 
 C = TypeVar("C")
 
@@ -86,6 +87,9 @@ def whole_process(main: Callable[[], None]) -> None:
         if isinstance(error.code, str):
             print(error.code, file=sys.stderr)
         ended.append(error.code if isinstance(error.code, int) else int(error.code is not None))
+    except BrokenPipeError:  # whoever read what was printed has seen enough
+        drop(sys.__stdout__)
+        ended.append(1)
     else:
         ended.append(0)
 

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from rlopt.core.output import drop
+
 ENDS = (signal.SIGTERM, signal.SIGHUP)
 
 
@@ -55,7 +57,5 @@ def _interrupt(number: int, frame: object) -> None:
 def _survive_terminal(number: int) -> None:
     """Send output to /dev/null after the terminal has closed, where writing would raise."""
     if number == signal.SIGHUP:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        for stream in (sys.__stdout__, sys.__stderr__):
-            if stream and stat.S_ISCHR(os.fstat(stream.fileno()).st_mode):  # `isatty` denies one that has closed
-                os.dup2(nowhere, stream.fileno())
+        streams = (stream for stream in (sys.__stdout__, sys.__stderr__) if stream)
+        drop(*(s for s in streams if stat.S_ISCHR(os.fstat(s.fileno()).st_mode)))  # `isatty` denies one that has closed

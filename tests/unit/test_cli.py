@@ -1,5 +1,6 @@
 """How a command ends: with its exit status, what it said, and what libraries do at exit, and without Python's clean-up."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 from rlopt.config import cli
 from rlopt.config.compose import typed
 from rlopt.config.schema import Config
+from rlopt.core.output import Shown
 from rlopt.train import interrupted
 
 COMMAND = """
@@ -38,6 +40,27 @@ cli.whole_process(main)
 def test_a_command_ends_with_its_status_and_all_that_it_said(end: str, status: int, said: str) -> None:
     done = subprocess.run([sys.executable, "-c", COMMAND.format(end=end)], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (status, "done\na library's exit\n", said)
+
+
+def test_a_command_whose_output_nobody_reads_ends_without_a_traceback() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = COMMAND.format(end="print('more', flush=True)")
+    done = subprocess.run([sys.executable, "-c", command], stdout=write, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (1, "")
+    os.close(write)
+
+
+def test_a_console_whose_reader_is_gone_says_nothing_more_and_raises_nothing() -> None:
+    read, write = os.pipe()
+    with os.fdopen(write, "w") as pipe:
+        console = Shown(file=pipe)
+        console.print("first")
+        assert os.read(read, 100) == b"first\n"
+        os.close(read)
+        console.print("nobody reads this")
+        console.print("nor this")
+        assert console.quiet
 
 
 def test_an_error_of_ours_is_shown_by_python() -> None:
