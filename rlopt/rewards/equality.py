@@ -1,8 +1,8 @@
 """Whether the answer of a solution equals the reference answer, both normalized by `notation`.
 
 Numbers are equal where they differ by one part in a million at most, integers exactly; units and currencies must agree where
-both have one. Lists are compared item by item: in any order, but between brackets. All else is for math-verify. Its closeness
-is absolute, so it is never asked about numbers.
+both have one. Lists are compared item by item: in any order, but between brackets. Inequalities of a variable are the intervals
+that they describe. All else is for math-verify. Its closeness is absolute, so it is never asked about numbers.
 """
 
 import logging
@@ -38,6 +38,8 @@ _NAME = re.compile(r"^(?:\\?[a-zA-Z]+(?:_\{?\w+\}?)?(?:\([a-z](?:,\s*[a-z])*\))?
 _OPTION = re.compile(r"^\(?\s*⟨?\s*\(?([A-J])\)?\s*⟩?\s*(?:\)|$|[.:)](?=\s|⟨|$)|\s*-\s)")
 _BASE = re.compile(r"^([0-9A-Fa-f]+)\s*_\s*\{?\s*(?:⟨\s*)?([a-z]+|\d+)(?:\s*⟩)?\s*\}?$")
 _CLOCK = re.compile(r"^(\d{1,2})(?:[:.](\d{2}))?\s*⟨?\s*(?:([ap])\.?\s*m\.?)?\s*⟩?$", re.IGNORECASE)
+_LESS_OR_MORE = r"<=|>=|<|>|\\[lg]eq?(?:slant)?(?![a-z])|\\[lg]t(?![a-z])"
+_VARIABLE = re.compile(r"[a-zA-Z]|\\(?!infty)[a-z]+")
 _BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10"}
 
 
@@ -72,6 +74,9 @@ def _same(mine: str, right: str) -> bool:
     clocks = _CLOCK.match(mine), _CLOCK.match(right)
     if all(clocks) and any(clock and (clock[2] or clock[3]) for clock in clocks):
         return _same_time(clocks[0], clocks[1])
+    ranges = _ranges(mine), _ranges(right)
+    if any(ranges) and not all(ranges):
+        return _same(ranges[0] or mine, ranges[1] or right)
     here, there = quantity(mine, thousands=True), quantity(right, thousands=False)
     if here and there:
         return _close(here, there)
@@ -126,6 +131,32 @@ def _same_time(mine: Any, right: Any) -> bool:
         as_written = (int(mine[1]), int(mine[2] or 0)) == (int(right[1]), int(right[2] or 0))
         return as_written or minutes(mine) == minutes(right)
     return minutes(mine) == minutes(right)
+
+
+def _ranges(text: str) -> str | None:
+    """`1 < x \\leq 2` as the interval that it describes, and several joined by "or" as their union; None for anything else."""
+    if not re.search(_LESS_OR_MORE, text) or re.search(r"\band\b", text):
+        return None
+    intervals = [_interval(item) for item in _items(text)]
+    return "\\cup ".join(one for one in intervals if one) if all(intervals) else None
+
+
+def _interval(text: str) -> str | None:
+    parts = [part.strip() for part in re.split(f"({_LESS_OR_MORE})", text)]
+    sides, signs = parts[::2], parts[1::2]
+    if len({sign.lstrip("\\")[0] in "g>" for sign in signs}) != 1 or len(sides) > 3:
+        return None
+    if signs[0].lstrip("\\")[0] in "g>":
+        sides, signs = sides[::-1], signs[::-1]
+    closed = ["e" in sign or "=" in sign for sign in signs]
+    if len(sides) == 2 and _VARIABLE.fullmatch(sides[0]):
+        sides, closed = ["-\\infty", *sides], [False, *closed]
+    elif len(sides) == 2:
+        sides, closed = [*sides, "\\infty"], [*closed, False]
+    low, name, high = sides
+    if not (low and high and _VARIABLE.fullmatch(name)):
+        return None
+    return f"{'[' if closed[0] else '('}{low},{high}{']' if closed[1] else ')'}"
 
 
 def _same_items(mine: str, right: str) -> bool | None:
