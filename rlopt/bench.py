@@ -12,7 +12,6 @@ from rlopt.cluster import fork_server
 from rlopt.config import cli
 from rlopt.config.compose import typed
 from rlopt.config.schema import Config
-from rlopt.core.output import Shown
 
 if TYPE_CHECKING:
     from rlopt.run.benchmark import Speeds
@@ -22,7 +21,7 @@ def bench(config: Config, peer: bool) -> None:
     """Measure one config, and TRL on the same work if `peer`; print a table, and write `bench.json` to `run.dir`."""
     from rlopt.core.atomic_write import write_whole
 
-    console = Shown()
+    console = cli.Shown()
     with fork_server.imported(config.cluster, "rlopt.learner.preload", "rlopt.rollout.preload"):
         from rlopt.run.benchmark import benchmark  # heavy: only once the config is known to be good
 

@@ -15,7 +15,6 @@ from rlopt.config.commands import EvaluateJob
 from rlopt.config.compose import typed_job
 from rlopt.core.atomic_write import at_home
 from rlopt.core.errors import RloptError
-from rlopt.core.output import Shown
 
 SHARED = ("data", "reward", "env", "rollout", "eval", "cluster")
 """Sections that the evaluation of a run takes over from it."""
@@ -49,7 +48,7 @@ def of_run(run: str, which: str) -> dict[str, Any]:
 
 def evaluate(job: EvaluateJob) -> None:
     """Evaluate as one config says, and show the numbers."""
-    console = Shown()
+    console = cli.Shown()
     with fork_server.imported(job.cluster, "rlopt.rollout.preload"):
         from rlopt.evaluation import runner  # heavy: only once the config is known to be good
 

@@ -7,7 +7,6 @@ from rlopt.cluster import fork_server
 from rlopt.config import cli
 from rlopt.config.commands import PairsJob
 from rlopt.config.compose import typed_job
-from rlopt.core.output import Shown
 from rlopt.core.user_code import load
 from rlopt.rewards import pool
 
@@ -22,7 +21,7 @@ def make(job: PairsJob) -> None:
     pool.load(job.reward.fn, job.reward.weights)
     for key, name in (("pairs.split", job.pairs.split), ("pairs.locate", job.pairs.locate)):
         load(key, name)
-    console = Shown()
+    console = cli.Shown()
     with fork_server.imported(job.cluster, "rlopt.rollout.preload"):
         from rlopt.step_pairs import runner  # heavy: only once the config and its functions are known to be good
 

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 from rlopt.cluster import fork_server
+from rlopt.config import cli
 from rlopt.core import signals
 from rlopt.core.atomic_write import at_home
 from rlopt.core.errors import RloptError
-from rlopt.core.output import Shown
 
 SHOWN = 10
 """Differences that are printed."""
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--steps", type=steps, default=(1, None), metavar="FIRST:LAST", help="to make again; default: all")
     arguments = parser.parse_args()
     signals.interrupts()
-    console = Shown()
+    console = cli.Shown()
     try:
         first, last = arguments.steps
         same = _reproduce(arguments.run.resolve(), first, last, console)
@@ -48,7 +48,7 @@ def main() -> None:
     sys.exit(0 if same else 1)
 
 
-def _reproduce(run: Path, first: int, last: int | None, console: Shown) -> bool:
+def _reproduce(run: Path, first: int, last: int | None, console: cli.Shown) -> bool:
     from rlopt.run import reproduction
 
     config = reproduction.config_of(run)

@@ -6,12 +6,11 @@ from rlopt.cluster import fork_server
 from rlopt.config import cli
 from rlopt.config.compose import typed
 from rlopt.config.schema import Config
-from rlopt.core.output import Shown
 
 
 def train(config: Config) -> None:
     """Train as one config says, and print where everything is."""
-    console = Shown()
+    console = cli.Shown()
     if config.trainer.dry_run:
         from rlopt.run import validate
 

@@ -14,14 +14,22 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
 
 from rlopt.config.compose import EARLIER_KEYS, conf_dir, translate
 from rlopt.core import signals
 from rlopt.core.errors import RloptError, StoppedEarly, first_line
 from rlopt.core.garbage import collect_seldom
-from rlopt.core.output import drop
 
 C = TypeVar("C")
+
+
+class Shown(Console):
+    """A console that shows nothing more when its reader is gone (`| head`), and raises nothing: a run goes on."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        signals.drop(self.file)
 
 
 def compose(primary: str, arguments: Sequence[str]) -> list[DictConfig]:
@@ -88,7 +96,7 @@ def whole_process(main: Callable[[], None]) -> None:
             print(error.code, file=sys.stderr)
         ended.append(error.code if isinstance(error.code, int) else int(error.code is not None))
     except BrokenPipeError:  # whoever read what was printed has seen enough
-        drop(sys.__stdout__)
+        signals.drop(sys.__stdout__)
         ended.append(1)
     else:
         ended.append(0)

@@ -28,6 +28,9 @@ class LoraConfig:
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
+BUCKET_KEY, LIVE_KEY = "reduce_bucket_size", "stage3_max_live_parameters"
+"""Of DeepSpeed's settings, those that the plan of a run reads."""
+
 REDUCE_BUCKET = 50_000_000
 """200 MB in float32: long enough for the full speed of a network, and little beside a model."""
 
@@ -57,6 +60,11 @@ class LearnerConfig:
 
     def __post_init__(self) -> None:
         check_handed_over("learner.deepspeed", self.deepspeed)
+        zero, place = self.deepspeed.get("zero_optimization", {}), "learner.deepspeed.zero_optimization"
+        need(isinstance(zero, dict), place, zero, "must be settings with their names, e.g. {overlap_comm: false}")
+        for name in (BUCKET_KEY, LIVE_KEY):
+            value = zero.get(name, 1)
+            need(isinstance(value, int | float) and value >= 1, f"{place}.{name}", value, "must be at least 1 number")
         way_out = "gathers weights layer by layer, around what is compiled; leave it out, or use learner.zero_stage=2"
         need(not self.compile or self.zero_stage < 3, "learner.compile", self.compile, f"learner.zero_stage=3 {way_out}")
         ranks, key = self.sequence_parallel, "learner.sequence_parallel"
@@ -83,16 +91,15 @@ class LearnerConfig:
         """Gradients that ZeRO adds up over ranks at a time; it holds a buffer for as many. DeepSpeed's own default is ten times
         as much.
         """
-        return self._of_zero("reduce_bucket_size") or min(REDUCE_BUCKET, trainable)
+        return self._of_zero(BUCKET_KEY) or min(REDUCE_BUCKET, trainable)
 
     @property
     def live_parameters(self) -> int:
         """Weights that ZeRO 3 has gathered at most, but for those of one layer; DeepSpeed's default."""
-        return self._of_zero("stage3_max_live_parameters") or 1_000_000_000
+        return self._of_zero(LIVE_KEY) or 1_000_000_000
 
-    def _of_zero(self, name: str) -> int | None:
-        given: int | None = self.deepspeed.get("zero_optimization", {}).get(name)
-        return given
+    def _of_zero(self, name: str) -> int:
+        return int(self.deepspeed.get("zero_optimization", {}).get(name, 0))
 
     @property
     def tokens_at_once(self) -> int:

@@ -6,8 +6,7 @@ import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-
-from rlopt.core.output import drop
+from typing import IO
 
 ENDS = (signal.SIGTERM, signal.SIGHUP)
 
@@ -52,6 +51,15 @@ def _handled(handler: object, numbers: list[signal.Signals]) -> Iterator[None]:
 def _interrupt(number: int, frame: object) -> None:
     _survive_terminal(number)
     raise KeyboardInterrupt
+
+
+def drop(*streams: IO[str] | None) -> None:
+    """Send what is written to these from now on to /dev/null, and what they still hold."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in streams:
+        if stream:
+            os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def _survive_terminal(number: int) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from rlopt.config.learners import LearnerConfig
+from rlopt.config.learners import BUCKET_KEY, LearnerConfig
 from rlopt.config.passthrough import merged
 from rlopt.core.errors import RloptError, first_line
 from rlopt.models.policy import Policy
@@ -62,7 +62,7 @@ def trained_engine(policy: Policy, config: LearnerConfig, dtype: torch.dtype) ->
     zero: dict[str, Any] = {}
     if config.zero_stage:
         trainable = sum(getattr(p, "ds_numel", p.numel()) for p in policy.parameters() if p.requires_grad)
-        zero["reduce_bucket_size"] = config.reduce_bucket(trainable)
+        zero[BUCKET_KEY] = config.reduce_bucket(trainable)
     if "optimizer" in config.offload:
         zero["offload_optimizer"] = IN_HOST_MEMORY
     learns["zero_optimization"] = zero

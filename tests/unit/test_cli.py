@@ -11,7 +11,6 @@ import pytest
 from rlopt.config import cli
 from rlopt.config.compose import typed
 from rlopt.config.schema import Config
-from rlopt.core.output import Shown
 from rlopt.train import interrupted
 
 COMMAND = """
@@ -54,7 +53,7 @@ def test_a_command_whose_output_nobody_reads_ends_without_a_traceback() -> None:
 def test_a_console_whose_reader_is_gone_says_nothing_more_and_raises_nothing() -> None:
     read, write = os.pipe()
     with os.fdopen(write, "w") as pipe:
-        console = Shown(file=pipe)
+        console = cli.Shown(file=pipe)
         console.print("first")
         assert os.read(read, 100) == b"first\n"
         os.close(read)

@@ -64,6 +64,7 @@ LIGHT = {
     "omegaconf",
     "hydra",
     "math_verify",
+    "rich",
     "jaxtyping",
     "reasoning_gym",
 } | set(sys.stdlib_module_names)

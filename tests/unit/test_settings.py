@@ -216,6 +216,18 @@ def test_the_defaults_are_samplers_that_are_20_steps_behind() -> None:
             "learner.compile=True: learner.zero_stage=3 gathers weights layer by layer, around what is compiled; leave it out",
         ),
         (
+            ["+algo=grpo", "+learner.deepspeed.zero_optimization=5"],
+            "learner.deepspeed.zero_optimization=5: must be settings with their names, e.g. {overlap_comm: false}",
+        ),
+        (
+            ["+algo=grpo", "+learner.deepspeed.zero_optimization.reduce_bucket_size=large"],
+            "learner.deepspeed.zero_optimization.reduce_bucket_size=large: must be at least 1 number",
+        ),
+        (
+            ["+algo=grpo", "+learner.deepspeed.zero_optimization.stage3_max_live_parameters=0"],
+            "learner.deepspeed.zero_optimization.stage3_max_live_parameters=0: must be at least 1 number",
+        ),
+        (
             ["+algo=grpo", "+learner.deepspeed.zero_optimization.stage=2"],
             "learner.deepspeed.zero_optimization.stage=2: is set by learner.zero_stage; drop it here",
         ),
