@@ -21,7 +21,8 @@ class LearnerMemory:
         weights: of the policy.
         reference: of the frozen initial model; 0 with adapters, where that is the policy without them, and where none is
             needed.
-        gradients: as they are added up, in float32; ZeRO 1 has those of a micro-batch beside them.
+        gradients: as they are added up, in float32. ZeRO 1 has those of a micro-batch beside them in bfloat16, and ZeRO 2 in
+            float32; elsewhere they are the same tensors, or are added up at once.
         optimizer: Adam's two moments, and a float32 master copy under bfloat16 and under ZeRO.
         activations: of a micro-batch of `learner.token_budget` tokens, kept for the backward pass, and its logits.
         buffers: the gradients that ZeRO adds up over ranks at a time, and the weights that ZeRO 3 has gathered at a time.
@@ -58,14 +59,14 @@ def learner_memory(config: Config, shape: Shape, width: int, reference: bool) ->
     master = 4 if width == 2 or learner.zero_stage else 0
     away = learner.offload if config.cluster.gpus_per_learner else []
     kept = activations(shape, learner, width, config.cluster.gpus_per_learner > 0)
-    gradient = 4 + width if learner.zero_stage == 1 else 4
+    beside = width if (learner.zero_stage, width) in ((1, 2), (2, 4)) else 0
     frozen = 0 if adapters or not reference else weights / share[0]
     if "reference" in away:
         frozen = 0 if learner.zero_stage == 3 else max(0, frozen - kept)
     return LearnerMemory(
         weights=0 if "parameters" in away else (weights + adapters) / share[0],
         reference=frozen,
-        gradients=0 if "optimizer" in away and learner.zero_stage >= 2 else shape.trainable * gradient / share[1],
+        gradients=0 if "optimizer" in away and learner.zero_stage >= 2 else shape.trainable * (4 + beside) / share[1],
         optimizer=0 if "optimizer" in away else shape.trainable * (8 + master) / share[2],
         activations=kept,
         buffers=_buffers(shape, learner, width),

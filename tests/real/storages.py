@@ -21,7 +21,7 @@ class Storages(TorchDispatchMode):
     def see(self, values: Any) -> None:
         """Count the tensors in `values`, which no operation may have touched yet."""
         for value in tree_leaves(values):
-            if isinstance(value, torch.Tensor):
+            if isinstance(value, torch.Tensor) and value.device.type == "cpu":  # a meta tensor has a size and no memory
                 self._count(value.untyped_storage())
         self.most = max(self.most, self.now)
 

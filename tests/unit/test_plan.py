@@ -164,9 +164,9 @@ def test_zero_stages_share_optimizer_then_gradients_then_weights(folders: dict[s
         config = compose("+algo=grpo", "learner.workers=2", f"learner.zero_stage={stage}")
         memory = learner_memory(config, shape, 4, True)
         found.append((memory.weights, memory.reference, memory.gradients, memory.optimizer, memory.buffers))
-    # ZeRO has a master copy in float32 too. Its first stage has gradients twice, and each a bucket for all 8, which the third
-    # also gathers at a time.
-    assert found == [(32, 32, 32, 64, 0), (32, 32, 64, 48, 32), (32, 32, 16, 48, 32), (16, 16, 16, 48, 64)]
+    # ZeRO has a master copy in float32 too, and a bucket for all 8, which its third stage also gathers at a time. Its second
+    # has half of the gradients on each rank, twice.
+    assert found == [(32, 32, 32, 64, 0), (32, 32, 32, 48, 32), (32, 32, 32, 48, 32), (16, 16, 16, 48, 64)]
 
 
 def test_settings_handed_to_deepspeed_change_the_plan() -> None:

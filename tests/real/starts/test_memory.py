@@ -37,6 +37,7 @@ WAYS = [
     Way(1, 1, torch.float32, True),
     Way(1, 2, torch.bfloat16, False),
     Way(2, 1, torch.bfloat16, True),
+    Way(2, 2, torch.float32, True),
     Way(2, 3, torch.float32, True),
     Way(2, 3, torch.bfloat16, False),
 ]
