@@ -1,7 +1,7 @@
 """What one card makes of rlopt: `python prove.py FOLDER [ROW ...]`, or with `--rehearse`, on a CPU with a tiny model.
 
-Each row is a run of a few steps, in a process of its own and with a deadline; they are made for about ten minutes on an H200 in
-all. What they measured goes to FOLDER/results.json after every row, rows that are there already are not run again, and
+Each row is a run of a few steps, in a process of its own and with a deadline. No row begins after `--minutes`, ten without it:
+an engine alone takes 35 to 70 seconds to start on an H200, so that all rows may take more. What they measured goes to FOLDER/results.json after every row, rows that are there already are not run again, and
 FOLDER/table.md shows them with card, date and command. A row that fails is a result: its last line stands in the table.
 """
 
@@ -55,21 +55,12 @@ class Row:
 
 
 ROWS = {
-    "ipc": Row("engine and learner on one card, weights by CUDA IPC", "tiny_s", "grpo", 20, f"{SHARED} sync.interval=5"),
-    "sleep": Row(
-        "the engine gives its memory back", "tiny_s", "rec_oneside_nois", 10, f"{SHARED} sync.interval=5 rollout.sleep=true"
-    ),
-    "async": Row(
-        "samplers never stop", "tiny_s", "rec_oneside_nois", 20, f"{SHARED} sync.mode=async sync.interval=1 sync.max_lag=8"
-    ),
-    "lora": Row("adapters, by shared memory", "tiny_s", "grpo", 10, f"{SHARED} sync.interval=5 learner.lora.rank=16"),
     "0.5b": Row("memory of the plan against memory used", "0.5b", "grpo", 3, f"{LARGE} {CHECKPOINTS}"),
     "1.5b": Row("throughput with recomputation", "1.5b", "grpo", 3, f"{LARGE} {CHECKPOINTS}"),
-    "1.5b, chunks of 4,096": Row("the same, more memory", "1.5b", "grpo", 3, f"{LARGE} {CHECKPOINTS} learner.logit_chunk=4096"),
     "1.5b, no recomputation": Row("throughput", "1.5b", "grpo", 3, LARGE),
     "1.5b, compiled": Row("the same, layers and logits compiled", "1.5b", "grpo", 4, f"{LARGE} learner.compile=true", 200.0),
     "1.5b, packed": Row("sequences without padding", "1.5b", "grpo", 3, f"{LARGE} {CHECKPOINTS} learner.packing=true"),
-    "1.5b, no reference": Row("what the reference costs", "1.5b", "grpo", 3, f"{LARGE} {CHECKPOINTS} algo.kl.every=0"),
+    "1.5b, ZeRO 3": Row("weights sharded as they are made", "1.5b", "grpo", 2, f"{LARGE} {CHECKPOINTS} learner.zero_stage=3"),
     "1.5b, parked": Row(
         "reference and optimizer in host memory",
         "1.5b",
@@ -77,7 +68,6 @@ ROWS = {
         2,
         f"{LARGE} {CHECKPOINTS} learner.offload=[optimizer,reference]",
     ),
-    "1.5b, ZeRO 3": Row("weights sharded as they are made", "1.5b", "grpo", 2, f"{LARGE} {CHECKPOINTS} learner.zero_stage=3"),
     "32k tokens": Row(
         "long responses on one card",
         "1.5b",
@@ -87,7 +77,18 @@ ROWS = {
         "learner.token_budget=32768 sync.interval=1",
         deadline_s=240.0,
     ),
+    "async": Row(
+        "samplers never stop", "tiny_s", "rec_oneside_nois", 20, f"{SHARED} sync.mode=async sync.interval=1 sync.max_lag=8"
+    ),
+    "sleep": Row(
+        "the engine gives its memory back", "tiny_s", "rec_oneside_nois", 10, f"{SHARED} sync.interval=5 rollout.sleep=true"
+    ),
+    "lora": Row("adapters, by shared memory", "tiny_s", "grpo", 10, f"{SHARED} sync.interval=5 learner.lora.rank=16"),
+    "ipc": Row("engine and learner on one card, weights by CUDA IPC", "tiny_s", "grpo", 20, f"{SHARED} sync.interval=5"),
+    "1.5b, no reference": Row("what the reference costs", "1.5b", "grpo", 3, f"{LARGE} {CHECKPOINTS} algo.kl.every=0"),
+    "1.5b, chunks of 4,096": Row("more memory", "1.5b", "grpo", 3, f"{LARGE} {CHECKPOINTS} learner.logit_chunk=4096"),
 }
+"""What is least known comes first."""
 
 REHEARSED = (
     "cluster.gpus_per_engine=0 cluster.gpus_per_learner=0 model.path=tiny_s rollout.sleep=false rollout.max_new_tokens=32 "
@@ -187,14 +188,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("rows", nargs="*", help=f"some of: {', '.join(ROWS)}")
-    parser.add_argument("--rehearse", action="store_true")
+    parser.add_argument("--rehearse", action="store_true", help="on a CPU with a tiny model")
+    parser.add_argument("--minutes", type=float, default=10.0, help="after which no row begins; 10 without it")
     asked = parser.parse_args()
+    began = time.monotonic()
     home, file = asked.folder.resolve(), asked.folder.resolve() / "results.json"
     home.mkdir(parents=True, exist_ok=True)
     results = json.loads(file.read_text()) if file.exists() else {}
     for name in asked.rows or ROWS:
         if name in results and not results[name]["failed"]:
             continue
+        if time.monotonic() - began > 60 * asked.minutes:
+            sys.exit(f"{name} and what follows it were left out; the same command goes on with them")
         results[name] = run(name, ROWS[name], home, asked.rehearse)
         file.write_text(json.dumps(results, indent=1) + "\n")
         print(f"{name}: {results[name]['failed'] or 'done'}, {results[name]['seconds']:.0f} s", flush=True)
