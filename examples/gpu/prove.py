@@ -1,8 +1,9 @@
 """What one card makes of rlopt: `python prove.py FOLDER [ROW ...]`, or with `--rehearse`, on a CPU with a tiny model.
 
 Each row is a run of a few steps, in a process of its own and with a deadline. No row begins after `--minutes`, ten without it:
-an engine alone takes 35 to 70 seconds to start on an H200, so that all rows may take more. What they measured goes to FOLDER/results.json after every row, rows that are there already are not run again, and
-FOLDER/table.md shows them with card, date and command. A row that fails is a result: its last line stands in the table.
+an engine alone takes 35 to 70 seconds to start on an H200, so that all rows may take more. What they measured goes to
+FOLDER/results.json after every row, rows that are there already are not run again, and FOLDER/table.md shows them with card,
+date and command. A row that fails is a result: its last line stands in the table.
 """
 
 import argparse
