@@ -102,7 +102,9 @@ def _agrees(tokenizer: Any, file: Path) -> bool:
 
 @dataclass(frozen=True)
 class Shape:
-    """A model's sizes, from its config alone. Tied parameters count once; `trainable` are all, or adapters alone."""
+    """A model's sizes, from its config alone. Tied parameters count once; `trainable` are all, or adapters alone;
+    `intermediate` is the feed-forward part's width for one token, in a mixture that of all experts which the token visits.
+    """
 
     parameters: int
     trainable: int
@@ -139,11 +141,21 @@ def shape_of(folder: Path | str, adapters: LoraConfig | None = None) -> Shape:
         trainable=trainable,
         layers=text.num_hidden_layers,
         hidden=hidden,
-        intermediate=getattr(text, "intermediate_size", None) or 4 * hidden,
+        intermediate=_intermediate(text) or 4 * hidden,
         kv_heads=getattr(text, "num_key_value_heads", None) or heads,
         head_dim=getattr(text, "head_dim", None) or hidden // heads,
         vocabulary=text.vocab_size,
     )
+
+
+def _intermediate(text: Any) -> int:
+    width: int = getattr(text, "intermediate_size", None) or 0
+    visited: int = getattr(text, "num_experts_per_tok", None) or 0
+    if not visited:
+        return width
+    expert: int = getattr(text, "moe_intermediate_size", None) or width
+    shared: int = getattr(text, "shared_expert_intermediate_size", None) or 0
+    return visited * expert + (shared or (getattr(text, "n_shared_experts", None) or 0) * expert)
 
 
 def context_length(folder: Path) -> int:

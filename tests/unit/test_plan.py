@@ -52,6 +52,37 @@ def test_parameters_are_counted_from_the_config_alone(folders: dict[str, Path], 
     assert shape_of(folders[name], FULL).parameters == MODELS[name][-1]
 
 
+@pytest.mark.parametrize(
+    ("config", "width"),
+    [
+        (transformers.MixtralConfig(num_hidden_layers=1, intermediate_size=96, num_experts_per_tok=2), 2 * 96),
+        (
+            transformers.Qwen3MoeConfig(
+                num_hidden_layers=1, intermediate_size=96, moe_intermediate_size=32, num_experts_per_tok=4
+            ),
+            4 * 32,
+        ),
+        (
+            transformers.Qwen2MoeConfig(
+                num_hidden_layers=1,
+                intermediate_size=96,
+                moe_intermediate_size=32,
+                num_experts_per_tok=4,
+                shared_expert_intermediate_size=48,
+            ),
+            4 * 32 + 48,
+        ),
+        (transformers.GPT2Config(n_layer=1), 4 * 768),
+    ],
+    ids=lambda value: getattr(value, "model_type", None),
+)
+def test_a_token_of_a_mixture_is_as_wide_as_all_experts_that_it_visits(
+    config: transformers.PretrainedConfig, width: int, tmp_path: Path
+) -> None:
+    config.save_pretrained(tmp_path)
+    assert shape_of(tmp_path, FULL).intermediate == width
+
+
 RECIPES = {
     "gsm8k_qwen2.5_1.5b": ("grpo", "Qwen/Qwen2.5-1.5B-Instruct", "2 in all: 1 for engines, 1 for learners"),
     "math_llama3.1_8b": ("rec_oneside_nois", "meta-llama/Llama-3.1-8B-Instruct", "2 in all: 1 for engines, 1 for learners"),
