@@ -64,7 +64,7 @@ class LearnerConfig:
         need(isinstance(zero, dict), place, zero, "must be settings with their names, e.g. {overlap_comm: false}")
         for name in (BUCKET_KEY, LIVE_KEY):
             value = zero.get(name, 1)
-            need(isinstance(value, int | float) and value >= 1, f"{place}.{name}", value, "must be at least 1 number")
+            need(isinstance(value, int | float) and value >= 1, f"{place}.{name}", value, "must be at least 1")
         way_out = "gathers weights layer by layer, around what is compiled; leave it out, or use learner.zero_stage=2"
         need(not self.compile or self.zero_stage < 3, "learner.compile", self.compile, f"learner.zero_stage=3 {way_out}")
         ranks, key = self.sequence_parallel, "learner.sequence_parallel"

@@ -221,11 +221,11 @@ def test_the_defaults_are_samplers_that_are_20_steps_behind() -> None:
         ),
         (
             ["+algo=grpo", "+learner.deepspeed.zero_optimization.reduce_bucket_size=large"],
-            "learner.deepspeed.zero_optimization.reduce_bucket_size=large: must be at least 1 number",
+            "learner.deepspeed.zero_optimization.reduce_bucket_size=large: must be at least 1",
         ),
         (
             ["+algo=grpo", "+learner.deepspeed.zero_optimization.stage3_max_live_parameters=0"],
-            "learner.deepspeed.zero_optimization.stage3_max_live_parameters=0: must be at least 1 number",
+            "learner.deepspeed.zero_optimization.stage3_max_live_parameters=0: must be at least 1",
         ),
         (
             ["+algo=grpo", "+learner.deepspeed.zero_optimization.stage=2"],
