@@ -101,9 +101,9 @@ for row, (column, title) in zip(axes, COLUMNS.items(), strict=True):
     for axis, (regime, heading) in zip(row, REGIMES.items(), strict=True):
         for algorithm, (name, color) in ALGORITHMS.items():
             if (algorithm, regime) in curves:
-                values = np.array(curves[algorithm, regime][column])
-                axis.plot(steps, values.mean(0), color=color, label=name)
-                axis.fill_between(steps, values.min(0), values.max(0), color=color, alpha=0.15, linewidth=0)
+                seeds = np.array(curves[algorithm, regime][column])
+                axis.plot(steps, seeds.mean(0), color=color, label=name)
+                axis.fill_between(steps, seeds.min(0), seeds.max(0), color=color, alpha=0.15, linewidth=0)
         axis.grid(alpha=0.3)
         if column == "reward/mean":
             axis.set_title(heading)

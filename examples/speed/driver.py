@@ -21,11 +21,14 @@ from typing import Any
 
 import numpy as np
 import ray
+import yaml
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from rlopt.cluster.actors import Workers
+from rlopt.config.compose import conf_dir, read
+from rlopt.config.learners import LearnerConfig
 from rlopt.core.protocols import Sent
 from rlopt.core.reduce import Max, Mean, Metric
 from rlopt.core.requests import EngineLogprobs, SampleRequest
@@ -165,13 +168,15 @@ def measure(size: Size, folder: Path) -> list[tuple[float, float]]:
         )
         engines.join_all()
         ranks = Workers("learner", [rank_hosts[i % HOSTS] for i in range(size.ranks)], 600.0)
-        learners = Learners(ranks, 4 * (size.tokens + PROMPT), "sequence", 1.0)
+        raw = yaml.safe_load((conf_dir() / "config.yaml").read_text())["learner"]
+        config = read(LearnerConfig, {**raw, "token_budget": 4 * (size.tokens + PROMPT)}, "learner.")
+        learners = Learners(ranks, config, "sequence", 1.0)
         journal = Clocked(folder, 0, STEPS, 2, [], Console(quiet=True), None)
         sync = Synchronizer(learners, engines, [(1, 2, 3)], True, 1e-3, 1, journal, lambda: size.engines)
         requests = [SampleRequest(prompt, "0") for prompt in prompts]
         lockstep = LockstepSampler(Schedule(1, 1), lambda _: requests, engines, sync, STEPS, 600.0, sleep=False, requested=0)
         Loop(
-            plan=Plan(STEPS, 0, record=False, old_logprobs="behavior", minibatches=1, kl_every=1),
+            plan=Plan(STEPS, 0, record=False, old_logprobs="behavior", minibatches=1, reference_every=1),
             objective=objective,
             terms=no_loss_terms(size.tokens),
             source=OnlineSource(Shares(size.prompts, 0, 0, size.samples), lockstep, None, None, learners, None),

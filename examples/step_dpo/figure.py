@@ -86,9 +86,12 @@ def measured(runs: Path, model: str, curves: Curves) -> dict[str, Any]:
         found["rates"][algorithm] = rates = {}
         for lr, run in sorted(tried.items(), key=lambda one: float(one[0])):
             curve = {run.name: read(run)}
-            margins = {"margins": [at(curve, run.name, step) for step in (50, 100, 250)]}
-            rates[lr] = margins | {"pair_accuracy": at(curve, run.name, 250, "accuracy")} | load(run / "accuracy.json")
-            rates[lr]["after_chosen"] = load(run / "places.json")["after_chosen"]
+            rates[lr] = {
+                "margins": [at(curve, run.name, step) for step in (50, 100, 250)],
+                "pair_accuracy": at(curve, run.name, 250, "accuracy"),
+                **load(run / "accuracy.json"),
+                "after_chosen": load(run / "places.json")["after_chosen"],
+            }
     return found
 
 
