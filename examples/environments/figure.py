@@ -3,8 +3,8 @@
 A point of `curves.csv` is the mean of 10 steps of a run. Bands are the smallest and the largest of the seeds.
 """
 
+import argparse
 import csv
-import sys
 from pathlib import Path
 
 import matplotlib
@@ -40,7 +40,10 @@ def spread(values: list[float]) -> str:
     return f"{np.mean(values):.3f} ± {np.std(values):.3f}"
 
 
-runs, out = Path(sys.argv[1]), Path(sys.argv[2])
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("runs", type=Path, help="the folder of the runs")
+parser.add_argument("out", type=Path, help="where figure and numbers go")
+runs, out = vars(parser.parse_args()).values()
 curves: dict[tuple[str, str], dict[str, list[np.ndarray]]] = {}
 with (out / "curves.csv").open("w", newline="") as file:
     writer = csv.writer(file)

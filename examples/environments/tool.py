@@ -5,9 +5,9 @@
         'env.tools=[tool.py:multiply]' env.max_turns=3 reward.fn=rlopt.rewards:mathematics rollout.max_new_tokens=64
 """
 
+import argparse
 import json
 import random
-import sys
 from pathlib import Path
 
 
@@ -40,4 +40,6 @@ def rows(count: int, seed: int) -> list[dict[str, object]]:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text("".join(json.dumps(row) + "\n" for row in rows(200, 0)))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path, help="the file that is written")
+    parser.parse_args().out.write_text("".join(json.dumps(row) + "\n" for row in rows(200, 0)))

@@ -4,6 +4,7 @@ It prints what waiting cost.
 Every observation takes 0 to 5 seconds, as a hash of the row, the turn and what was said decides. Episodes wait side by side.
 """
 
+import argparse
 import hashlib
 import json
 import subprocess
@@ -46,4 +47,6 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    main(parser.parse_args().folder)

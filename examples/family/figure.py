@@ -5,8 +5,8 @@ steps: mean over seeds, and in the figure the smallest and the largest. A run ha
 than three quarters of its best 20.
 """
 
+import argparse
 import csv
-import sys
 from pathlib import Path
 
 import matplotlib
@@ -36,7 +36,10 @@ def collapsed(reward: np.ndarray) -> bool:
     return bool(reward[-1] < 0.75 * reward.max())
 
 
-runs, out = Path(sys.argv[1]), Path(sys.argv[2])
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("runs", type=Path, help="the folder of the runs")
+parser.add_argument("out", type=Path, help="where figure and numbers go")
+runs, out = vars(parser.parse_args()).values()
 finished = [path.parent for path in sorted(runs.glob("*/metrics.jsonl")) if len(read_column(path.parent, "step")) >= STEPS]
 curves: dict[str, dict[str, list[np.ndarray]]] = {}
 with (out / "curves.csv").open("w", newline="") as file:

@@ -3,9 +3,9 @@
 A point of `curves.csv` is the mean of 20 steps of a run. Bands are the smallest and the largest of the seeds.
 """
 
+import argparse
 import csv
 import json
-import sys
 from pathlib import Path
 
 import matplotlib
@@ -57,7 +57,10 @@ def spread(values: np.ndarray) -> str:
     return f"{values.mean():.3f} ± {values.std():.3f}"
 
 
-runs, out = Path(sys.argv[1]), Path(sys.argv[2])
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("runs", type=Path, help="the folder of the runs")
+parser.add_argument("out", type=Path, help="where figure and numbers go")
+runs, out = vars(parser.parse_args()).values()
 curves: dict[tuple[str, str], dict[str, list[np.ndarray]]] = {}
 ends: dict[tuple[str, str], list[float]] = {}
 with (out / "curves.csv").open("w", newline="") as file:

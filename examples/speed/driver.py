@@ -9,13 +9,13 @@ does in it. It is compared with the step that the given speeds make, of a 7B mod
 time: 10,000 tokens/s for an engine, 7,000 for a rank with the reference.
 """
 
+import argparse
 import asyncio
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +193,10 @@ def measure(size: Size, folder: Path) -> list[tuple[float, float]]:
 
 
 def main() -> None:
-    size = Size(*map(int, sys.argv[1:]))
+    parser = argparse.ArgumentParser(description=__doc__)
+    for field in fields(Size):
+        parser.add_argument(field.name, type=int, nargs="?", default=field.default, help=f"{field.default} without it")
+    size = Size(**vars(parser.parse_args()))
     with tempfile.TemporaryDirectory() as folder:
         spent = measure(size, Path(folder))
     title = f"{size.engines} engines, {size.ranks} ranks, {size.step_tokens:,} response tokens a step"

@@ -5,6 +5,7 @@ rewards and no files; once as it comes, and once telling the log-probability of 
 counted.
 """
 
+import argparse
 import json
 import os
 import re
@@ -57,8 +58,10 @@ def alone(prompts: list[str], logprobs: int | None) -> float:
 
 
 def main() -> None:
-    if len(sys.argv) > 1:  # in a process of its own, as the command is
-        print(alone(json.loads(Path(sys.argv[1]).read_text()), json.loads(sys.argv[2])))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("alone", nargs="*", help=argparse.SUPPRESS)  # how it calls itself, for a process of its own
+    if asked := parser.parse_args().alone:
+        print(alone(json.loads(Path(asked[0]).read_text()), json.loads(asked[1])))
         return
     ways = {"vLLM alone": None, "vLLM alone, with log-probabilities": 0}
     rates: dict[str, list[float]] = {name: [] for name in ("rlopt.evaluate", *ways)}

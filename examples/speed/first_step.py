@@ -4,6 +4,7 @@ Of a running Ray cluster, its head started with `RAY_AUTH_MODE=token ray start -
 another; the first one also unpacks rlopt there.
 """
 
+import argparse
 import json
 import subprocess
 import sys
@@ -37,8 +38,11 @@ def _made(run: Path) -> float:
 
 
 def main() -> None:
-    address, folder = sys.argv[1], Path(sys.argv[2] if len(sys.argv) > 2 else "runs/first_step").resolve()
-    found = [submit(address, folder / str(number)) for number in range(JOBS)]
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("address", help="of the cluster's head, such as http://127.0.0.1:8265")
+    parser.add_argument("folder", type=Path, nargs="?", default="runs/first_step", help="runs/first_step without it")
+    asked = parser.parse_args()
+    found = [submit(asked.address, asked.folder.resolve() / str(number)) for number in range(JOBS)]
     table = Table(title="seconds since rlopt.submit was entered", title_justify="left")
     for column in ("job", *found[0]):
         table.add_column(column, justify="right")

@@ -11,6 +11,7 @@ The limit is what the cores could do if they only multiplied matrices: 6 operati
 to sample it, 2 for the reference; their rate is measured before.
 """
 
+import argparse
 import json
 import os
 import subprocess
@@ -131,8 +132,11 @@ def rate(dtype: torch.dtype) -> float:
 
 
 def main() -> None:
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/peer").resolve()
-    names = sys.argv[2:] or list(SIZES)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, nargs="?", default="runs/peer", help="runs/peer without it")
+    parser.add_argument("sizes", nargs="*", help=f"some of: {', '.join(SIZES)}")
+    asked = parser.parse_args()
+    folder, names = asked.folder.resolve(), asked.sizes or list(SIZES)
     folder.mkdir(parents=True, exist_ok=True)
     dtype = os.environ.get("DTYPE", "float32")
     table = Table(title=f"{dtype}, {ROUNDS} rounds in turn; median (least to most)", title_justify="left")

@@ -4,6 +4,7 @@ The learning rate is too small to change the policy, so both sample and learn fr
 steps of a run, in which engines and learner warm up, are not counted.
 """
 
+import argparse
 import json
 import subprocess
 import sys
@@ -37,7 +38,9 @@ def measure(folder: Path, overrides: list[str]) -> dict[str, float]:
 
 
 def main() -> None:
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/speed")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, nargs="?", default="runs/speed", help="runs/speed without it")
+    folder = parser.parse_args().folder
     found: dict[str, list[dict[str, float]]] = {mode: [] for mode in MODES}
     for turn in range(ROUNDS):
         for mode, overrides in MODES.items():

@@ -7,8 +7,8 @@
 Validation and test problems do not overlap, nor do they with training problems (`sums.problems(held_out=True)`).
 """
 
+import argparse
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -47,7 +47,10 @@ def measure(model_folder: Path, split: str) -> dict[str, float]:
 
 
 def main() -> None:
-    task, *paths = sys.argv[1:]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=("validation", "test", "best"))
+    parser.add_argument("paths", nargs="+", metavar="path")
+    task, paths = vars(parser.parse_args()).values()
     if task == "best":
         runs = [Path(path) for path in paths]
         best = max(runs, key=lambda run: json.loads((run / "accuracy.json").read_text())["sampled"])

@@ -5,9 +5,9 @@ rates), claims.json (the published trends, and in how many seeds each holds) and
 RUNS it takes what an earlier call wrote to curves.csv and results.json.
 """
 
+import argparse
 import csv
 import json
-import sys
 from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
@@ -176,7 +176,10 @@ def earlier(file: Path) -> dict[str, dict[str, np.ndarray]]:
 
 
 def main() -> None:
-    runs, out = map(Path, sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", type=Path, help="the folder of the runs")
+    parser.add_argument("out", type=Path, help="where figure and numbers go")
+    runs, out = vars(parser.parse_args()).values()
     kept, curves = out / "results.json", earlier(out / "curves.csv")
     results = json.loads(kept.read_text()) if kept.exists() else {}
     for model in COLORS:

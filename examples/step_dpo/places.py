@@ -6,8 +6,8 @@ adds up what follows by itself. And it counts where they part: the place of the 
 answer's steps.
 """
 
+import argparse
 import json
-import sys
 from pathlib import Path
 from statistics import fmean
 
@@ -30,7 +30,11 @@ def logprobs(model: torch.nn.Module, prompt: list[int], answer: list[int]) -> to
 
 
 def main() -> None:
-    pairs, base, run = sys.argv[1:]
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("pairs", help="a file of held-out pairs")
+    parser.add_argument("base", help="the model before, as model.path takes it")
+    parser.add_argument("run", help="the folder of a run")
+    pairs, base, run = vars(parser.parse_args()).values()
     out = Path(run) / "places.json"
     if out.exists():
         return

@@ -4,9 +4,9 @@ Writes curves.csv (every step of the reported seeds), sweep.csv (what each run o
 rates), claims.json (the twelve published trends, and in how many seeds each holds) and figure.{png,svg}.
 """
 
+import argparse
 import csv
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,10 @@ def draw(runs: Runs, published: Any, out: Path) -> None:
 
 
 def main() -> None:
-    runs, out = map(Path, sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", type=Path, help="the folder of the runs")
+    parser.add_argument("out", type=Path, help="where figure and numbers go")
+    runs, out = vars(parser.parse_args()).values()
     chosen = {algorithm: choose(runs, algorithm) for algorithm in ALGORITHMS}
     reported = {f"{a}-{seed}": read(runs, a, rate, seed) for a, rate in chosen.items() for seed in SEEDS}
     with (out / "curves.csv").open("w", newline="") as file:

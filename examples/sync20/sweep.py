@@ -5,8 +5,8 @@ is nearest to what was published for that algorithm. KL, entropy and length are 
 in the choice.
 """
 
+import argparse
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -139,5 +139,9 @@ def rows(runs: Path) -> Iterator[tuple[str, str, int, Run]]:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("task", choices=("choose",))
+    parser.add_argument("runs", type=Path, help="the folder of the runs")
+    asked = parser.parse_args()
     for name in ALGORITHMS:
-        print(name, choose(Path(sys.argv[2]), name))
+        print(name, choose(asked.runs, name))
