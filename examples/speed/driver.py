@@ -21,13 +21,12 @@ from typing import Any
 
 import numpy as np
 import ray
-import yaml
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from rlopt.cluster.actors import Workers
-from rlopt.config.compose import conf_dir, read
+from rlopt.config.compose import default_section, read
 from rlopt.config.learners import LearnerConfig
 from rlopt.core.protocols import Sent
 from rlopt.core.reduce import Max, Mean, Metric
@@ -168,8 +167,7 @@ def measure(size: Size, folder: Path) -> list[tuple[float, float]]:
         )
         engines.join_all()
         ranks = Workers("learner", [rank_hosts[i % HOSTS] for i in range(size.ranks)], 600.0)
-        raw = yaml.safe_load((conf_dir() / "config.yaml").read_text())["learner"]
-        config = read(LearnerConfig, {**raw, "token_budget": 4 * (size.tokens + PROMPT)}, "learner.")
+        config = read(LearnerConfig, {**default_section("learner"), "token_budget": 4 * (size.tokens + PROMPT)}, "learner.")
         learners = Learners(ranks, config, "sequence", 1.0)
         journal = Clocked(folder, 0, STEPS, 2, [], Console(quiet=True), None)
         sync = Synchronizer(learners, engines, [(1, 2, 3)], True, 1e-3, 1, journal, lambda: size.engines)

@@ -38,7 +38,7 @@ _NAME = re.compile(r"^(?:\\?[a-zA-Z]+(?:_\{?\w+\}?)?(?:\([a-z](?:,\s*[a-z])*\))?
 _OPTION = re.compile(r"^\(?\s*⟨?\s*\(?([A-J])\)?\s*⟩?\s*(?:\)|$|[.:)](?=\s|⟨|$)|\s*-\s)")
 _BASE = re.compile(r"^([0-9A-Fa-f]+)\s*_\s*\{?\s*(?:⟨\s*)?([a-z]+|\d+)(?:\s*⟩)?\s*\}?$")
 _CLOCK = re.compile(r"^(\d{1,2})(?:[:.](\d{2}))?\s*⟨?\s*(?:([ap])\.?\s*m\.?)?\s*⟩?$", re.IGNORECASE)
-_LESS_OR_MORE = r"<=|>=|<|>|\\[lg]eq?(?:slant)?(?![a-z])|\\[lg]t(?![a-z])"
+_LESS_OR_MORE = re.compile(r"(<=|>=|<|>|\\[lg]eq?(?:slant)?(?![a-z])|\\[lg]t(?![a-z]))")
 _VARIABLE = re.compile(r"[a-zA-Z]|\\(?!infty)[a-z]+")
 _BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10"}
 
@@ -135,18 +135,19 @@ def _same_time(mine: Any, right: Any) -> bool:
 
 def _ranges(text: str) -> str | None:
     """`1 < x \\leq 2` as the interval that it describes, and several joined by "or" as their union; None for anything else."""
-    if not re.search(_LESS_OR_MORE, text) or re.search(r"\band\b", text):
+    if not _LESS_OR_MORE.search(text) or re.search(r"\band\b", text):
         return None
     intervals = [_interval(item) for item in _items(text)]
     return "\\cup ".join(one for one in intervals if one) if all(intervals) else None
 
 
 def _interval(text: str) -> str | None:
-    parts = [part.strip() for part in re.split(f"({_LESS_OR_MORE})", text)]
+    parts = [part.strip() for part in _LESS_OR_MORE.split(text)]
     sides, signs = parts[::2], parts[1::2]
-    if len({sign.lstrip("\\")[0] in "g>" for sign in signs}) != 1 or len(sides) > 3:
+    falls = {sign.lstrip("\\")[0] in "g>" for sign in signs}
+    if len(falls) != 1 or len(sides) > 3:
         return None
-    if signs[0].lstrip("\\")[0] in "g>":
+    if falls.pop():
         sides, signs = sides[::-1], signs[::-1]
     closed = ["e" in sign or "=" in sign for sign in signs]
     if len(sides) == 2 and _VARIABLE.fullmatch(sides[0]):

@@ -57,8 +57,9 @@ def learner_memory(config: Config, shape: Shape, width: int, reference: bool) ->
     share = [learner.workers if learner.zero_stage >= stage else 1 for stage in (3, 2, 1)]
     weights, adapters = shape.parameters * width, shape.trainable * width if learner.lora.rank else 0
     master = 4 if width == 2 or learner.zero_stage else 0
-    away = learner.offload if config.cluster.gpus_per_learner else []
-    kept = activations(shape, learner, width, config.cluster.gpus_per_learner > 0)
+    on_gpu = config.cluster.gpus_per_learner > 0
+    away = learner.offload if on_gpu else []
+    kept = activations(shape, learner, width, on_gpu)
     beside = width if (learner.zero_stage, width) in ((1, 2), (2, 4)) else 0
     frozen = 0 if adapters or not reference else weights / share[0]
     if "reference" in away:

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from builders import OBJECTIVE, sample, terms, update_of
 from storages import Storages
 from torch import Tensor
 
-from rlopt.config.compose import conf_dir, read
+from rlopt.config.compose import default_section, read
 from rlopt.config.learners import LearnerConfig
 from rlopt.core.samples import Group, Prompt
 from rlopt.core.table import Update
@@ -61,8 +60,7 @@ class Learned:
 
 def learner_config(**changed: Any) -> LearnerConfig:
     """As `conf/config.yaml` has it, but for what is `changed`."""
-    raw = yaml.safe_load((conf_dir() / "config.yaml").read_text())["learner"]
-    return read(LearnerConfig, {**raw, "lr": 1e-3, **changed}, "learner.")
+    return read(LearnerConfig, {**default_section("learner"), "lr": 1e-3, **changed}, "learner.")
 
 
 def update(lengths: Sequence[int], vocabulary: int) -> Update:

@@ -5,10 +5,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor
 
-from rlopt.config.compose import conf_dir, read
+from rlopt.config.compose import default_section, read
 from rlopt.config.sections import DataConfig
 from rlopt.core.batches import Batch
 from rlopt.core.samples import Group, Prompt, Sample
@@ -43,7 +42,7 @@ def loss_weights(mask: Tensor, average: Any, group: Tensor, limit: int) -> Tenso
 
 def data_config(**changed: Any) -> DataConfig:
     """As `conf/config.yaml` has it, but for what is `changed`."""
-    return read(DataConfig, {**yaml.safe_load((conf_dir() / "config.yaml").read_text())["data"], **changed}, "data.")
+    return read(DataConfig, {**default_section("data"), **changed}, "data.")
 
 
 def prompt(name: str = "p", length: int = 3) -> Prompt:

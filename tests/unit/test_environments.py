@@ -10,10 +10,9 @@ from typing import Any
 
 import psutil
 import pytest
-import yaml
 from aiohttp import web
 
-from rlopt.config.compose import conf_dir, read
+from rlopt.config.compose import default_section, read
 from rlopt.config.environments import EnvConfig
 from rlopt.core.errors import RloptError
 from rlopt.data import calculator, guessing
@@ -27,7 +26,7 @@ ROW = {"prompt": "1+1=", "answer": "9"}
 
 def env(**changed: Any) -> EnvConfig:
     """As `conf/config.yaml` has it, but for what is `changed`."""
-    kept = yaml.safe_load((conf_dir() / "config.yaml").read_text())["env"]
+    kept = default_section("env")
     return read(EnvConfig, {**kept, "timeout_s": 20.0, **changed}, "env.")
 
 

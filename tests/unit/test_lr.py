@@ -3,13 +3,12 @@
 from dataclasses import replace
 
 import pytest
-import yaml
 
-from rlopt.config.compose import conf_dir, read
+from rlopt.config.compose import default_section, read
 from rlopt.config.learners import LearnerConfig
 from rlopt.learner.lr_schedule import lr_factor
 
-LEARNER = read(LearnerConfig, yaml.safe_load((conf_dir() / "config.yaml").read_text())["learner"], "learner.")
+LEARNER = read(LearnerConfig, default_section("learner"), "learner.")
 
 
 def factors(schedule: str, warmup: int, steps: int) -> list[float]:
