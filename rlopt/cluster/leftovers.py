@@ -62,12 +62,26 @@ def name_shared_memory() -> None:
 
 def marked(word: str) -> set[int]:
     """The processes with this mark, as far as they are ours to read."""
-    wanted, found = f"{MARK}={word}".encode(), set()
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        with suppress(OSError):  # it has ended, or is another user's
-            if wanted in Path(f"/proc/{name}/environ").read_bytes().split(b"\0"):
-                found.add(int(name))
-    return found
+    return {pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if is_marked(pid, word)}
+
+
+def is_marked(pid: int, word: str) -> bool:
+    """Whether this process has this mark; not if it has ended or is not ours to read.
+
+    While a process executes a program, neither its environment nor its arguments can be read for a moment: they are read again.
+    """
+    ends, executed = time.monotonic() + 0.2, False
+    with suppress(OSError):
+        while not (found := _read(pid, "environ")) and not executed and time.monotonic() < ends:
+            os.readlink(f"/proc/{pid}/exe")  # raises if there is none: it has ended, or is the kernel's
+            executed = bool(_read(pid, "cmdline"))
+            time.sleep(0.001)
+        return f"{MARK}={word}".encode() in found.split(b"\0")
+    return False
+
+
+def _read(pid: int, name: str) -> bytes:
+    return Path(f"/proc/{pid}/{name}").read_bytes()
 
 
 def sweep(word: str, spare: Collection[int] = (), seconds: float = 5.0) -> None:

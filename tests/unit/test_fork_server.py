@@ -106,15 +106,16 @@ def test_the_server_and_its_files_end_with_a_driver_that_was_killed() -> None:
     code = (
         "import os, time; from rlopt.cluster import fork_server; from rlopt.config.sections import ClusterConfig\n"
         "own = ClusterConfig('local', 1, 0.0, 0.0, start_deadline_s=60.0, step_deadline_s=60.0)\n"
-        "with fork_server.imported(own):\n print(os.environ[fork_server.ADDRESS], flush=True); time.sleep(60)"
+        "with fork_server.imported(own):\n"
+        " print(os.environ[fork_server.ADDRESS], *fork_server.running, flush=True); time.sleep(60)"
     )
-    driver = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert driver.stdout
-    address = Path(driver.stdout.readline().strip())
-    assert address.is_socket()
-    (server,) = (child for child in psutil.Process(driver.pid).children() if "rlopt.cluster.fork_server" in child.cmdline())
-    driver.send_signal(signal.SIGKILL)
-    driver.communicate()
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as driver:
+        assert driver.stdout
+        path, pid = driver.stdout.readline().split()
+        address, server = Path(path), psutil.Process(int(pid))
+        was_there = address.is_socket()
+        driver.send_signal(signal.SIGKILL)
+    assert was_there
     server.wait(60)
     deadline = time.monotonic() + 60
     while address.parent.exists():

@@ -50,6 +50,24 @@ def test_a_process_that_left_its_session_is_found_and_ended_and_others_are_not()
             process.kill()
 
 
+def test_a_process_is_found_while_it_executes_its_program() -> None:
+    """Linux signals a parent that its child executes before the child's environment can be read."""
+    for _ in range(200):
+        with subprocess.Popen(["sleep", "60"], env={leftovers.MARK: "1-2-3"}) as process:
+            found = leftovers.is_marked(process.pid, "1-2-3")
+            process.kill()
+        assert found
+
+
+def test_processes_without_an_environment_and_those_that_have_ended_are_nobodys() -> None:
+    with subprocess.Popen(["sleep", "60"], env={}) as process:
+        assert not leftovers.is_marked(process.pid, "1-2-3")
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it stays, a zombie
+        assert not leftovers.is_marked(process.pid, "1-2-3")
+    assert not leftovers.is_marked(process.pid, "1-2-3")
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(leftovers, "FOLDERS", (tmp_path,))
