@@ -13,13 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import hydra
 import pytest
 import ray
+from builders import compose
 from conftest import SMALL
 from rich.console import Console
 
-from rlopt.config.compose import conf_dir, typed
 from rlopt.config.sections import RewardConfig, RolloutConfig
 from rlopt.core.reduce import Metric
 from rlopt.core.requests import SampleRequest
@@ -157,8 +156,7 @@ class Learner(LearnerWorker):
 
 
 def prepared_for(folder: Path, *overrides: str) -> validate.Prepared:
-    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = typed(hydra.compose("config", [*overrides, f"run.dir={folder}", "tracking.wandb=disabled"]))
+    config = compose(*overrides, f"run.dir={folder}", "tracking.wandb=disabled")
     return validate.validate(config, Console(quiet=True))
 
 

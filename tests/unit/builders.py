@@ -3,11 +3,17 @@
 from dataclasses import replace
 from typing import Any
 
+import hydra
 import numpy as np
 import torch
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
-from rlopt.config.compose import default_section, read
+from rlopt.config.cli import refusal
+from rlopt.config.compose import conf_dir, default_section, read, typed
+from rlopt.config.schema import Config
 from rlopt.config.sections import DataConfig
 from rlopt.core.batches import Batch
 from rlopt.core.samples import Group, Prompt, Sample
@@ -38,6 +44,20 @@ def batch_of(groups: list[Group], step: int = 1) -> Batch:
 def loss_weights(mask: Tensor, average: Any, group: Tensor, limit: int) -> Tensor:
     """The average as a matrix `[B, T]`, for the `mask` of a whole update."""
     return token_weights(mask, sequence_weights(mask.sum(1), average, group, limit), average == "pair_mean")
+
+
+def composed(name: str, *overrides: str) -> DictConfig:
+    """What Hydra makes of `conf/NAME.yaml` and these overrides."""
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return hydra.compose(name, list(overrides))
+
+
+def compose(*overrides: str) -> Config:
+    """The config of a run with these overrides; Hydra's errors are those that `rlopt.train` shows."""
+    try:
+        return typed(composed("config", *overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise refusal(error) from error
 
 
 def data_config(**changed: Any) -> DataConfig:

@@ -4,8 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from builders import compose
 from rich.console import Console
-from test_settings import compose
 
 from rlopt.bench import main, table
 from rlopt.core.errors import RloptError
@@ -35,6 +35,10 @@ SPEEDS = Speeds(
 def test_limits_are_two_operations_a_parameter_and_token_to_sample_and_six_to_learn() -> None:
     assert SPEEDS.sampling_floor_s == 2 * 1000 * 5000 / 1e9
     assert SPEEDS.update_floor_s == 6 * 1000 * 5000 / 1e9
+
+
+def test_a_ceiling_is_the_faster_of_two_measurements() -> None:
+    assert Machine(matrix=1.0, copy=4.0).or_faster(Machine(matrix=3.0, copy=2.0)) == Machine(matrix=3.0, copy=4.0)
 
 
 def test_together_is_compared_with_the_slower_of_engine_and_learner() -> None:

@@ -1,22 +1,22 @@
 """The command line of `rlopt.evaluate`: what it takes over from a run, and what it refuses."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
-import hydra
 import pytest
 import yaml
+from builders import compose as compose_run
+from builders import composed
 
 from rlopt.config.commands import EvaluateJob
-from rlopt.config.compose import conf_dir
 from rlopt.core.errors import RloptError
 from rlopt.evaluate import of_run, typed
 
 
 def compose(*overrides: str, search: Path | None = None) -> EvaluateJob:
     where = [f"hydra.searchpath=[file://{search}]", "+of=run"] if search else []
-    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return typed(hydra.compose("evaluate", [*where, *overrides]))
+    return typed(composed("evaluate", *where, *overrides))
 
 
 @pytest.fixture
@@ -26,20 +26,9 @@ def run(tmp_path: Path) -> Path:
         (tmp_path / "checkpoints" / f"step_{step}" / "hf").mkdir(parents=True)
         (tmp_path / "checkpoints" / f"step_{step}" / "manifest.json").write_text("{}")
     (tmp_path / "checkpoints" / "best.json").write_text(json.dumps({"step": 5, "metric": "m", "value": 1.0}))
-    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        from rlopt.config.compose import typed as typed_run
-
-        overrides = [
-            "+algo=grpo",
-            "run.seed=7",
-            "data.template='Q: {prompt}\\nA:'",
-            "rollout.max_new_tokens=40",
-            "rollout.sleep=true",
-        ]
-        from dataclasses import asdict
-
-        config = asdict(typed_run(hydra.compose("config", overrides)))
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    sampling = ["data.template='Q: {prompt}\\nA:'", "rollout.max_new_tokens=40", "rollout.sleep=true"]
+    config = compose_run("+algo=grpo", "run.seed=7", *sampling)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(asdict(config)))
     return tmp_path
 
 

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from builders import compose
 from test_resume import checkpoint_of
-from test_settings import compose
 
 from rlopt.config.cli import current_key
 from rlopt.config.compose import current_algo, normalized

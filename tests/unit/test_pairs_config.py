@@ -1,22 +1,21 @@
 """The config of `rlopt.pairs`: training's, with what only training has taken out, and its own section."""
 
-import hydra
 import pytest
+from builders import composed
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from rlopt.config.commands import PairsJob
-from rlopt.config.compose import conf_dir, translate
+from rlopt.config.compose import translate
 from rlopt.core.errors import RloptError
 from rlopt.pairs import typed
 
 
 def compose(*overrides: str) -> PairsJob:
-    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        try:
-            return typed(hydra.compose("pairs", list(overrides)))
-        except (HydraException, OmegaConfBaseException) as error:
-            raise translate(error, "pairs") from error
+    try:
+        return typed(composed("pairs", *overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise translate(error, "pairs") from error
 
 
 def test_the_defaults_sample_as_the_paper_did_and_share_the_rest_with_training() -> None:

@@ -4,15 +4,14 @@ import json
 import os
 from pathlib import Path
 
-import hydra
 import pytest
 import torch
 import transformers
+from builders import compose
 from rich.console import Console
 
-from rlopt.config.compose import conf_dir, typed
+from rlopt.config.compose import conf_dir
 from rlopt.config.learners import LoraConfig
-from rlopt.config.schema import Config
 from rlopt.models.loading import Shape, shape_of
 from rlopt.models.policy import Policy
 from rlopt.run.memory import GIB, LearnerMemory, activations, engine_memory, learner_memory
@@ -40,11 +39,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         config = dict(zip((*KEYS, "vocab_size", "tie_word_embeddings"), values, strict=False))
         (found[name] / "config.json").write_text(json.dumps(config))
     return found
-
-
-def compose(*overrides: str) -> Config:
-    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return typed(hydra.compose("config", list(overrides)))
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from builders import compose
 from rich.console import Console
-from test_settings import compose
 
 from rlopt.models.loading import Shape
 from rlopt.run.precision import bfloat16_gain, choose, dtype_of

@@ -1,7 +1,7 @@
 """What is refused before anything is started: records without what an algorithm needs."""
 
 import pytest
-from test_settings import compose
+from builders import compose
 
 from rlopt.run.objective import make_objective, make_terms, why_logprobs
 

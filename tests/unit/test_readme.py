@@ -5,11 +5,11 @@ import re
 import shlex
 from pathlib import Path
 
-import hydra
 import pytest
+from builders import composed
 from test_floors import ORDER
 
-from rlopt.config.compose import algorithms, conf_dir
+from rlopt.config.compose import algorithms
 from rlopt.tracking.metrics import table
 
 ROOT = Path(__file__).parents[2]
@@ -87,27 +87,23 @@ def commands(module: str) -> list[list[str]]:
 def test_every_training_command_composes() -> None:
     lines = commands("train")
     assert len(lines) >= 10
-    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        for line in lines:
-            plain = [argument for argument in line if argument != "--multirun"]
-            if "--multirun" in line:
-                plain = [re.sub(r"=([^=,]+),.*$", r"=\1", argument) for argument in plain]
-            hydra.compose("config", plain)
+    for line in lines:
+        plain = [argument for argument in line if argument != "--multirun"]
+        if "--multirun" in line:
+            plain = [re.sub(r"=([^=,]+),.*$", r"=\1", argument) for argument in plain]
+        composed("config", *plain)
 
 
 def test_every_evaluation_and_pairs_command_composes() -> None:
     assert commands("evaluate")
     assert commands("pairs")
-    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        for name in ("evaluate", "pairs"):
-            for line in commands(name):
-                hydra.compose(name, [re.sub(r"^run=", "evaluate.run=", argument) for argument in line if argument != "..."])
+    for name in ("evaluate", "pairs"):
+        for line in commands(name):
+            composed(name, *(re.sub(r"^run=", "evaluate.run=", argument) for argument in line if argument != "..."))
 
 
 def test_every_key_that_the_pages_name_is_there() -> None:
-    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        known = hydra.compose("config", ["+algo=grpo"])
-        evaluate, pairs = hydra.compose("evaluate"), hydra.compose("pairs")
+    known, evaluate, pairs = composed("config", "+algo=grpo"), composed("evaluate"), composed("pairs")
     sections = "|".join(section for section in known if section != "algo")
     for page in PAGES:
         if page.parent.name == "moving":  # has keys of other frameworks

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_settings import compose
+from builders import compose
 
 from rlopt.core.errors import RloptError
 from rlopt.run.engine_count import ask_for, wanted_engines

@@ -5,10 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import hydra
 import pytest
+from builders import compose
 
-from rlopt.config.compose import conf_dir, typed
 from rlopt.config.schema import Config
 from rlopt.core.appended import AppendedFile
 from rlopt.core.errors import DiskFull, RloptError
@@ -24,8 +23,7 @@ SHAPE = Shape(parameters=1000, trainable=1000, layers=1, hidden=8, intermediate=
 
 
 def config(*overrides: str) -> Config:
-    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return typed(hydra.compose("config", ["+algo=grpo", *overrides]))
+    return compose("+algo=grpo", *overrides)
 
 
 @pytest.mark.parametrize(

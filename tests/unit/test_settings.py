@@ -4,31 +4,18 @@ import shlex
 from dataclasses import asdict
 from pathlib import Path
 
-import hydra
 import pytest
-from builders import terms
-from hydra.errors import HydraException
+from builders import compose, composed, terms
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from rlopt.config.cli import at_home as arguments_at_home
-from rlopt.config.cli import refusal as refusal_of
-from rlopt.config.compose import algorithms, conf_dir, typed
+from rlopt.config.compose import algorithms
 from rlopt.config.passthrough import refuse_unknown
-from rlopt.config.schema import Config
 from rlopt.config.synonyms import MEANINGS
 from rlopt.core.atomic_write import at_home
 from rlopt.core.errors import RloptError
 from rlopt.objectives.grpo import GRPO
 from rlopt.run.objective import make_objective, make_terms
-
-
-def compose(*overrides: str) -> Config:
-    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        try:
-            return typed(hydra.compose("config", list(overrides)))
-        except (HydraException, OmegaConfBaseException) as error:
-            raise refusal_of(error) from error
 
 
 def make_everything(*overrides: str) -> None:
@@ -291,8 +278,7 @@ def test_a_value_that_hydra_does_not_read_is_answered_with_quotes_that_it_does(v
     said = refusal("+algo=grpo", f"run.dir={value}")
     assert said.startswith(f"run.dir={value}: is not read as one value; quote the value: ")
     (proposed,) = shlex.split(said.partition("quote the value: ")[2])
-    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        assert typed(hydra.compose("config", ["+algo=grpo", proposed])).run.dir == value
+    assert compose("+algo=grpo", proposed).run.dir == value
 
 
 def test_the_proposed_quotes_work_in_a_shell_too() -> None:
@@ -326,10 +312,9 @@ def test_a_key_of_another_framework_or_section_is_answered_with_the_one_that_is_
 
 
 def test_every_key_that_is_suggested_is_there() -> None:
-    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        composed = hydra.compose("config", ["+algo=grpo"])
+    known = composed("config", "+algo=grpo")
     for key in MEANINGS:
-        assert OmegaConf.select(composed, key, throw_on_missing=False, default="none") != "none", key
+        assert OmegaConf.select(known, key, throw_on_missing=False, default="none") != "none", key
     others = [name for names in MEANINGS.values() for name in names]
     assert len(others) == len(set(others))
 

@@ -6,15 +6,14 @@ from dataclasses import asdict
 from types import SimpleNamespace
 from typing import Any
 
-import hydra
 import pytest
 import torch
+from builders import compose
 from vllm.distributed.weight_transfer import ipc_engine, nccl_engine
 from vllm.distributed.weight_transfer.base import ParamMeta, VLLMWeightSyncClient
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory, WeightTransferTrainerFactory
 from vllm.model_executor.model_loader import reload
 
-from rlopt.config.compose import conf_dir, typed
 from rlopt.learner.weight_source import WeightSource
 from rlopt.run import wiring
 from rlopt.weight_sync import gpu_receivers
@@ -122,5 +121,4 @@ def test_a_receiver_on_a_gpu_notes_what_arrived_and_loads_it(backend: str, monke
     ],
 )
 def test_what_a_canary_may_differ_by_fits_type_and_device(keys: list[str], dtype: torch.dtype, slack: int) -> None:
-    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        assert wiring.rounding_slack(typed(hydra.compose("config", ["+algo=grpo", *keys])), dtype) == slack
+    assert wiring.rounding_slack(compose("+algo=grpo", *keys), dtype) == slack

@@ -3,13 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import hydra
 import pytest
 import torch
 import transformers
+from builders import compose
 from ranks import Case, peaks, update
 
-from rlopt.config.compose import conf_dir, typed
 from rlopt.config.schema import Config
 from rlopt.models.loading import shape_of
 from rlopt.run.memory import learner_memory
@@ -55,8 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(way: Way) -> Config:
     keys = {"workers": way.world, "zero_stage": way.zero, "gradient_checkpointing": str(way.checkpointing).lower()}
     keys |= {"logit_chunk": CHUNK, "token_budget": TOKENS, "deepspeed.zero_optimization.reduce_bucket_size": BUCKET}
-    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return typed(hydra.compose("config", ["+algo=grpo", *(f"++learner.{key}={value}" for key, value in keys.items())]))
+    return compose("+algo=grpo", *(f"++learner.{key}={value}" for key, value in keys.items()))
 
 
 @pytest.fixture(scope="module")
