@@ -7,7 +7,7 @@ import re
 import unicodedata
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache
+from functools import cache, lru_cache
 
 _SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n", strict=True))
 _SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉", "0123456789", strict=True))
@@ -240,7 +240,7 @@ def _number(text: str) -> tuple[Fraction, bool, bool, int] | None:
     return value, "." not in written.rstrip(".") and not exponent, "," in written, found.end()
 
 
-@cache
+@lru_cache(4096)
 def _unit(tail: str) -> str | None:
     """What follows a number as a unit in one spelling, empty where nothing follows; None: it is something else."""
     upright, spaced = "⟨" in tail, tail[:1].isspace()

@@ -170,3 +170,19 @@ def test_files_and_functions_are_short(module: str) -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno is not None
             assert node.end_lineno - node.lineno < 60, node.name
+
+
+FEW = {"rewards.notation._character": "characters", "rewards.reasoning._scorer": "tasks", "models.compiled._fused": "functions"}
+"""What a function is asked for whose answers are all kept, where that is something of which there are few."""
+
+
+def test_answers_are_kept_without_a_limit_only_where_there_are_few() -> None:
+    """A process lives as long as a run: what models write, kept once for each text, would fill its memory."""
+    found = set()
+    for module, path in files().items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and node.args.args:
+                marks = [ast.unparse(decorator) for decorator in node.decorator_list]
+                if any(mark.rpartition(".")[2] in ("cache", "lru_cache(None)", "lru_cache(maxsize=None)") for mark in marks):
+                    found.add(f"{module}.{node.name}")
+    assert found == FEW.keys()
