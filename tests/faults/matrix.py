@@ -1,4 +1,4 @@
-"""`python matrix.py FOLDER [WORD ...]`: what becomes of a run in every fault, in every phase, as a table.
+"""What becomes of a run in every fault, in every phase, as a table: `python matrix.py FOLDER [WORD ...]`.
 
 Each row is a real run of 12 steps in which one thing happens once (`stand.py`). A run that ends is given the same command
 again, as a user would. Then its numbers are compared with those of a run that nothing happened to: in lockstep all metrics but
@@ -7,6 +7,7 @@ twice, and that the steps before the fault are as they were, to the last bit. Wi
 are run. Rows that the folder has already are not run again.
 """
 
+import argparse
 import json
 import math
 import os
@@ -332,4 +333,8 @@ def main(home: Path, words: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]).resolve(), sys.argv[2:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("words", nargs="*", metavar="word")
+    asked = parser.parse_args()
+    main(asked.folder.resolve(), asked.words)

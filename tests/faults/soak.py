@@ -1,10 +1,11 @@
-"""`python soak.py FOLDER [STEPS [killed|alone]]`: an asynchronous run whose workers are killed again and again, and one that is
-left alone; or one of the two again.
+"""An asynchronous run whose workers are killed again and again, and one that is left alone, or one of the two again:
+`python soak.py FOLDER [STEPS [killed|alone]]`.
 
 An engine is killed every 30 seconds and the learner rank every 3 minutes. Both runs' rewards and the memory of all their
 processes, in MiB, go to `soak.json` and `soak.png`; by how much each process grew from step 200 on is printed.
 """
 
+import argparse
 import contextlib
 import json
 import os
@@ -22,6 +23,9 @@ from typing import Any
 
 import psutil
 from stand import hook
+
+INSIDE = "SOAK_NOTES"
+"""Environment variable of the process that is the run: where it writes what it sees."""
 
 ENGINE_EVERY_S, RANK_EVERY_S, LOOK_EVERY_S = 30.0, 180.0, 5.0
 FLAT_FROM = 200
@@ -170,7 +174,8 @@ def main(home: Path, steps: int, names: Sequence[str]) -> None:
         notes = home / f"{name}.jsonl"
         keys = [*KEYS, f"trainer.total_steps={steps}", f"run.dir={home / name}"]
         began = time.monotonic()
-        run = subprocess.Popen([sys.executable, __file__, "--inside", str(notes), *keys], stdin=subprocess.DEVNULL)
+        env = os.environ | {INSIDE: str(notes)}
+        run = subprocess.Popen([sys.executable, __file__, *keys], stdin=subprocess.DEVNULL, env=env)
         watch(run, notes)
         if run.wait():
             raise SystemExit(run.returncode)
@@ -189,13 +194,23 @@ def main(home: Path, steps: int, names: Sequence[str]) -> None:
         print(f"  reward of the last 200 steps {statistics.fmean(late):.3f}")
         for process, grown in growth(found[name]["looks"]).items():
             print(f"  {process}: {100 * grown:+.1f}% from step {FLAT_FROM} on")
-    draw(home)
+    if lacking := {"killed", "alone"} - found.keys():
+        print(f"no figure yet: it shows both runs, and {lacking.pop()} is still to be made in this folder")
+    else:
+        draw(home)
+
+
+def asked() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("steps", type=int, nargs="?", default=2000)
+    parser.add_argument("which", nargs="?", choices=("killed", "alone"), help="both without it")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "--inside":
-        where = Path(sys.argv[2])
-        del sys.argv[1:3]
-        inside(where, kills=where.stem == "killed")
+    if notes := os.environ.pop(INSIDE, ""):
+        inside(Path(notes), kills=Path(notes).stem == "killed")
     else:
-        main(Path(sys.argv[1]).resolve(), int((*sys.argv, 2000)[2]), sys.argv[3:] or ("killed", "alone"))
+        given = asked()
+        main(given.folder.resolve(), given.steps, [given.which] if given.which else ("killed", "alone"))

@@ -132,8 +132,11 @@ def test_one_thing_is_followed_through_few_files(section: str, most: int) -> Non
     assert len(set(re.findall(r"\]\(([^)]+)\)", told))) <= most
 
 
-@pytest.mark.parametrize("script", sorted((ROOT / "examples").rglob("*.py")), ids=lambda path: "/".join(path.parts[-2:]))
-def test_a_script_of_the_examples_says_what_it_is_for_and_reads_its_arguments_by_name(script: Path) -> None:
+SCRIPTS = [*sorted((ROOT / "examples").rglob("*.py")), *(ROOT / "tests/faults" / name for name in ("matrix.py", "soak.py"))]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: "/".join(path.parts[-2:]))
+def test_a_script_says_what_it_is_for_and_reads_its_arguments_by_name(script: Path) -> None:
     source = script.read_text()
     assert ast.get_docstring(ast.parse(source))
     assert "sys.argv" not in source  # argparse answers --help, and says in one line what is missing
