@@ -2,36 +2,21 @@
 
 Numbers are equal where they differ by one part in a million at most, integers exactly; units and currencies must agree where
 both have one. Lists are compared item by item: in any order, but between brackets. Inequalities of a variable are the intervals
-that they describe. All else is for math-verify. Its closeness is absolute, so it is never asked about numbers.
+that they describe. All else is an expression (`expressions`).
 """
 
-import logging
 import re
-import threading
 from collections.abc import Sequence
-from fractions import Fraction
-from functools import lru_cache
 from typing import Any
 
-from math_verify import parse, verify
+from rlopt.rewards.expressions import near, same_expression
+from rlopt.rewards.notation import normal, unmarked
+from rlopt.rewards.quantities import Quantity, quantity
 
-from rlopt.rewards.notation import Quantity, normal, quantity, unmarked
-
-logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it warns about its missing timeout; our caller has one
-
-CLOSE = Fraction(1, 10**6)
-"""Two numbers that are not both integers are equal within this share of the larger."""
-
-LONGEST, READABLE = 400, 2000
-"""Characters of an expression that math-verify is asked about, and of an answer that is read at all."""
-
-PATIENCE_S = 2
-"""Seconds that math-verify may take to read or compare; an answer that takes longer is not equal."""
+READABLE = 2000
+"""Characters of an answer that is read at all."""
 
 _OPEN, _CLOSED = {"(": ")", "[": "]", "\\{": "\\}", "\\langle": "\\rangle"}, (")", "]", "\\}", "\\rangle")
-_WILD = re.compile(
-    r"\^\s*\{?\s*-?\d{5,}|\^\s*\{?\s*\(?-?\d+\s*\^|\^\{?[^{}^]{0,20}\^\{?[^{}^]{0,20}\^|\d{4,}\s*!|!\s*!|[)}]\s*\^\s*\{?\s*\d{3,}|\d{5000,}"
-)
 _JOINT = re.compile(r"\s*,?\s*(?:⟨\s*)?\b(?:and|or)\b(?:\s*⟩)?\s*,?\s*", re.IGNORECASE)
 _JOINT_UPRIGHT = re.compile(r"\s*,?\s*⟨\s*,?\s*(?:and|or)\s*⟩\s*,?\s*", re.IGNORECASE)
 _NAME = re.compile(r"^(?:\\?[a-zA-Z]+(?:_\{?\w+\}?)?(?:\([a-z](?:,\s*[a-z])*\))?|\\angle\s*[A-Z]+|[A-Z]{2,3})'*$")
@@ -86,7 +71,7 @@ def _same(mine: str, right: str) -> bool:
         return verdict
     if (here or there) and _is_text(right if here else mine):
         return False
-    return _same_expression(unmarked(mine), unmarked(right))
+    return same_expression(unmarked(mine), unmarked(right))
 
 
 def _squashed(text: str) -> str:
@@ -103,12 +88,6 @@ def _close(here: Quantity, there: Quantity) -> bool:
     if here.whole and there.whole and len(values) == len(goals) == 1:
         return here.value == there.value
     return any(near(value, goal) for value in values for goal in goals)
-
-
-def near(one: Fraction, other: Fraction) -> bool:
-    """Whether two numbers differ by one part in a million at most; an integer and another by one in a thousand million."""
-    share = CLOSE if one.denominator != 1 and other.denominator != 1 else CLOSE / 1000
-    return abs(one - other) <= share * max(abs(one), abs(other))
 
 
 def _same_in_base(mine: str, right: str) -> bool:
@@ -238,7 +217,7 @@ def _same_sides(mine: str, right: str) -> bool | None:
     if len(sides) > 1 and len(wanted) > 1:
         if len(sides) == len(wanted) and all(_same(a, b) for a, b in zip(sides, wanted, strict=True)):
             return True
-        return len(sides) == len(wanted) == 2 and _same_expression(unmarked(mine), unmarked(right))
+        return len(sides) == len(wanted) == 2 and same_expression(unmarked(mine), unmarked(right))
     return len(sides) > 1 and _same(sides[-1], right)  # 48 + 24 = 72: what it comes to
 
 
@@ -255,40 +234,3 @@ def _sides(text: str) -> list[str]:
 def _is_text(text: str) -> bool:
     """Whether a text is words: letters beside which no mathematics stands."""
     return bool(re.search(r"[^\W\d_]{2,}", re.sub(r"\\[a-zA-Z]+", "", text)))
-
-
-def _same_expression(mine: str, right: str) -> bool:
-    if max(len(mine), len(right)) > LONGEST or _WILD.search(mine) or _WILD.search(right):
-        return False
-    wanted, given = _parsed(right), _parse(mine)
-    if not wanted or not given:
-        return False
-    values = _value(wanted[0]), _value(given[0])
-    if None not in values:
-        return near(values[0], values[1])  # type: ignore[arg-type]
-    return bool(verify(list(wanted), list(given), float_rounding=12, timeout_seconds=_patience()))
-
-
-@lru_cache(4096)
-def _parsed(text: str) -> tuple[Any, ...]:
-    """Reference answers, parsed once: each is compared many times."""
-    return _parse(text)
-
-
-def _parse(text: str) -> tuple[Any, ...]:
-    return tuple(parse(f"\\boxed{{{text}}}", parsing_timeout=_patience()))
-
-
-def _patience() -> int | None:
-    """math-verify limits its time by a signal, which only the main thread can receive."""
-    return PATIENCE_S if threading.current_thread() is threading.main_thread() else None
-
-
-def _value(expression: Any) -> Fraction | None:
-    """The value of an expression without variables, to 30 digits; None if it has no value."""
-    if not getattr(expression, "is_number", False) or not expression.is_real or expression.is_infinite:
-        return None
-    try:
-        return Fraction(str(expression.evalf(30)))
-    except (ValueError, TypeError, OverflowError, ArithmeticError):  # sympy could not reduce it to digits
-        return None

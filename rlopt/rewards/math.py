@@ -1,7 +1,8 @@
 """Reward functions that most runs begin with. Any of them is a `reward.fn`, alone or with others: `rlopt.rewards:mathematics`.
 
-A grade of mathematics takes three steps: `answers` finds where the final answer stands, `notation` what it says, and `equality`
-whether that is the right one. math-verify (Hugging Face) reads and compares what is more than a number.
+A grade of mathematics takes three steps: `answers` finds where the final answer stands, `notation` puts it into one notation,
+and `equality` says whether it is the right one: as a number with its unit (`quantities`), a list, an interval, or an expression
+(`expressions`), which math-verify (Hugging Face) reads.
 """
 
 from rlopt.rewards import latex

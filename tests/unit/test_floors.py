@@ -64,6 +64,7 @@ LIGHT = {
     "omegaconf",
     "hydra",
     "math_verify",
+    "sympy",
     "rich",
     "jaxtyping",
     "reasoning_gym",

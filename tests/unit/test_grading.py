@@ -12,7 +12,8 @@ from rlopt.rewards.answers import find, spoken
 from rlopt.rewards.equality import equal
 from rlopt.rewards.latex import boxes
 from rlopt.rewards.math import boxed, brevity, exact, mathematics, mathematics_boxed, mathematics_marked
-from rlopt.rewards.notation import Quantity, normal, quantity
+from rlopt.rewards.notation import normal
+from rlopt.rewards.quantities import Quantity, quantity
 
 DATA = Path(__file__).parents[1] / "data"
 PAIRS = [json.loads(line) for line in (DATA / "grading.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -139,6 +140,15 @@ def test_no_solution_text_raises(said: str) -> None:
         0,
         0,
     ]
+
+
+@pytest.mark.parametrize(
+    "piece", ["1", "1,", "12 ", "个", "5万", "答案", " ", "*", "ответ ", "the answer to ", "ab ", "<think>", "####"]
+)
+@pytest.mark.parametrize("opening", ["", "答案", "The answer", "5"])
+def test_a_long_text_is_read_in_a_few_passes(opening: str, piece: str) -> None:
+    """One that took time by the square of its length would take minutes."""
+    assert mathematics(completion=opening + piece * (200_000 // len(piece)), answer="7") == 0.0
 
 
 def test_boxes_are_found_in_one_pass() -> None:
