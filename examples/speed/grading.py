@@ -1,7 +1,7 @@
 """Grades a second of the mathematics reward: `python examples/speed/grading.py ROWS`, GSM8K's rows as one JSON object a line.
 
-Of each row its own solution, one with another number, its answer in a box, and a formula that has its value, graded as a run
-grades: in processes that can be killed, groups of eight that are asked for at the same time.
+Of each row its own solution with its number, right, wrong, in a box and in a sentence; then, instead of numbers, formulas. They
+are graded as a run grades: in processes that can be killed, groups of eight that are asked for at the same time.
 """
 
 import argparse

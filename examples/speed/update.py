@@ -105,18 +105,13 @@ def rate(dtype: torch.dtype) -> float:
     return 2 * 1024**3 / median(seconds(lambda: left @ right) for _ in range(60))
 
 
-def measure(case: Case, ranks: list[LearnerWorker], update: Update, rounds: int) -> list[str]:
+def measure(case: Case, ranks: list[LearnerWorker], share: list[Update], tokens: int, rounds: int) -> list[str]:
     """A row of the table; each rank updates once in each round, after two that are not counted."""
     torch.set_num_threads(case.threads)
-    (share,) = microbatches(update, "sequence", 1, default().token_budget)
     taken = [[seconds(partial(rank.update, share, step)) for rank in ranks] for step in range(1, rounds + 3)]
-    floor = 6 * case.parameters * int(update.lengths.sum()) / max(rate(case.dtype) for _ in range(3))
+    floor = 6 * case.parameters * tokens / max(rate(case.dtype) for _ in range(3))
     found = [f"{median(t):.3f} ({min(t):.3f} to {max(t):.3f}): {median(t) / floor:.2f}" for t in zip(*taken[2:], strict=True)]
     return [case.model, str(case.dtype).removeprefix("torch."), str(case.threads), f"{floor:.3f}", *found]
-
-
-def default() -> LearnerConfig:
-    return read(LearnerConfig, {**default_section("learner"), "lr": 1e-9}, "learner.")
 
 
 def main() -> None:
@@ -127,17 +122,17 @@ def main() -> None:
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
-    update = batch()
+    update, config = batch(), read(LearnerConfig, {**default_section("learner"), "lr": 1e-9}, "learner.")
+    (share,) = microbatches(update, "sequence", 1, config.token_budget)
+    tokens, padded = int(update.lengths.sum()), sum(len(part) * int(part.lengths.max()) for part in share)
     table = Table("model", "dtype", "threads", "floor (s)", "update (s): times the floor", "with learner.compile")
     for name in given.models:
         folder = model(name, given.folder)
         parameters = sum(tensor.numel() for tensor in load_file(folder / "model.safetensors").values())
         for dtype in (getattr(torch, word) for word in given.dtypes):
-            ranks = [learner(folder, dtype, replace(default(), compile=compiled)) for compiled in (False, True)]
+            ranks = [learner(folder, dtype, replace(config, compile=compiled)) for compiled in (False, True)]
             for threads in given.threads:
-                table.add_row(*measure(Case(name, parameters, dtype, threads), ranks, update, given.rounds))
-    (share,) = microbatches(update, "sequence", 1, default().token_budget)
-    tokens, padded = int(update.lengths.sum()), sum(len(part) * int(part.lengths.max()) for part in share)
+                table.add_row(*measure(Case(name, parameters, dtype, threads), ranks, share, tokens, given.rounds))
     console = Console(width=160)
     console.print(f"{len(update)} sequences of {tokens} tokens, {padded} with padding, in {len(share)} micro-batches")
     console.print(table)

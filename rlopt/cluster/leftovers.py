@@ -65,8 +65,8 @@ def marked(word: str) -> set[int]:
     return {pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if is_marked(pid, word)}
 
 
-def is_marked(pid: int, word: str) -> bool:
-    """Whether this process has this mark; not if it has ended or is not ours to read.
+def is_marked(pid: int, word: str, name: str = MARK) -> bool:
+    """Whether this process has this mark as the variable `name`; not if it has ended or is not ours to read.
 
     While a process executes a program, neither its environment nor its arguments can be read for a moment: they are read again.
     """
@@ -76,7 +76,7 @@ def is_marked(pid: int, word: str) -> bool:
             os.readlink(f"/proc/{pid}/exe")  # raises if there is none: it has ended, or is the kernel's
             executed = bool(_read(pid, "cmdline"))
             time.sleep(0.001)
-        return f"{MARK}={word}".encode() in found.split(b"\0")
+        return f"{name}={word}".encode() in found.split(b"\0")
     return False
 
 

@@ -15,7 +15,7 @@ import re
 from typing import Literal
 
 from rlopt.rewards import latex
-from rlopt.rewards.quantities import SCALE
+from rlopt.rewards.quantities import SCALE, UNSPACED
 
 Strictness = Literal["anywhere", "marked", "boxed"]
 """How an answer must be given: by any of these, by 2 to 4, or only in a box."""
@@ -39,7 +39,7 @@ _NUMBER = re.compile(rf"[-+\u2212]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:/\d+|[eE][-+]?
 _NUMBERED = re.compile(r"\d+\s*[.):]\s+\D")
 _INTRODUCED = re.compile(r"^(?:option|choice|equal to|therefore|thus|approximately|about)\s+(?=\S)", re.IGNORECASE)
 _BOLD = re.compile(r"\*\*([^*\n]+)\*\*[\s.!]*\Z")
-_PROSE = re.compile(r"[^\W\d_]{2,}\s?[,:]?\s|[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
+_PROSE = re.compile(rf"[^\W\d_]{{2,}}\s?[,:]?\s|{UNSPACED}")
 """How a sentence begins: with a word and a space, or in a script that has none between words."""
 SHORT = 80
 """The most characters of a text that counts as an answer as a whole."""

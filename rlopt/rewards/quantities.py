@@ -91,7 +91,8 @@ _TEN = re.compile(r"10\s*\^\s*\{?\s*([-+]?\d+)\s*\}?")
 _REPEATING = re.compile(r"(?P<whole>\d*)\.(?P<once>\d*)\\(?:overline|bar)\s*\{(?P<again>\d+)\}")
 _SCALED = re.compile(rf"\s*⟨?\s*({SCALE})(.*)", re.IGNORECASE)
 _SIGN = re.compile(r"\s*([-+]?)\s*")
-_UNSPACED = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
+UNSPACED = "[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"
+"""A character of the scripts of Chinese, Japanese and Korean, where a word may follow a number without a space."""
 _GREEK = re.compile("[\u0370-\u03ff]")
 _UNIT_TOKEN = re.compile(r"\^?\\circ|°|\\%|%|\^\s*\{?\s*-?\d\s*\}?|/|\*|\\cdot|[^\W\d_]+(?:-[^\W\d_]+)*\.?|[$€£¥₹]|\\\$|\S")
 
@@ -195,7 +196,7 @@ def _unit(tail: str) -> str | None:
         elif re.fullmatch(r"[A-Za-z]{3,}(-[A-Za-z]+)*", word) and word.lower() not in _NO_UNIT and (upright or spaced or words):
             words.append(_singular(word.lower()))
             named += 1
-        elif _is_foreign(word) and (len(word) > 1 or _UNSPACED.match(word) or upright or spaced or words):
+        elif _is_foreign(word) and (len(word) > 1 or re.match(UNSPACED, word) or upright or spaced or words):
             words.append(word.lower())
             named += 1
         elif word.lower() in ("of", "a", "an", "the"):

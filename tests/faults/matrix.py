@@ -26,6 +26,7 @@ from typing import Any
 
 import psutil
 
+from rlopt.cluster.leftovers import is_marked
 from rlopt.data.rollout_log import blocks
 
 HERE = Path(__file__).parent
@@ -237,16 +238,10 @@ def _left(mark: str, before: set[str], run: Path, pids: set[int]) -> list[str]:
     """What is still there ten seconds later."""
     ends, left = time.monotonic() + 10, ["?"]
     while left and time.monotonic() < ends:
-        left = [_name(process) for process in psutil.process_iter() if _marked(process, mark)]
+        left = [_name(process) for process in psutil.process_iter() if is_marked(process.pid, mark, "RLOPT_TEST_MARK")]
         left += sorted(_files(pids) - before) + [path.name for path in run.glob("checkpoints/.*.partial")]
         time.sleep(0.2)
     return left
-
-
-def _marked(process: psutil.Process, mark: str) -> bool:
-    with suppress(psutil.Error):
-        return process.environ().get("RLOPT_TEST_MARK") == mark and process.status() != psutil.STATUS_ZOMBIE
-    return False
 
 
 def _name(process: psutil.Process) -> str:

@@ -19,6 +19,7 @@ import psutil
 import pytest
 from transformers import AutoModelForCausalLM
 
+from rlopt.cluster.leftovers import is_marked
 from rlopt.models.loading import find_model
 from rlopt.run import checkpoint, workers
 
@@ -42,15 +43,8 @@ def try_out(line: list[str], cwd: Path | None = None) -> subprocess.CompletedPro
     mark = uuid.uuid4().hex
     env = os.environ | {"RLOPT_TEST_MARK": mark}
     done = subprocess.run(line, capture_output=True, text=True, timeout=120, cwd=cwd, env=env)
-    assert not [process.cmdline() for process in psutil.process_iter() if _mark(process) == mark]
+    assert not [process.cmdline() for process in psutil.process_iter() if is_marked(process.pid, mark, "RLOPT_TEST_MARK")]
     return done
-
-
-def _mark(process: psutil.Process) -> str | None:
-    try:
-        return process.environ().get("RLOPT_TEST_MARK")
-    except psutil.Error:
-        return None
 
 
 def rows(file: Path) -> list[dict[str, Any]]:
