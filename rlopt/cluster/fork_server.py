@@ -84,7 +84,7 @@ def _start(path: str, variables: dict[str, str], modules: tuple[str, ...]) -> "s
             [sys.executable, "-m", "rlopt.cluster.fork_server", str(listener.fileno()), *modules],
             # What libraries read when they are imported. Ray's mode is its default for a cluster of one's own.
             env={"RAY_AUTH_MODE": "token", **os.environ, **variables, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-            | {leftovers.MARK: leftovers.mark()},
+            | leftovers.marking(leftovers.mark()),
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -1,7 +1,8 @@
 """What a command leaves behind: its processes, known by a mark in their environment, and its files in shared memory.
 
 Process groups and parents are not enough to find the processes: whatever a worker or a user's function starts may begin a
-session of its own, and may outlive who started it. What they were started with stays readable.
+session of its own, and may outlive who started it. What they were started with stays readable, but where a program writes
+its title over it: `marking` forbids that to Ray's and vLLM's.
 
 Run as a program it waits for the end of a command and removes both: a command that was killed cannot do so itself. It imports
 nothing but Python's own modules.
@@ -31,6 +32,15 @@ NAMED = re.compile(r"(?:sem\.)?rlopt-([0-9a-f]+-([0-9a-f]+)-([0-9a-f]+))-")
 def mark() -> str:
     """The mark of this command: its process namespace, its process, and when that began. No other command has it, ever."""
     return f"{_namespace():x}-{os.getpid():x}-{_began(os.getpid()):x}"
+
+
+def marking(word: str) -> dict[str, str]:
+    """The environment variables that give this mark to what is started with them.
+
+    The library setproctitle, and Ray's copy of it, write a title into the memory of arguments and environment, and clear the
+    rest of it. SPT_NOENV has them leave the environment as it is.
+    """
+    return {MARK: word, "SPT_NOENV": "1"}
 
 
 def _namespace() -> int:

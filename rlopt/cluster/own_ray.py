@@ -63,7 +63,7 @@ class OwnRay:
         ray._private.services.ConsolePopen = partial(subprocess.Popen, start_new_session=True)
         if fork_server.ADDRESS in os.environ:
             ray._private.ray_constants.SETUP_WORKER_FILENAME = fork_server.CLIENT
-        os.environ[leftovers.MARK] = leftovers.mark()
+        os.environ.update(leftovers.marking(leftovers.mark()))
         system = LEAN | QUIET | UNMEASURED
         try:
             start_patiently(

@@ -19,7 +19,7 @@ import psutil
 import pytest
 from transformers import AutoModelForCausalLM
 
-from rlopt.cluster.leftovers import is_marked
+from rlopt.cluster import leftovers
 from rlopt.models.loading import find_model
 from rlopt.run import checkpoint, workers
 
@@ -43,7 +43,8 @@ def try_out(line: list[str], cwd: Path | None = None) -> subprocess.CompletedPro
     mark = uuid.uuid4().hex
     env = os.environ | {"RLOPT_TEST_MARK": mark}
     done = subprocess.run(line, capture_output=True, text=True, timeout=120, cwd=cwd, env=env)
-    assert not [process.cmdline() for process in psutil.process_iter() if is_marked(process.pid, mark, "RLOPT_TEST_MARK")]
+    running = psutil.process_iter()
+    assert not [process.cmdline() for process in running if leftovers.is_marked(process.pid, mark, "RLOPT_TEST_MARK")]
     return done
 
 
@@ -145,19 +146,26 @@ def end(folder: Path, when: Callable[[], bool], how: Callable[[int], None], *ove
     process.send_signal(
         signal.SIGSTOP
     )  # no step is made while its processes are looked at, which takes seconds on a busy machine
-    family = psutil.Process(process.pid).children(recursive=True)
-    names = {member: member.name() for member in family}
-    assert "VLLM::EngineCore" in names.values()
-    (server,) = (child for child in psutil.Process(process.pid).children() if "rlopt.cluster.fork_server" in child.cmdline())
-    assert {child.name().partition(".")[0] for child in server.children()} == {"ray::RolloutWorker", "ray::LearnerWorker"}
-    listening = {c.laddr.ip for member in family for c in _connections(member) if c.status == psutil.CONN_LISTEN}
+    driver = psutil.Process(process.pid)
+    family = driver.children(recursive=True)
+    try:
+        names = {member: member.name() for member in family}
+        assert "VLLM::EngineCore" in names.values()
+        (server,) = (child for child in driver.children() if "rlopt.cluster.fork_server" in child.cmdline())
+        assert {child.name().partition(".")[0] for child in server.children()} == {"ray::RolloutWorker", "ray::LearnerWorker"}
+        marked = leftovers.marked(server.environ()[leftovers.MARK])
+        unmarked = {names[member] for member in family if member.pid not in marked}
+        assert unmarked <= {"python", "wandb-core", "wandb-symon"}, "more than the guard and W&B"
+        listening = {c.laddr.ip for member in family for c in _connections(member) if c.status == psutil.CONN_LISTEN}
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
     how(process.pid)
     process.send_signal(signal.SIGCONT)
     told = time.monotonic()
     returncode = process.wait(timeout=60)
     seconds = time.monotonic() - told
-    if returncode == -signal.SIGKILL:  # Ray's two agents take their time
-        family = [member for member in family if "Agent" not in names[member]]
     _, alive = psutil.wait_procs(family, timeout=30 if returncode == -signal.SIGKILL else 10)
     found = checkpoint.find_all(folder)
     for path in found:

@@ -59,6 +59,20 @@ def test_a_process_is_found_while_it_executes_its_program() -> None:
         assert found
 
 
+@pytest.mark.parametrize("library", ["setproctitle", "ray._raylet"])
+def test_a_process_is_found_after_it_has_changed_its_title(library: str) -> None:
+    code = f"import {library} as library, time; library.setproctitle('a title'); print(flush=True); time.sleep(60)"
+    line, environment = [sys.executable, "-c", code], os.environ | leftovers.marking("1-2-3")
+    with subprocess.Popen(line, env=environment, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.readline()
+        titled = psutil.Process(process.pid).cmdline()[0]
+        found = leftovers.is_marked(process.pid, "1-2-3")
+        process.kill()
+    assert titled.startswith("a title")
+    assert found
+
+
 def test_processes_without_an_environment_and_those_that_have_ended_are_nobodys() -> None:
     with subprocess.Popen(["sleep", "60"], env={}) as process:
         assert not leftovers.is_marked(process.pid, "1-2-3")

@@ -45,7 +45,7 @@ def head(short: Path) -> Iterator[tuple[str, Path]]:
         "--metrics-export-port",
         "--runtime-env-agent-port",
     )
-    env = ENVIRONMENT | {"RAY_AUTH_MODE": "token", leftovers.MARK: MARK}
+    env = ENVIRONMENT | {"RAY_AUTH_MODE": "token"} | leftovers.marking(MARK)
     first = [
         "--head",
         f"--port={ports[0]}",
