@@ -16,15 +16,21 @@ from rlopt.rewards.quantities import Quantity, quantity
 READABLE = 2000
 """Characters of an answer that is read at all."""
 
-_OPEN, _CLOSED = {"(": ")", "[": "]", "\\{": "\\}", "\\langle": "\\rangle"}, (")", "]", "\\}", "\\rangle")
+_OPEN, _CLOSED = {"(": ")", "[": "]", "\\{": "\\}"}, (")", "]", "\\}")
 _JOINT = re.compile(r"\s*,?\s*(?:⟨\s*)?\b(?:and|or)\b(?:\s*⟩)?\s*,?\s*", re.IGNORECASE)
 _JOINT_UPRIGHT = re.compile(r"\s*,?\s*⟨\s*,?\s*(?:and|or)\s*⟩\s*,?\s*", re.IGNORECASE)
 _NAME = re.compile(r"^(?:\\?[a-zA-Z]+(?:_\{?\w+\}?)?(?:\([a-z](?:,\s*[a-z])*\))?|\\angle\s*[A-Z]+|[A-Z]{2,3})'*$")
 _OPTION = re.compile(r"^\(?\s*⟨?\s*\(?([A-J])\)?\s*⟩?\s*(?:\)|$|[.:)](?=\s|⟨|$)|\s*-\s)")
 _BASE = re.compile(r"^([0-9A-Fa-f]+)\s*_\s*\{?\s*(?:⟨\s*)?([a-z]+|\d+)(?:\s*⟩)?\s*\}?$")
 _CLOCK = re.compile(r"^(\d{1,2})(?:[:.](\d{2}))?\s*⟨?\s*(?:([ap])\.?\s*m\.?)?\s*⟩?$", re.IGNORECASE)
+_RATIO = re.compile(r"^\d{1,9}(?:\s*(?::|⟨?\s*to\s*⟩?)\s*\d{1,9}){1,9}$")
 _LESS_OR_MORE = re.compile(r"(<=|>=|<|>|\\[lg]eq?(?:slant)?(?![a-z])|\\[lg]t(?![a-z]))")
 _VARIABLE = re.compile(r"[a-zA-Z]|\\(?!infty)[a-z]+")
+_SETS = {
+    **dict.fromkeys(("\\mathbb{R}", "allrealnumbers", "allreals"), "(-\\infty,\\infty)"),
+    **dict.fromkeys(("nosolution", "nosolutions", "norealsolution", "norealsolutions"), "\\emptyset"),
+}
+"""Sets that have a name, by what `_squashed` makes of it."""
 _BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10"}
 
 
@@ -49,6 +55,7 @@ def equal(said: str, answer: str) -> bool:
 def _same(mine: str, right: str) -> bool:
     if _squashed(mine) == _squashed(right):
         return True
+    mine, right = (_SETS.get(_squashed(text), text) for text in (mine, right))
     if (named := _named(mine)) and not _named(right):
         return _same(named, right)
     if (named := _named(right)) and "=" not in mine:
@@ -59,6 +66,9 @@ def _same(mine: str, right: str) -> bool:
     clocks = _CLOCK.match(mine), _CLOCK.match(right)
     if all(clocks) and any(clock and (clock[2] or clock[3]) for clock in clocks):
         return _same_time(clocks[0], clocks[1])
+    ratios = _RATIO.match(mine), _RATIO.match(right)
+    if all(ratios) and ":" in mine + right:
+        return _same_proportions(mine, right)
     ranges = _ranges(mine), _ranges(right)
     if any(ranges) and not all(ranges):
         return _same(ranges[0] or mine, ranges[1] or right)
@@ -71,7 +81,14 @@ def _same(mine: str, right: str) -> bool:
         return verdict
     if (here or there) and _is_text(right if here else mine):
         return False
-    return same_expression(unmarked(mine), unmarked(right))
+    return same_expression(_in_radians(mine, here, right), _in_radians(right, there, mine))
+
+
+def _in_radians(text: str, read: Quantity | None, other: str) -> str:
+    """For math-verify: unmarked, and an angle in degrees in radians where it is compared with a multiple of pi."""
+    if read and read.unit == "degree" and "\\pi" in other:
+        return f"\\frac{{{read.value.numerator}\\pi}}{{{180 * read.value.denominator}}}"
+    return unmarked(text)
 
 
 def _squashed(text: str) -> str:
@@ -105,11 +122,18 @@ def _same_time(mine: Any, right: Any) -> bool:
         return int(clock[1]) % (12 if clock[3] else 24) * 60 + int(clock[2] or 0) + 720 * ((clock[3] or "a").lower() == "p")
 
     if right[3] and not mine[3]:
-        return False
+        return int(mine[1]) > 12 and minutes(mine) == minutes(right)
     if mine[3] and not right[3]:
         as_written = (int(mine[1]), int(mine[2] or 0)) == (int(right[1]), int(right[2] or 0))
         return as_written or minutes(mine) == minutes(right)
     return minutes(mine) == minutes(right)
+
+
+def _same_proportions(mine: str, right: str) -> bool:
+    terms, wanted = (list(map(int, re.findall(r"\d+", text))) for text in (mine, right))
+    if len(terms) != len(wanted) or not any(terms) or not any(wanted):
+        return terms == wanted
+    return all(a * sum(wanted) == b * sum(terms) for a, b in zip(terms, wanted, strict=True))
 
 
 def _ranges(text: str) -> str | None:
@@ -228,9 +252,14 @@ def _named(text: str) -> str | None:
 
 
 def _sides(text: str) -> list[str]:
-    return [side.strip() for side in re.split(r"(?<![<>!:\\])=|\\in(?![a-z])", text) if side.strip()]
+    sides, start = list[str](), 0
+    for sign in re.finditer(r"(?<![<>!:\\])=|\\in(?![a-z])", text):
+        if text.count("{", start, sign.start()) == text.count("}", start, sign.start()):  # not the one of \sum_{i=1}
+            sides.append(text[start : sign.start()])
+            start = sign.end()
+    return [side.strip() for side in [*sides, text[start:]] if side.strip()]
 
 
 def _is_text(text: str) -> bool:
     """Whether a text is words: letters beside which no mathematics stands."""
-    return bool(re.search(r"[^\W\d_]{2,}", re.sub(r"\\[a-zA-Z]+", "", text)))
+    return bool(re.search(r"[^\W\d_]{2,}", re.sub(r"\\[a-zA-Z]+|\bd[a-z]\b", "", text)))  # an integral's dx is none

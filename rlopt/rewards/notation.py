@@ -17,7 +17,9 @@ _SIGNS = {
     "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ",
     "λ": r"\lambda ", "°": r"^\circ ", "º": r"^\circ ", "٪": "%", "٫": ".", "٬": ",", "、": ",", "。": ".",
     "\u200b": "", "\ufeff": "", "“": '"', "”": '"', "’": "'", "′": "'", "ℝ": r"\mathbb{R}", "µ": "μ", "¢": " cents",
+    "⟨": "(", "⟩": ")", "〈": "(", "〉": ")",
 }  # fmt: skip
+_VECTOR = re.compile(r"\\(?:vec|hat|overrightarrow|mathbf|boldsymbol)\s*\{?\s*\\?([ijk])(?:math)?(?![a-zA-Z])\s*\}?")
 _ROMAN = re.compile(r"\\(?:text|mbox|mathrm|textrm|textbf|textit|mathbf|mathit|mathsf|operatorname|rm|bf)\*?\s*\{([^{}]*)\}")
 _SPACES = re.compile(r"(?<!\\)\\[;:> ]|\\quad(?![a-zA-Z])|\\qquad(?![a-zA-Z])|\\hspace\*?\{[^{}]*\}|\\phantom\{[^{}]*\}|~")
 _DROPPED = re.compile(
@@ -46,6 +48,13 @@ def normal(text: str) -> str:
     text = re.sub(r"\\(?:ge|geqslant)(?![a-zA-Z])", r"\\geq", text)
     text = re.sub(r"\\(?:ne)(?![a-zA-Z])", r"\\neq", text)
     text = re.sub(r"\\(?:varnothing)(?![a-zA-Z])", r"\\emptyset", text)
+    text = re.sub(r"\\langle(?![a-zA-Z])", "(", text)
+    text = re.sub(r"\\rangle(?![a-zA-Z])", ")", text)
+    text = re.sub(r"\\(?:mathbb|Bbb)\s*(?:R|\{\s*R\s*\})|\\R(?:eals)?(?![a-zA-Z])", r"\\mathbb{R}", text)
+    text = re.sub(r"\{\s*([^{}\s]{1,20})\s*\\choose\s+([^{}\s]{1,20})\s*\}", r"\\binom{\1}{\2}", text)
+    text = re.sub(r"\\log\s*_\s*(?:e(?![a-zA-Z])|\{\s*e\s*\})", r"\\ln ", text)
+    text = re.sub(r"(\.\d*?)(\d{1,6}?)\2{2,}\s*(?:\.{3}|…|\\l?dots(?![a-zA-Z]))", r"\1\\overline{\2}", text)
+    text = _VECTOR.sub(r"⟨\1⟩", text)
     for _ in range(3):
         text = _ROMAN.sub(r"⟨\1⟩", text)
     return _bare(re.sub(r"\s+", " ", text))

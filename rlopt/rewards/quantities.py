@@ -40,7 +40,12 @@ _UNITS = {
     "度": "degree",
     "pct": "percent", "ppm": "ppm", "T": "tesla",
 }  # fmt: skip
-_NO_UNIT = frozenset(re.findall(r"\w+", """
+_TEENS = re.findall(r"\w+", """
+    zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
+    eighteen nineteen""")  # fmt: skip
+_TENS = re.findall(r"\w+", "twenty thirty forty fifty sixty seventy eighty ninety")
+_WORDS = {word: value for value, word in enumerate(_TEENS)} | {word: 10 * tens for tens, word in enumerate(_TENS, 2)}
+_NO_UNIT = frozenset(_WORDS) | frozenset(re.findall(r"\w+", """
     and or to from minus plus times over not no maybe but than then if is are am pm dozen hundred thousand million billion
     trillion half quarter third sin cos tan cot csc log ln exp sqrt pi mod choose factorial base infinity infinite solutions
     remainder power even odd nor vs versus through until between either"""))  # fmt: skip
@@ -56,6 +61,9 @@ SCALE = (
     rf"(?:(?:{'|'.join(word for word in _SCALES if len(word) > 1)})s?\b\.?|(?:千(?![米克瓦卡赫帕伏牛焦])|[百천万萬만亿億억])+)"
 )
 """A word, or signs, by which a number is multiplied; `千米` is a kilometre."""
+_IN_WORDS = re.compile(
+    rf"^⟨?\s*(?:({'|'.join(_TENS)})(?:[- ]({'|'.join(_TEENS[1:10])}))?|({'|'.join(_TEENS)}))(?![\w-])", re.IGNORECASE
+)
 _FOREIGN_NO_UNIT = re.compile(r"[半成折割或和及与]|以上|以下|以内|未満|이상|이하|^(?:반|или|и|около)$")
 """What stands behind a number in another language and is no unit: half, tenths, or, and, at least."""
 _DIGITS = 4000
@@ -77,7 +85,7 @@ class Quantity:
 
 
 _PLAIN = r"(?:\d+(?:\.\d*)?|\.\d+)"
-_GROUPED = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?"
+_GROUPED = r"(?:\d{1,3}(?:,\d{3})+|\d{1,2}(?:,\d{2})+,\d{3}(?!\d))(?:\.\d+)?"
 _SPACED = r"\d{1,3}(?: \d{3})+(?:\.\d+)?"
 _POWER = r"(?:\s*(?:\\times|\\cdot|[x*])\s*10\s*\^\s*\{?\s*(?P<ten>[-+]?\d+)\s*\}?|[eE](?P<e>[-+]?\d+))?"
 _DECIMAL = re.compile(rf"(?P<number>{_SPACED}|{_GROUPED}|{_PLAIN}){_POWER}")
@@ -102,6 +110,7 @@ def quantity(text: str, thousands: bool) -> Quantity | None:
 
     `thousands`: a comma before three digits may separate thousands where nothing else decides; else `300,500` is two numbers.
     """
+    text = _IN_WORDS.sub(lambda found: str(sum(_WORDS[word.lower()] for word in found.groups() if word)), text)
     currency, rest = _currency(text)
     sign = _SIGN.match(rest)
     assert sign
