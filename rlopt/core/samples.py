@@ -1,5 +1,6 @@
 """Prompts, samples and groups, as they are sampled, stored and drawn."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,6 +14,15 @@ Key = tuple[int, int]
 """Of a prompt that is being sampled: (batch, place) in lockstep, (version, number) in asynchronous mode."""
 
 
+Reference = str | list[Any] | dict[str, Any]
+"""The right answer of a row: what counts of a text; or a list or a mapping, as JSON has them, for a reward that reads it."""
+
+
+def as_text(reference: Reference) -> str:
+    """For people, and wherever text alone is kept: a list or a mapping as JSON."""
+    return reference if isinstance(reference, str) else json.dumps(reference, ensure_ascii=False)
+
+
 @dataclass(frozen=True, eq=False)
 class Prompt:
     """A prompt.
@@ -20,7 +30,7 @@ class Prompt:
     Attributes:
         token_ids: final; nothing downstream tokenizes again.
         text: as its row has it, before template and chat template.
-        answer: what counts of the row's answer.
+        answer: what counts of the row's answer; empty where the rows have none.
         source: the data set.
         columns: the row's others, for reward functions. Not kept in records and checkpoints: a reward was given before.
     """
@@ -28,7 +38,7 @@ class Prompt:
     id: str
     token_ids: tuple[int, ...]
     text: str
-    answer: str
+    answer: Reference
     source: str
     columns: Mapping[str, Any] = field(default_factory=dict)
 

@@ -1,5 +1,6 @@
 """Which columns of a row hold prompt and answer, and what of an answer counts."""
 
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -7,6 +8,7 @@ from typing import Any, Literal
 
 from rlopt.config.sections import DataConfig
 from rlopt.core.errors import RloptError
+from rlopt.core.samples import Reference
 from rlopt.data.readers import look_up
 from rlopt.data.unusable import UnusableRow
 from rlopt.data.wording import Messages
@@ -22,6 +24,9 @@ SCHEMAS = (
     ("questions and answers", "question", "answer"),
     ("problems and answers", "problem", "answer"),
     ("problems and solutions", "problem", "solution"),
+    ("prompts and their truth", "prompt", "ground_truth"),
+    ("questions and their truth", "question", "ground_truth"),
+    ("problems and expected answers", "problem", "expected_answer"),
 )
 """Names of known column pairs (prompt, answer). The first pair that the first row has is taken for all rows."""
 
@@ -29,8 +34,14 @@ SCHEMAS = (
 MEANING: Mapping[AnswerFormat, str] = {"text": "", "hash": " after ####", "boxed": r" in \boxed{}"}
 
 
-def recognize_columns(where: str, rows: Sequence[Mapping[str, Any]], config: DataConfig) -> tuple[str, str, str]:
+ALONE = "prompts without answers"
+"""The name of the format of rows whose reward needs no answer, or finds it in another column."""
+
+
+def recognize_columns(where: str, rows: Sequence[Mapping[str, Any]], config: DataConfig) -> tuple[str, str, str | None]:
     """The name of the format of the rows, and its keys of prompt and answer; the first row that has both decides.
+
+    Where no row has both, and no key of answers is named, prompts alone will do.
 
     Raises:
         RloptError: the columns are not known, or those that the config names are not there.
@@ -44,10 +55,40 @@ def recognize_columns(where: str, rows: Sequence[Mapping[str, Any]], config: Dat
             keys = config.prompt_key or prompt_key, config.answer_key or answer_key
             if all(look_up(row, key) is not None for key in keys):
                 return called if keys == (prompt_key, answer_key) else "columns as named", *keys
+    for key in [config.prompt_key] if config.prompt_key else dict.fromkeys(prompt_key for _, prompt_key, _ in SCHEMAS):
+        if not config.answer_key and any(look_up(row, key) is not None for row in rows):
+            return ALONE, key, None
     raise RloptError(f"{where}: columns {there} do not say which holds what; set data.prompt_key and data.answer_key")
 
 
 _THOUSANDS = re.compile(r"[-+]?[$€£]?\d{1,3}(,\d{3})+(\.\d+)?")
+
+
+def reference_of(row: Mapping[str, Any], key: str) -> Reference:
+    """The answer of a row as it stands there; raises UnusableRow."""
+    value = look_up(row, key)
+    if not isinstance(value, list | dict):
+        return text_of(row, key)
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        raise UnusableRow(f"{key} has something in it that is not JSON") from None
+    if not value:
+        raise UnusableRow(f"{key} is empty")
+    return value
+
+
+def texts_in(reference: Reference) -> list[str]:
+    """A text, or those of a list. What a mapping holds is for the reward alone."""
+    several = [reference] if isinstance(reference, str) else reference if isinstance(reference, list) else []
+    return [one for one in several if isinstance(one, str)]
+
+
+def final_reference(reference: Reference, kind: AnswerFormat) -> Reference:
+    """The final answer in a reference answer; of a list, in each of its texts; raises UnusableRow."""
+    if isinstance(reference, list):
+        return [final_answer(one, kind) if isinstance(one, str) else one for one in reference]
+    return final_answer(reference, kind) if isinstance(reference, str) else reference
 
 
 def final_answer(text: str, kind: AnswerFormat) -> str:

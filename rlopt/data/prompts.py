@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from rlopt.config.sections import DataConfig
 from rlopt.core.errors import RloptError
-from rlopt.core.samples import Prompt
+from rlopt.core.samples import Prompt, Reference
 from rlopt.data import arithmetic, guessing, reasoning, sums, verbose
-from rlopt.data.columns import MEANING, final_answer, guess_format, prompt_of, recognize_columns, text_of
+from rlopt.data.columns import MEANING, final_reference, guess_format, prompt_of, recognize_columns, reference_of, texts_in
 from rlopt.data.readers import Row, read_rows
 from rlopt.data.unusable import UnusableRow, need_characters, normalize_text, refuse_unusable
 from rlopt.data.wording import Messages, Wording, content_of
@@ -26,6 +26,7 @@ class Loaded:
         about: how the rows were read, for people.
         left_out: reason to the numbers of the rows that are not among them.
         notes: what else people should know of the rows.
+        answered: whether the rows have answers.
     """
 
     prompts: list[Prompt]
@@ -33,6 +34,7 @@ class Loaded:
     about: str
     left_out: Mapping[str, list[int]]
     notes: tuple[str, ...] = ()
+    answered: bool = True
 
 
 def load_prompts(
@@ -97,26 +99,28 @@ def _from_rows(rows: Sequence[Row], name: str, where: str, config: DataConfig, w
     """The prompts of numbered rows; columns and the format of answers are recognized from all of them."""
     called, prompt_key, answer_key = recognize_columns(where, [row for _, row in rows], config)
     dropped: dict[str, list[int]] = {}
-    readable = dict[int, tuple[str | Messages, str]]()
+    readable = dict[int, tuple[str | Messages, Reference | None]]()
     for number, row in rows:
         with _counted(dropped, number):
             need_characters(row)
-            readable[number] = prompt_of(row, prompt_key), text_of(row, answer_key)
-    kind = config.answer_format if config.answer_format != "auto" else guess_format([text for _, text in readable.values()])
+            readable[number] = prompt_of(row, prompt_key), reference_of(row, answer_key) if answer_key else None
+    texts = [text for _, right in readable.values() if right for text in texts_in(right)]
+    kind = config.answer_format if config.answer_format != "auto" else guess_format(texts)
     prompts: dict[int, Prompt] = {}
     for number, row in rows:
         if number not in readable:
             continue
         with _counted(dropped, number):
-            question, text = readable[number]
+            question, right = readable[number]
             columns = {column: value for column, value in row.items() if column != prompt_key}
             title = f"{Path(name).name}:{number}"
-            prompts[number] = make_prompt(title, question, final_answer(text, kind), name, words, columns)
+            prompts[number] = make_prompt(title, question, final_reference(right, kind) if right else "", name, words, columns)
     if config.invalid_rows == "refuse":
         refuse_unusable(where, dropped, len(prompts), "rows", "row")
     notes = [_others(rows, prompt_key, answer_key), _twice(list(prompts.values()))]
-    about = f"{called} ({prompt_key}, {answer_key}{MEANING[kind]}){', as conversations' if words.chat else ''}"
-    return Loaded(list(prompts.values()), list(prompts), about, dropped, tuple(note for note in notes if note))
+    keys = f"{prompt_key}, {answer_key}{MEANING[kind]}" if answer_key else prompt_key
+    about, told = f"{called} ({keys}){', as conversations' if words.chat else ''}", tuple(note for note in notes if note)
+    return Loaded(list(prompts.values()), list(prompts), about, dropped, told, answered=answer_key is not None)
 
 
 @contextmanager
@@ -128,9 +132,9 @@ def _counted(dropped: dict[str, list[int]], number: int) -> Iterator[None]:
         dropped.setdefault(str(why), []).append(number)
 
 
-def _others(rows: Sequence[Row], prompt_key: str, answer_key: str) -> str | None:
+def _others(rows: Sequence[Row], prompt_key: str, answer_key: str | None) -> str | None:
     """Which columns are neither prompt nor answer."""
-    used = {prompt_key, answer_key, answer_key.split(".")[0]}
+    used = {prompt_key, answer_key, (answer_key or "").split(".")[0]}
     others = sorted({column for _, row in rows for column in row} - used)
     return f"other columns, which the reward gets: {', '.join(others)}" if others else None
 
@@ -142,7 +146,7 @@ def _twice(prompts: Sequence[Prompt]) -> str | None:
 
 
 def make_prompt(
-    name: str, question: str | Messages, answer: str, source: str, words: Wording, columns: dict[str, Any]
+    name: str, question: str | Messages, answer: Reference, source: str, words: Wording, columns: dict[str, Any]
 ) -> Prompt:
     """The prompt of a row, as token ids and text; raises UnusableRow."""
     ids = words.ids(question, _tools(columns.get("tools")))

@@ -1,7 +1,11 @@
-"""Rows of data sets as they are stored: JSON lines, parquet, CSV and JSON files, folders of them, data sets of the Hub."""
+"""Rows of data sets as they are stored: JSON lines, parquet, CSV and JSON files, folders of them or those that the datasets
+library saved, data sets of the Hub.
+"""
 
+import gzip
 import json
 import sys
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +15,8 @@ from rlopt.core.errors import RloptError, first_line
 Row = tuple[int, dict[str, Any]]
 """Number, from 1 (of the line in JSON lines), and columns."""
 
-BUILDERS = {".parquet": "parquet", ".csv": "csv", ".json": "json"}
-"""Suffix to the reader that the datasets library has for it."""
+BUILDERS = {".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".csv": "csv", ".tsv": "csv", ".json": "json"}
+"""Suffix to the reader that the datasets library has for it. JSON lines, JSON and CSV may be compressed, with `.gz` behind."""
 
 
 def read_rows(key: str, name: str, subset: str | None = None, split: str = "train") -> list[Row]:
@@ -25,22 +29,35 @@ def read_rows(key: str, name: str, subset: str | None = None, split: str = "trai
         RloptError: there is no such file or data set, it cannot be reached or read, or it has no rows.
     """
     path = Path(name).expanduser()
-    if path.suffix == ".jsonl" or (path.is_file() and path.suffix not in BUILDERS):
+    suffix = _suffix(path)
+    if suffix == ".jsonl" or (path.is_file() and suffix not in BUILDERS):
         return read_jsonl(key, name)
-    if path.suffix in BUILDERS and not path.is_file():
+    if suffix in BUILDERS and not path.is_file():
         raise RloptError(f"{key}={name}: no such file; give one, a data set of the Hub, or arithmetic for the embedded task")
     if not path.exists() and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
         raise RloptError(
             f"{key}={name}: no such file or folder; give a .jsonl, .parquet, .csv or .json file, a data set of the Hub "
             "(owner/name), or arithmetic for the embedded task"
         )
-    if path.suffix == ".csv" and path.is_file():
+    if BUILDERS.get(suffix) == "csv" and path.is_file():
         found = _read_csv(f"{key}={name}", path)
     else:
         found = _load(f"{key}={name}", path, name, subset, split)
     if not found:
         raise RloptError(f"{key}={name}: has no rows")
     return list(enumerate(found, 1))
+
+
+def _suffix(path: Path) -> str:
+    """What a file holds, whether compressed or not."""
+    return path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+
+
+def _contents(where: str, path: Path) -> bytes:
+    try:
+        return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise RloptError(f"{where}: cannot be read ({first_line(error)}); check the file") from error
 
 
 def read_jsonl(key: str, name: str) -> list[Row]:
@@ -50,10 +67,10 @@ def read_jsonl(key: str, name: str) -> list[Row]:
         raise RloptError(f"{key}={name}: no such file; give a JSONL file, or arithmetic for the embedded task")
     rows = []
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # not splitlines, which cuts inside a text at U+2028
+        text = _contents(f"{key}={name}", path).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise RloptError(f"{key}={name}: is not UTF-8 text ({error.reason} at byte {error.start}); want JSON lines") from None
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(text.split("\n"), 1):  # splitlines would cut inside a text at U+2028
         if not line.strip():
             continue
         try:
@@ -73,11 +90,15 @@ def _read_csv(where: str, path: Path) -> list[dict[str, Any]]:
     import pyarrow
     from pyarrow import csv
 
+    data = _contents(where, path)
+    header, _, _ = data.partition(b"\n")
+    signs = "\t" if _suffix(path) == ".tsv" else [sign for sign in ",;\t" if sign.encode() in header]
+    divided = csv.ParseOptions(delimiter=signs[0] if signs else ",", newlines_in_values=True)
     # One block for the whole file: a row must not be larger than a block. One thread: errors then name the row.
-    whole = csv.ReadOptions(use_threads=False, block_size=max(2**20, path.stat().st_size + 1))
+    whole = csv.ReadOptions(use_threads=False, block_size=max(2**20, len(data) + 1))
     texts = csv.ConvertOptions(default_column_type=pyarrow.string(), strings_can_be_null=True, null_values=[""])
     try:
-        rows: list[dict[str, Any]] = csv.read_csv(path, whole, csv.ParseOptions(newlines_in_values=True), texts).to_pylist()
+        rows: list[dict[str, Any]] = csv.read_csv(pyarrow.BufferReader(data), whole, divided, texts).to_pylist()
     except pyarrow.ArrowInvalid as error:
         raise RloptError(f"{where}: cannot be read ({first_line(error)}); check the file") from error
     return rows
@@ -96,15 +117,19 @@ def look_up(row: Mapping[str, Any], key: str) -> Any:
 def _load(where: str, path: Path, name: str, subset: str | None, split: str) -> list[dict[str, Any]]:
     import datasets  # heavy, and not needed for JSON lines
 
+    saved = any((path / file).is_file() for file in ("state.json", "dataset_dict.json"))  # by save_to_disk
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     try:
         if path.is_file():
-            loaded = datasets.load_dataset(BUILDERS[path.suffix], data_files=str(path), split="train")
+            loaded = datasets.load_dataset(BUILDERS[_suffix(path)], data_files=str(path), split="train")
+        elif saved:
+            loaded = datasets.load_from_disk(str(path))
+            loaded = loaded[split] if isinstance(loaded, datasets.DatasetDict) else loaded
         else:
             loaded = datasets.load_dataset(str(path) if path.is_dir() else name, subset, split=split)
     except Exception as error:  # each of its readers raises errors of its own
-        if path.is_dir() and (mixed := _mixed(path)):
+        if path.is_dir() and not saved and (mixed := _mixed(path)):
             raise RloptError(f"{where}: {mixed}; give all its files the same columns") from error
         reason = " ".join(str(error).split())[:300]
         out = "check the file" if path.exists() else "check name, data.subset, data.split and the network, or give a file"

@@ -23,6 +23,7 @@ from rlopt.evaluation.evaluator import Answers, Evaluator, sampling_specs
 from rlopt.evaluation.pass_at_k import Estimate, estimate
 from rlopt.models.loading import context_length, find_model, load_tokenizer
 from rlopt.rewards.pool import load as load_reward
+from rlopt.rewards.pool import need_answers
 from rlopt.rollout.engine_pool import EnginePool
 from rlopt.rollout.episode_setup import EpisodeSetup, of_episodes, prepare
 from rlopt.rollout.vllm_engine import EngineConfig
@@ -79,6 +80,9 @@ def evaluate(job: EvaluateJob, console: Console) -> Verdict:
     episodes = prepare(job.env, words, folder)
     words = of_episodes(words, episodes)
     sets = limited(load_evals(job.data, job.run.seed, words, room), job.eval.limit)
+    if job.env.scores != "environment":
+        unanswered = {f"data.eval ({name})": loaded.prompts[0] for name, loaded in sets.items() if not loaded.answered}
+        need_answers(job.reward.fn, unanswered)
     for name, loaded in sets.items():
         left_out = sum(map(len, loaded.left_out.values()))
         line = f"{name}: {len(loaded.prompts)} prompts, {loaded.about}"

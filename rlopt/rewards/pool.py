@@ -2,11 +2,12 @@
 
     reward(prompt, completion, answer, **columns) -> float | {"score": float, ...} | None
 
-`columns` are the row's others. Functions that were written for verl, `compute_score(data_source, solution_str, ground_truth,
-extra_info)`, and for TRL, `f(completions, **columns)`, are called with their own parameters, by which they are recognized.
-What is asynchronous is awaited. A score is a number of Python, numpy or torch. `None` leaves the sample out. So does a call
-that takes too long or ends its process; the run continues, and counts them. A function that raises ends the run with its name
-and input, or with `reward.on_error=skip` is counted too. None of it ever becomes a reward of 0, which would train the model.
+`answer` is a text, or the list or mapping that the row has; `columns` are the row's others. Functions that were written for
+verl, `compute_score(data_source, solution_str, ground_truth, extra_info)`, and for TRL, `f(completions, **columns)`, are called
+with their own parameters, by which they are recognized. What is asynchronous is awaited. A score is a number of Python, numpy
+or torch. `None` leaves the sample out. So does a call that takes too long or ends its process; the run continues, and counts
+them. A function that raises ends the run with its name and input, or with `reward.on_error=skip` is counted too. None of it
+ever becomes a reward of 0, which would train the model.
 """
 
 import asyncio
@@ -22,6 +23,7 @@ from typing import Any, Literal
 from rlopt.core import sandbox, user_code
 from rlopt.core.errors import Fault, RloptError
 from rlopt.core.killable import StartMethod
+from rlopt.core.samples import Prompt, Reference
 
 Value = float | Mapping[str, Any] | None
 RewardFunction = Callable[..., Value]
@@ -41,7 +43,7 @@ class Question:
 
     prompt: str
     completion: str
-    answer: str
+    answer: Reference
     columns: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -59,6 +61,27 @@ def load(names: str | Sequence[str], weights: Sequence[float] | None = None) -> 
     if len(set(labels)) < len(labels) or "score" in labels:
         labels = several
     return partial(_sum, list(zip(labels, functions, weights or [1.0] * len(functions), strict=True)))
+
+
+def need_answers(names: str | Sequence[str], unanswered: Mapping[str, Prompt]) -> None:
+    """Refuse data sets without answers, for functions that ask for one.
+
+    Args:
+        unanswered: a prompt of each such data set, by its key.
+
+    Raises:
+        RloptError: there is one, and a function has a parameter `answer` or `ground_truth` without a default.
+    """
+    for name in [names] if isinstance(names, str) else names:
+        parameters = inspect.signature(user_code.load("reward.fn", name)).parameters
+        named = [parameters[key] for key in ("answer", "ground_truth") if key in parameters]
+        asked = [parameter.name for parameter in named if parameter.default is parameter.empty]
+        for key, prompt in unanswered.items() if asked else ():
+            others = f" (beside prompts there are {', '.join(sorted(prompt.columns))})" if prompt.columns else ""
+            raise RloptError(
+                f"{key}={prompt.source}: has no column that is known to hold answers{others}, and reward.fn={name} asks for "
+                f"{asked[0]}; set data.answer_key, or give a reward that needs none"
+            )
 
 
 class RewardPool:
@@ -178,7 +201,7 @@ def _ours(
     accepted: set[str] | None,
     prompt: str,
     completion: str,
-    answer: str,
+    answer: Reference,
     columns: Mapping[str, Any],
 ) -> Value:
     return _numbers(_call(function, accepted, {**columns, "prompt": prompt, "completion": completion, "answer": answer}))  # type: ignore[no-any-return]
@@ -189,7 +212,7 @@ def _verl(
     accepted: set[str] | None,
     prompt: str,
     completion: str,
-    answer: str,
+    answer: Reference,
     columns: Mapping[str, Any],
 ) -> Value:
     kept = columns.get("reward_model")
@@ -210,7 +233,7 @@ def _trl(
     accepted: set[str] | None,
     prompt: str,
     completion: str,
-    answer: str,
+    answer: Reference,
     columns: Mapping[str, Any],
 ) -> Value:
     """In a batch of one: the deadline is for each completion. An episode's completion is its conversation."""
@@ -226,7 +249,7 @@ def _sum(
     functions: Sequence[tuple[str, RewardFunction, float]],
     prompt: str,
     completion: str,
-    answer: str,
+    answer: Reference,
     columns: Mapping[str, Any],
 ) -> Value:
     """The weighted sum of what the functions say, and the score of each. A function that returns None is left out."""

@@ -61,6 +61,11 @@ class RunData:
         told = {name: loaded.notes for name, loaded in self._sets().items()} | recorded
         return {name: notes for name, notes in told.items() if notes}
 
+    @property
+    def unanswered(self) -> dict[str, Prompt]:
+        """A prompt of each data set whose rows have no answers."""
+        return {name: loaded.prompts[0] for name, loaded in self._sets().items() if not loaded.answered}
+
     def _sets(self) -> dict[str, Loaded]:
         train = {"data.train": self.train} if self.train else {}
         return train | {f"data.eval ({name})": loaded for name, loaded in self.evals.items()}

@@ -19,6 +19,7 @@ from typing import Any
 
 from rlopt.cluster.threads import cores
 from rlopt.core.errors import RloptError, last_line, need
+from rlopt.core.samples import Reference
 from rlopt.models.loading import load_tokenizer
 from rlopt.rewards.pool import load
 from rlopt.run.validate import Prepared
@@ -75,7 +76,7 @@ def measure_trl(prepared: Prepared) -> PeerSpeed:
     return train_apart(job)
 
 
-def row(given: str, prompt: str, answer: str, columns: Mapping[str, Any]) -> dict[str, str]:
+def row(given: str, prompt: str, answer: Reference, columns: Mapping[str, Any]) -> dict[str, str]:
     """What the model is given, and what the reward is asked with."""
     return {"prompt": given, "asked": json.dumps({"prompt": prompt, "answer": answer, "columns": dict(columns)})}
 

@@ -23,6 +23,7 @@ from rlopt.models.tiny import RECIPES
 from rlopt.objectives.core import LossTerms, Objective
 from rlopt.orchestrator.schedule import Schedule
 from rlopt.rewards.pool import load as load_reward
+from rlopt.rewards.pool import need_answers
 from rlopt.rollout.episode_setup import EpisodeSetup, of_episodes, prepare
 from rlopt.run.datasets import RunData, load_data
 from rlopt.run.memory import plan
@@ -123,6 +124,8 @@ def validate(config: Config, console: Console) -> Prepared:
     episodes = prepare(config.env, words, model.folder)
     words = of_episodes(words, episodes)
     data = load_data(config, objective, terms, words, about, context_length(model.folder))
+    if config.env.scores != "environment":
+        need_answers(config.reward.fn, data.unanswered)
     if data.experience:
         terms = replace(terms, off_policy=data.experience.has_logprobs)
     _check_best(config, list(data.evals))

@@ -17,7 +17,7 @@ from typing import Literal, Protocol, TypeVar
 
 from rlopt.core.errors import RloptError
 from rlopt.core.requests import Answer, Continuation
-from rlopt.core.samples import Prompt
+from rlopt.core.samples import Prompt, as_text
 from rlopt.evaluation.pass_at_k import reaches
 
 A = TypeVar("A")
@@ -251,7 +251,7 @@ def make_row(fault: Fault, chosen: list[str]) -> Row:
         "rejected": fault.rejected,
         "full_chosen": "".join(chosen[fault.at :]),
         "full_rejected": "".join(fault.steps[fault.at :]),
-        "answer": fault.prompt.answer,
+        "answer": as_text(fault.prompt.answer),
     }
 
 

@@ -21,6 +21,7 @@ from rlopt.core.signals import undisturbed
 from rlopt.data.prompts import load_prompts
 from rlopt.data.wording import wording
 from rlopt.models.loading import context_length, find_model, load_tokenizer
+from rlopt.rewards.pool import need_answers
 from rlopt.step_pairs.files import ChunkStore, PairWriter
 from rlopt.step_pairs.mining import MEANING, Recipe, make_chunk
 from rlopt.step_pairs.tools import PairTools, Source
@@ -91,7 +92,9 @@ def find_source(job: PairsJob, console: Console) -> Source:
     folder = find_model(job.model.path, TrainingBar(console, f"training {job.model.path} (once on this machine)"))
     tokenizer = load_tokenizer(folder)
     room = context_length(folder) - job.rollout.max_new_tokens
-    prompts = load_prompts(job.data, "data.train", job.data.train, job.run.seed, wording(job.data, tokenizer), room).prompts
+    loaded = load_prompts(job.data, "data.train", job.data.train, job.run.seed, wording(job.data, tokenizer), room)
+    need_answers(job.reward.fn, {} if loaded.answered else {"data.train": loaded.prompts[0]})
+    prompts = list(loaded.prompts)
     random.Random(f"{job.run.seed}/pairs").shuffle(prompts)
     return Source(folder, tokenizer, prompts, max(len(prompt.token_ids) for prompt in prompts) + job.rollout.max_new_tokens)
 

@@ -11,7 +11,7 @@ from rlopt.cluster.ray_cluster import Cluster
 from rlopt.config.commands import PairsJob
 from rlopt.core.errors import Fault
 from rlopt.core.requests import Answer, Continuation
-from rlopt.core.samples import Prompt
+from rlopt.core.samples import Prompt, Reference
 from rlopt.core.sandbox import Pool
 from rlopt.rewards.pool import Scored
 from rlopt.rollout.vllm_engine import EngineConfig
@@ -40,7 +40,7 @@ class SplitCall:
 class LocateCall:
     prompt: str
     steps: list[str]
-    answer: str
+    answer: Reference
 
 
 class PairTools:

@@ -23,7 +23,7 @@ from torch import Tensor
 from rlopt.core.appended import AppendedFile
 from rlopt.core.atomic_write import write_whole
 from rlopt.core.errors import RloptError, first_line
-from rlopt.core.samples import Group
+from rlopt.core.samples import Group, as_text
 from rlopt.data.rollout_log import Recorder
 from rlopt.tracking.loggers import Logger
 from rlopt.tracking.metrics import DEFINITIONS
@@ -164,7 +164,7 @@ def _shown(step: int, group: Group) -> dict[str, object]:
         "step": step,
         "prompt": group.prompt.text,
         "completion": sample.text,
-        "answer": group.prompt.answer,
+        "answer": as_text(group.prompt.answer),
         "reward": sample.reward,
         "parts": dict(sample.parts),
         "version": sample.version,

@@ -176,6 +176,14 @@ def test_boxes_are_found_in_one_pass() -> None:
     assert steps <= 4000
 
 
+def test_any_answer_of_a_list_is_right() -> None:
+    assert mathematics(r"\boxed{0.5}", ["7", r"\frac12"]) == mathematics_boxed(r"\boxed{8}", [7, 8]) == 1.0
+    assert mathematics(r"\boxed{0.5}", ["7", r"\frac13"]) == 0.0
+    assert (exact("b ", ["a", "b"]), exact("c", ["a", "b"])) == (1.0, 0.0)
+    with pytest.raises(ValueError, match=r"the answer is a mapping of target; name what is right in it by data.answer_key"):
+        mathematics(r"\boxed{1}", {"target": ["1"]})
+
+
 def test_an_empty_answer_is_an_error_and_not_a_wrong_answer() -> None:
     with pytest.raises(ValueError, match="the answer is empty"):
         mathematics(completion="2", answer=" ")

@@ -113,6 +113,39 @@ def test_columns_that_are_not_known_or_not_there_are_answered_with_those_that_ar
         load(tmp_path, {"q": "1+1", "a": "2"}, prompt_key="task")
 
 
+def test_prompts_alone_will_do_and_their_other_columns_go_to_the_reward(tmp_path: Path) -> None:
+    loaded = load(tmp_path, {"prompt": "1+1", "target": 2})
+    (only,) = loaded.prompts
+    assert (only.text, only.answer, only.columns) == ("1+1", "", {"target": 2})
+    assert (loaded.about, loaded.answered) == ("prompts without answers (prompt)", False)
+    named = load(tmp_path, {"q": "1+1"}, prompt_key="q")
+    assert (named.prompts[0].text, named.answered) == ("1+1", False)
+    with pytest.raises(RloptError, match=r"data.answer_key=a: .* has no such column; there are prompt"):
+        load(tmp_path, {"prompt": "1+1"}, answer_key="a")
+    assert load(tmp_path, {"prompt": "1+1", "answer": "2"}).answered
+
+
+@pytest.mark.parametrize(("answer", "read"), [
+    (["#### 2", "#### two"], ["2", "two"]),
+    ([2, "#### 3"], [2, "3"]),
+    ({"target": ["#### 2"]}, {"target": ["#### 2"]}),
+])  # fmt: skip
+def test_an_answer_may_be_a_list_or_a_mapping(tmp_path: Path, answer: Any, read: Any) -> None:
+    loaded = load(tmp_path, {"prompt": "1+1", "reward_model": {"ground_truth": answer}}, answer_format="hash")
+    assert loaded.prompts[0].answer == read
+
+
+@pytest.mark.parametrize(("answer", "why"), [
+    ([], "answer is empty"),
+    ({}, "answer is empty"),
+    ([float("nan")], "answer has something in it that is not JSON"),
+    (["2", ""], "the answer is empty"),
+])  # fmt: skip
+def test_an_answer_that_says_nothing_is_refused(tmp_path: Path, answer: Any, why: str) -> None:
+    with pytest.raises(RloptError, match=f"row 1: {why}"):
+        load(tmp_path, {"prompt": "1+1", "answer": answer})
+
+
 def test_a_template_is_put_around_the_prompt_and_the_reward_sees_the_prompt_alone(tmp_path: Path) -> None:
     loaded = load(tmp_path, {"prompt": "1+1", "answer": "2"}, template="Q: {prompt}\nA: ")
     assert worded(loaded) == "^Q: 1+1\nA: "
@@ -200,8 +233,8 @@ def test_a_chat_template_that_refuses_a_prompt_is_a_row_that_cannot_be_used(tmp_
     ([{"prompt": "a", "answer": "b"}, '{"prompt"'], "row 2 is not JSON"),
     ([{"prompt": "a", "answer": "b"}, {"prompt": "a"}], r"1 of 2 rows are unusable \(row 2: no answer, only prompt\)"),
     ([{"prompt": "a", "answer": "b"}, {"prompt": "", "answer": "b"}], "row 2: prompt is empty"),
-    ([{"prompt": "a", "answer": "b"}, {"prompt": "a", "answer": ["b"]}], "row 2: answer is not text but a list"),
     ([{"prompt": "a\ud800", "answer": "b"}], r"row 1: has half a character \(a surrogate without its other half\)"),
+    ([{"prompt": {"a": 1}, "answer": "b"}], "row 1: prompt is not text but a dict"),
     ([{"prompt": ["a"], "answer": "b"}], "row 1: prompt is a list, but not of messages with role and content"),
     ([{"prompt": "abcdef", "answer": "b"}], "no prompt is left, 1 are prompts of more than 5 tokens"),
 ])  # fmt: skip

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from rlopt.core.errors import Fault, RloptError
-from rlopt.rewards.pool import Question, RewardPool, Scored, load
+from rlopt.core.samples import Prompt
+from rlopt.rewards.pool import Question, RewardPool, Scored, load, need_answers
 
 
 def ask(*completions: str) -> list[Question]:
@@ -187,6 +188,26 @@ def test_what_is_not_a_number_is_a_fault_that_shows_it(exotic: RewardPool) -> No
     large = found[0]
     assert isinstance(large, Fault)
     assert "OverflowError" in large.why
+
+
+def test_rows_without_answers_are_refused_only_for_a_function_that_asks_for_one() -> None:
+    alone = {"data.train": Prompt("1", (1,), "1+1", "", "rows.jsonl", {"target": 2, "level": 1})}
+    need_answers(["user_rewards:without_answer", "user_rewards:with_default", "rlopt.rewards:brevity"], alone)
+    need_answers("rlopt.rewards:mathematics", {})
+    told = (
+        r"data.train=rows.jsonl: has no column that is known to hold answers \(beside prompts there are level, target\), and "
+    )
+    with pytest.raises(RloptError, match=told + "reward.fn=rlopt.rewards:mathematics asks for answer; set data.answer_key, or"):
+        need_answers(["user_rewards:without_answer", "rlopt.rewards:mathematics"], alone)
+    with pytest.raises(RloptError, match=r"asks for ground_truth"):
+        need_answers("user_rewards:verl_style", alone)
+
+
+def test_a_function_gets_an_answer_as_its_row_has_it() -> None:
+    right = {"target": ["2", "two"]}
+    for name in ("gets", "gets_for_trl"):
+        scored = load(f"user_rewards:{name}")(prompt="1+1", completion="two", answer=right, columns={})
+        assert scored == 1.0, name
 
 
 def test_a_weighted_sum_is_that_of_the_decimals_as_they_are_written() -> None:

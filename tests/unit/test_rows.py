@@ -1,5 +1,6 @@
 """Rows of files, as other tools write them."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -72,6 +73,29 @@ def test_dots_look_inside_and_a_column_with_a_dot_comes_first() -> None:
     assert look_up({"a": {"b": 1}}, "a.b") == 1
     assert look_up({"a": {"b": 1}, "a.b": 2}, "a.b") == 2
     assert look_up({"a": 1}, "a.b") is None
+
+
+def test_files_that_are_compressed_separated_otherwise_or_saved_by_the_library_say_the_same(tmp_path: Path) -> None:
+    import datasets
+
+    lines = "".join(json.dumps(row) + "\r\n" for row in ROWS)
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    (tmp_path / "rows.csv.gz").write_bytes(gzip.compress(b"question,answer\n1+1,2\n2+2,4\n"))
+    (tmp_path / "rows.json.gz").write_bytes(gzip.compress(json.dumps(ROWS).encode()))
+    (tmp_path / "rows.tsv").write_text("question\tanswer\n1+1\t2\n2+2\t4\n")
+    (tmp_path / "rows.csv").write_text("question;answer\n1+1;2\n2+2;4\n")
+    saved = datasets.Dataset.from_list(ROWS)
+    saved.to_parquet(tmp_path / "rows.pq")
+    saved.save_to_disk(tmp_path / "saved")
+    datasets.DatasetDict({"train": saved, "test": saved.select([0])}).save_to_disk(tmp_path / "splits")
+    for name in ("rows.jsonl.gz", "rows.csv.gz", "rows.json.gz", "rows.tsv", "rows.csv", "rows.pq", "saved", "splits"):
+        assert [row for _, row in read_rows("k", str(tmp_path / name))] == ROWS, name
+    assert len(read_rows("k", str(tmp_path / "splits"), split="test")) == 1
+    with pytest.raises(RloptError, match=r"splits: cannot be read \(KeyError: .*dev"):
+        read_rows("k", str(tmp_path / "splits"), split="dev")
+    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(lines.encode())[:-9])
+    with pytest.raises(RloptError, match=r"cut.jsonl.gz: cannot be read \(.*ended before.*\); check the file"):
+        read_rows("k", str(tmp_path / "cut.jsonl.gz"))
 
 
 def test_a_cell_of_csv_is_the_text_that_it_is(tmp_path: Path) -> None:

@@ -212,3 +212,19 @@ def first_waits(completion: str) -> float:
     if asked == 1:
         time.sleep(60)
     return float(asked)
+
+
+def without_answer(completion: str, target: int) -> float:
+    return float(completion == str(target))
+
+
+def with_default(completions: list[str], answer: str = "") -> list[float]:
+    return [0.0]
+
+
+def gets(completion: str, answer: dict[str, list[str]]) -> float:
+    return float(completion in answer["target"])
+
+
+def gets_for_trl(completions: list[str], answer: list[dict[str, list[str]]]) -> list[float]:
+    return [gets(text, right) for text, right in zip(completions, answer, strict=True)]
