@@ -61,8 +61,8 @@ def typed_job(kind: type[T], composed: DictConfig) -> T:
 
 
 ROWS = ["reward.*", "env.*", "rollout.*", "sync.*", "replay.*", "run.record", "data.max_prompt_tokens"]
-ROWS += [f"data.{key}" for key in ("prompt_key", "answer_key", "answer_format")]
-ROWS += ["eval.*", "trainer.best", "data.experience", "data.experience_share", "trainer.log_samples", "cluster.gpus_per_engine"]
+ROWS += ["eval.*", "trainer.best", "trainer.log_samples", "cluster.gpus_per_engine"]
+ROWS += [f"data.{key}" for key in ("answer_format", "experience", "experience_share")]
 """Keys without effect in a run on recorded rows; a star is every key of a section."""
 OFFLINE = ["reward.*", "env.*", "sync.*", "cluster.gpus_per_engine"]
 OFFLINE += [f"data.{key}" for key in ("train", "size", "subset", "split", "prompt_key", "answer_key", "answer_format")]

@@ -14,8 +14,9 @@ from rlopt.core.samples import Example, Prompt
 from rlopt.data import arithmetic, sums, verbose
 from rlopt.data.arithmetic import Problem
 from rlopt.data.columns import answer_of, prompt_of
+from rlopt.data.conversations import regular
 from rlopt.data.prompts import make_prompt
-from rlopt.data.readers import Row, read_rows
+from rlopt.data.readers import Row, look_up, read_rows
 from rlopt.data.tokenization import Tokenizer, append_eos, encode
 from rlopt.data.unusable import UnusableRow, need_characters, normalize_text, refuse_unusable
 from rlopt.data.wording import Wording
@@ -63,10 +64,12 @@ def load_examples(
         read = read_rows(key, name, config.subset, split)
     parse: Callable[[Any, Wording, str], Example] = {"pairs": _pair, "step_pairs": _step_pair, "answers": _answer}[rows]
     examples, dropped = [], dict[str, list[int]]()
+    keys = _named(f"{key}={name}", config, rows, read)
     for number, row in read:
         try:
             need_characters(row)
-            example = parse(row, words, f"{key}:{name}:{number}")
+            named = {column: look_up(row, path) for column, path in keys.items()}
+            example = parse(regular({**row, **named}), words, f"{key}:{name}:{number}")
             longest = len(example.prompt.token_ids) + max(map(len, example.answers))
             if longest > max_tokens:
                 raise UnusableRow(f"more than {max_tokens} tokens")
@@ -77,17 +80,33 @@ def load_examples(
         refuse_unusable(f"{key}={name}", dropped, len(examples), "rows", "row")
     if not examples:
         raise RloptError(f"{key}={name}: none of {len(read)} rows can be used ({'; '.join(dropped)})")
-    return Loaded(examples, dropped, tuple(_notes(read, examples)))
+    return Loaded(examples, dropped, tuple(_notes(read, examples, keys)))
 
 
 READ = {"prompt", "question", "problem", "answer", "completion", "response", "chosen", "rejected", "tools"}
-READ |= {"initial_reason_steps", "full_chosen", "full_rejected"}
+READ |= {"initial_reason_steps", "full_chosen", "full_rejected", "messages", "conversations"}
 
 
-def _notes(read: Sequence[Row], examples: Sequence[Example]) -> Iterator[str]:
-    """Columns without effect, and rows that occur more than once."""
-    if ignored := sorted({column for _, row in read for column in row} - READ):
+def _named(where: str, config: DataConfig, rows: Rows, read: Sequence[Row]) -> dict[str, str]:
+    """The columns that the config names, by the names that are read here."""
+    if config.answer_key and rows != "answers":
+        raise RloptError(f"data.answer_key={config.answer_key}: means nothing to pairs, which are chosen and rejected; drop it")
+    keys = {"prompt": config.prompt_key, "completion": config.answer_key}
+    for setting, path in (("prompt", config.prompt_key), ("answer", config.answer_key)):
+        if path and all(look_up(row, path) is None for _, row in read):
+            there = ", ".join(sorted({column for _, row in read[:1000] for column in row}))
+            raise RloptError(f"data.{setting}_key={path}: {where} has no such column; there are {there}")
+    return {column: path for column, path in keys.items() if path}
+
+
+def _notes(read: Sequence[Row], examples: Sequence[Example], keys: Mapping[str, str]) -> Iterator[str]:
+    """Columns without effect, answers that are not learned, and rows that occur more than once."""
+    used = READ | {path.split(".")[0] for path in keys.values()} | set(keys.values())
+    if ignored := sorted({column for _, row in read for column in row} - used):
         yield f"ignored columns: {', '.join(ignored)}"
+    messages = [example.prompt.columns.get("messages", ()) for example in examples]
+    if earlier := sum(any(one["role"] == "assistant" for one in several) for several in messages):
+        yield f"{earlier} of {len(examples)} prompts have answers in them, which are not learned: only the last one is"
     extra = len(examples) - len({(normalize_text(example.prompt.text), example.answers) for example in examples})
     if extra:
         yield f"{extra} of {len(examples)} rows repeat another, but for white space"

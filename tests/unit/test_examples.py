@@ -38,10 +38,12 @@ class Pairs(Letters):
         return [ord(letter) for letter in text.replace("\n1", "§")]
 
 
-def load(folder: Path, rows: str, *content: dict[str, Any], drop: bool = False, tokenizer: Letters | None = None) -> Loaded:
+def load(
+    folder: Path, rows: str, *content: dict[str, Any], drop: bool = False, tokenizer: Letters | None = None, **keys: Any
+) -> Loaded:
     file = folder / "rows.jsonl"
     file.write_text(encoding="utf-8", data="".join(json.dumps(row, ensure_ascii=False) + "\n" for row in content))
-    config = data_config(train=str(file), invalid_rows="drop" if drop else "refuse")
+    config = data_config(train=str(file), invalid_rows="drop" if drop else "refuse", **keys)
     return load_examples("data.train", config, rows, plain(tokenizer or Letters()), 60, seed=1)  # type: ignore[arg-type]
 
 
@@ -163,6 +165,85 @@ def test_sides_may_be_messages_where_the_prompt_is_a_conversation(tmp_path: Path
     said = {side: [{"role": "assistant", "content": text}] for side, text in (("chosen", "b"), ("rejected", "c"))}
     (example,) = load(tmp_path, "pairs", {"prompt": [{"role": "user", "content": "a"}], **said}).examples
     assert [text(ids) for ids in (example.prompt.token_ids, *example.answers)] == ["a", "b<end>", "c<end>"]
+
+
+def said(*texts: str) -> list[dict[str, str]]:
+    """A conversation that the user begins."""
+    return [{"role": ("user", "assistant")[place % 2], "content": one} for place, one in enumerate(texts)]
+
+
+SYSTEM = {"role": "system", "content": "s"}
+IGNORED, EARLIER = (
+    "ignored columns: prompt_id",
+    "1 of 1 prompts have answers in them, which are not learned: only the last one is",
+)
+
+
+@pytest.mark.parametrize(("row", "prompt", "notes"), [
+    ({"messages": said("a", "b")}, "a", ()),
+    ({"messages": [SYSTEM, *said("a", "c", "d", "b")]}, "s\n\na\n\nc\n\nd", (EARLIER,)),
+    ({"prompt": "a", "prompt_id": "1", "messages": said("a", "b")}, "a", (IGNORED,)),
+    ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}, "a", ()),
+    ({"conversations": said("a", "b")}, "a", ()),
+    ({"prompt": said("a"), "completion": [{"role": "assistant", "content": "b"}]}, "a", ()),
+])  # fmt: skip
+def test_of_a_conversation_the_last_message_is_learned_and_the_others_are_its_prompt(
+    tmp_path: Path, row: dict[str, Any], prompt: str, notes: tuple[str, ...]
+) -> None:
+    loaded = load(tmp_path, "answers", row)
+    (example,) = loaded.examples
+    assert (example.prompt.text, text(example.answers[0]), loaded.notes) == (prompt, "b<end>", notes)
+
+
+NO_ANSWER = [
+    ({"messages": said("a", "b", "c")}, "messages does not end with the assistant"),
+    ({"messages": said("a", "b")[1:]}, "messages has nothing before the assistant's message"),
+    ({"messages": []}, "messages is empty"),
+    ({"conversations": [{"from": "narrator", "value": "a"}]}, "conversations has a message from 'narrator'"),
+    ({"conversations": [{"value": "a"}]}, "conversations is a list, but not of messages"),
+]
+NO_PAIR = [
+    (said("a", "b"), said("x", "c"), None, "chosen and rejected have no message in common"),
+    (said("a", "b"), said("a", "c", "d", "e"), None, "chosen and rejected differ before their last message"),
+    (said("a", "b", "c"), said("a", "b", "d"), None, "chosen does not end with the assistant"),
+    (said("a", "b"), said("a", "c"), "z", "chosen and rejected answer something else than prompt"),
+    (said("a", "b"), said("a", "b"), "a", "chosen and rejected are equal"),
+]
+
+
+@pytest.mark.parametrize(("row", "why"), NO_ANSWER)
+def test_a_conversation_of_which_no_answer_can_be_taken_is_refused(tmp_path: Path, row: dict[str, Any], why: str) -> None:
+    with pytest.raises(RloptError, match=f"row 1: {why}"):
+        load(tmp_path, "answers", row)
+
+
+@pytest.mark.parametrize(("chosen", "rejected", "prompt", "why"), NO_PAIR)
+def test_two_conversations_that_are_no_pair_are_refused(
+    tmp_path: Path, chosen: Any, rejected: Any, prompt: str | None, why: str
+) -> None:
+    row = {"chosen": chosen, "rejected": rejected} | ({"prompt": prompt} if prompt else {})
+    with pytest.raises(RloptError, match=f"row 1: {why}"):
+        load(tmp_path, "pairs", row)
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"prompt": "a"}, {"prompt": said("a")}, {"messages": said("a", "b"), "score_chosen": 1.0}]
+)
+def test_two_conversations_that_differ_in_their_last_message_are_a_pair(tmp_path: Path, more: dict[str, Any]) -> None:
+    (example,) = load(tmp_path, "pairs", {"chosen": said("a", "b"), "rejected": said("a", "c"), **more}).examples
+    assert [text(ids) for ids in (example.prompt.token_ids, *example.answers)] == ["a", "b<end>", "c<end>"]
+
+
+def test_columns_of_prompt_and_answer_can_be_named(tmp_path: Path) -> None:
+    row = {"instruction": "a", "io": {"output": "b"}, "prompt": "unused"}
+    (example,) = load(tmp_path, "answers", row, prompt_key="instruction", answer_key="io.output").examples
+    assert (text(example.prompt.token_ids), text(example.answers[0])) == ("a", "b<end>")
+    (pair,) = load(tmp_path, "pairs", {"q": "a", "chosen": "b", "rejected": "c"}, prompt_key="q").examples
+    assert text(pair.prompt.token_ids) == "a"
+    with pytest.raises(RloptError, match=r"data.prompt_key=task: .*rows.jsonl has no such column; there are a, q"):
+        load(tmp_path, "answers", {"q": "1", "a": "2"}, prompt_key="task")
+    with pytest.raises(RloptError, match=r"data.answer_key=a: means nothing to pairs, which are chosen and rejected; drop it"):
+        load(tmp_path, "pairs", {"prompt": "1", "chosen": "2", "rejected": "3", "a": "4"}, answer_key="a")
 
 
 def test_a_text_may_hold_any_line_separator_but_the_files_own(tmp_path: Path) -> None:

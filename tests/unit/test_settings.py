@@ -127,7 +127,7 @@ def test_the_defaults_are_samplers_that_are_20_steps_behind() -> None:
         ),
         (["+algo=grpo", "algo.average=pair_mean"], "algo.average=pair_mean: pair_mean is for objectives that learn from pairs"),
         (["+algo=grpo", "algo.average=tokenmean"], "algo.average=tokenmean: input should be"),
-        (["+algo=dpo", "data.prompt_key=question"], "data.prompt_key=question: means nothing to +algo=dpo"),
+        (["+algo=dpo", "data.answer_format=hash"], "data.answer_format=hash: means nothing to +algo=dpo"),
         (["+algo=grpo", "trainer.eval_every=5"], "trainer.eval_every=5: means nothing to +algo=grpo"),
         (["+algo=grpo", "algo.kl.place=somewhere"], "algo.kl.place=somewhere: input should be 'loss' or 'reward'"),
         (["+algo=grpo", "algo.minibatches=17"], "algo.minibatches=17: a step has data.prompts_per_step=16 groups"),
