@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 def bench(config: Config, peer: bool) -> None:
     """Measure one config, and TRL on the same work if `peer`; print a table, and write `bench.json` to `run.dir`."""
-    from rlopt.core.atomic_write import write_whole
+    from rlopt.core.atomic_write import prepare_output, write_whole, writing
 
-    console = cli.Shown()
+    console, file = cli.Shown(), Path(config.run.dir).resolve() / "bench.json"
+    prepare_output("run.dir", file)
     with fork_server.imported(config.cluster, "rlopt.learner.preload", "rlopt.rollout.preload"):
         from rlopt.run.benchmark import benchmark  # heavy: only once the config is known to be good
 
         speeds = benchmark(config, console, peer)
-    file = Path(config.run.dir).resolve() / "bench.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, json.dumps(speeds.as_json(), indent=1))
     console.print(table(speeds, config))
+    with writing("run.dir", file):
+        write_whole(file, json.dumps(speeds.as_json(), indent=1))
     console.print(f"numbers  {file}", highlight=False, soft_wrap=True)
 
 

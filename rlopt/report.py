@@ -9,7 +9,7 @@ import argparse
 import json
 import sys
 
-from rlopt.core.atomic_write import at_home
+from rlopt.core.atomic_write import at_home, prepare_output, writing
 from rlopt.core.errors import RloptError
 
 
@@ -24,10 +24,11 @@ def main() -> None:
 
     try:
         families = load(arguments.runs)
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
         page = arguments.out.with_suffix(".html")
-        figures = draw(families, page)
-        write_page(families, figures[0], page)
+        prepare_output("--out", page)
+        with writing("--out", page):
+            figures = draw(families, page)
+            write_page(families, figures[0], page)
     except (RloptError, json.JSONDecodeError) as error:
         sys.exit(f"error: {error}")
     for file in [*figures, page]:

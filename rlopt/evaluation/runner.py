@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rlopt.cluster.placement import Demand
 from rlopt.cluster.ray_cluster import Cluster
 from rlopt.config.commands import EvaluateJob
-from rlopt.core.atomic_write import write_whole
+from rlopt.core.atomic_write import prepare_output, write_whole, writing
 from rlopt.core.errors import RloptError
 from rlopt.core.signals import undisturbed
 from rlopt.data.prompts import Loaded
@@ -92,7 +92,10 @@ def evaluate(job: EvaluateJob, console: Console) -> Verdict:
     samples = [sample for one in answers for group in one.groups for sample in group.samples]
     tokens = sum(sample.sampled for sample in samples)
     truncated = sum(sample.finish == "length" for sample in samples) / len(samples)
-    return Verdict(rows, unscored, *_write(job, out, rows, unscored, answers), tokens, truncated, seconds)
+    numbers = ", ".join(f"{row.data} {row.metric} {row.estimate.value:.3f}" for row in rows)
+    with writing("evaluate.out", out, f"; its numbers were {numbers}"):
+        files = _write(job, out, rows, unscored, answers)
+    return Verdict(rows, unscored, *files, tokens, truncated, seconds)
 
 
 def _ask(
@@ -152,7 +155,7 @@ def _count(job: EvaluateJob, answers: list[Answers]) -> tuple[list[Row], dict[st
 
 
 def _free(job: EvaluateJob) -> Path:
-    """Where the numbers go; an existing file is never overwritten."""
+    """Where the numbers go, in a folder that can be written; an existing file is never overwritten."""
     if job.evaluate.out:
         out = Path(job.evaluate.out)
         if out.suffix != ".json":
@@ -160,6 +163,7 @@ def _free(job: EvaluateJob) -> Path:
         there = [path for path in (out, _answers_of(out)) if path.exists()]
         if there:
             raise RloptError(f"evaluate.out={out}: {there[0]} is there already; choose another, or remove it")
+        prepare_output("evaluate.out", out)
         return out
     stem = Path("evaluation")
     if job.evaluate.run:
@@ -168,6 +172,7 @@ def _free(job: EvaluateJob) -> Path:
     while out.exists() or _answers_of(out).exists():
         number += 1
         out = stem.with_name(f"{stem.name}-{number}.json")
+    prepare_output("evaluate.out", out)
     return out
 
 
@@ -178,25 +183,24 @@ def _answers_of(out: Path) -> Path:
 def _write(
     job: EvaluateJob, out: Path, rows: list[Row], unscored: Mapping[str, int], answers: list[Answers]
 ) -> tuple[Path, Path]:
-    out.parent.mkdir(parents=True, exist_ok=True)
     beside = _answers_of(out)
-    with beside.open("w", encoding="utf-8", errors="backslashreplace") as file:  # surrogates as escapes
-        for one in answers:
-            for group in one.groups:
-                for sample in group.samples:
-                    line = {
-                        "data": one.name,
-                        "id": group.prompt.id,
-                        "temperature": one.sampling.temperature,
-                        "prompt": group.prompt.text,
-                        "answer": group.prompt.answer,
-                        "completion": sample.text,
-                        "reward": sample.reward,
-                        "parts": dict(sample.parts),
-                        "tokens": sample.sampled,
-                        "finish": sample.finish,
-                    }
-                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    samples = [(one, group.prompt, sample) for one in answers for group in one.groups for sample in group.samples]
+    lines = [
+        {
+            "data": one.name,
+            "id": prompt.id,
+            "temperature": one.sampling.temperature,
+            "prompt": prompt.text,
+            "answer": prompt.answer,
+            "completion": sample.text,
+            "reward": sample.reward,
+            "parts": dict(sample.parts),
+            "tokens": sample.sampled,
+            "finish": sample.finish,
+        }
+        for one, prompt, sample in samples
+    ]
+    write_whole(beside, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     metrics = [
         {
             "data": row.data,

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -178,9 +179,15 @@ def save_model(lm: Any, source: Path, folder: Path, **options: Any) -> None:
     """Write a model, with the generation config of `source` byte for byte.
 
     Many models come with one that transformers reads and refuses to write, such as a `temperature` beside `do_sample: false`.
+
+    Raises:
+        OSError: it cannot be written.
     """
     lm.generation_config = transformers.GenerationConfig.from_model_config(lm.config)
-    lm.save_pretrained(folder, **options)
+    try:
+        lm.save_pretrained(folder, **options)
+    except SafetensorError as error:
+        raise OSError(first_line(error)) from error  # its only other reasons are in what is saved, which is a model
     if (file := source / "generation_config.json").is_file():
         shutil.copyfile(file, folder / file.name)
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import yaml
 
+from rlopt.core.atomic_write import prepare_output, writing
 from rlopt.core.errors import RloptError
 from rlopt.run import checkpoint
 
@@ -51,11 +52,13 @@ def export(run: Path, out: Path, which: str = "latest", shard_size: str = "5GB")
     config = yaml.safe_load((run / "config.yaml").read_text())
     aside = out.with_name(f".{out.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    prepare_output("--out", out)
+    aside.mkdir()
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(kept / "hf", dtype="auto")
-        save_model(model, kept / "hf", aside, max_shard_size=shard_size)
-        load_tokenizer(kept / "hf").save_pretrained(aside)
+        with writing("--out", out):
+            save_model(model, kept / "hf", aside, max_shard_size=shard_size)
+            load_tokenizer(kept / "hf").save_pretrained(aside)
         dtype = str(model.dtype).removeprefix("torch.")
         del model
         difference, tokens = _difference(aside, canary, getattr(torch, dtype)), sum(map(len, canary["logprobs"]))
@@ -64,8 +67,9 @@ def export(run: Path, out: Path, which: str = "latest", shard_size: str = "5GB")
                 f"{out}: the exported model differs from the learner by {difference:.2e} nats on a token, {dtype} allows "
                 f"{TOLERANCE[dtype]:.0e}; {kept / 'hf'} was changed after it was saved"
             )
-        _write_card(aside, run, kept, config, difference, tokens)
-        os.replace(aside, out)
+        with writing("--out", out):
+            _write_card(aside, run, kept, config, difference, tokens)
+            os.replace(aside, out)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return Exported(out, difference, tokens)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlopt.config.compose import normalized
-from rlopt.core.atomic_write import write_whole
+from rlopt.core.atomic_write import prepare_output, write_whole, writing
 from rlopt.core.errors import RloptError
 from rlopt.step_pairs.mining import Chunk, Row, What
 
@@ -73,7 +73,7 @@ class ChunkStore:
         """Begin the folder of finished chunks, or continue it.
 
         Raises:
-            RloptError: it was made with another config.
+            RloptError: it was made with another config, or cannot be written.
         """
         config = self._folder / "config.json"
         theirs = normalized(json.loads(config.read_text())) if config.exists() else identity
@@ -83,8 +83,10 @@ class ChunkStore:
                 f"pairs.out={self._files[0]}: {self._folder} holds rows of another config, {'; '.join(differs[:3])}; "
                 "choose another pairs.out, or its values, or remove that folder"
             )
-        self._folder.mkdir(parents=True, exist_ok=True)
-        write_whole(config, json.dumps(identity, indent=2))
+        prepare_output("pairs.out", self._files[0])
+        with writing("pairs.out", self._files[0]):
+            self._folder.mkdir(exist_ok=True)
+            write_whole(config, json.dumps(identity, indent=2))
 
     def chunks(self) -> Iterable[Chunk]:
         """Those that are done, from the first on."""
@@ -95,14 +97,16 @@ class ChunkStore:
             number += 1
 
     def add(self, number: int, chunk: Chunk) -> None:
-        write_whole(self._chunk(number), json.dumps(vars(chunk)))
+        with writing("pairs.out", self._files[0], "; the same command continues after the chunks before"):
+            write_whole(self._chunk(number), json.dumps(vars(chunk)))
 
     def finish(self, train: list[Row], evaluation: list[Row], counts: dict[Any, int]) -> tuple[Path, Path, Path]:
         """Write the files of the rows and counts, `out` last: it is the commit."""
         out, eval_file, counts_file = self._files
-        write_whole(counts_file, json.dumps(counts, indent=2) + "\n")
-        for path, rows in ((eval_file, evaluation), (out, train)):
-            write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        with writing("pairs.out", out, "; the same command continues from there"):
+            write_whole(counts_file, json.dumps(counts, indent=2) + "\n")
+            for path, rows in ((eval_file, evaluation), (out, train)):
+                write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         gone = self._folder.with_name(f".{self._folder.name}.done")
         shutil.rmtree(gone, ignore_errors=True)
         self._folder.rename(gone)  # at once: half a folder would look like one to continue

@@ -8,10 +8,12 @@ import pytest
 import yaml
 from builders import compose as compose_run
 from builders import composed
+from rich.console import Console
 
 from rlopt.config.commands import EvaluateJob
 from rlopt.core.errors import RloptError
 from rlopt.evaluate import of_run, typed
+from rlopt.evaluation.runner import evaluate
 
 
 def compose(*overrides: str, search: Path | None = None) -> EvaluateJob:
@@ -69,3 +71,10 @@ def test_what_cannot_be_evaluated_is_refused_by_name(override: str, message: str
     with pytest.raises(RloptError) as refusal:
         compose(*override.split())
     assert str(refusal.value).startswith(message)
+
+
+def test_numbers_that_could_not_be_written_are_refused_before_any_is_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    job = compose("model.path=/nowhere", f"evaluate.out={tmp_path}/file/numbers.json")
+    with pytest.raises(RloptError, match=r"^evaluate.out=.*numbers.json: cannot be written \(.*\); choose another place"):
+        evaluate(job, Console())

@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from rlopt.core.errors import RloptError
@@ -101,8 +102,22 @@ def test_what_cannot_be_exported_is_refused_by_name(run: Path, tmp_path: Path) -
     ):
         with pytest.raises(RloptError, match=message):
             export(run, tmp_path / out, which)
+    with pytest.raises(RloptError, match=r"config.yaml/out: cannot be written \(.*\); choose another place"):
+        export(run, run / "config.yaml" / "out")
     with pytest.raises(RloptError, match="holds no complete checkpoint"):
         export(tmp_path / "nowhere", tmp_path / "out")
     (run / "checkpoints" / "step_3" / "state.json").write_text("{}")
     with pytest.raises(RloptError, match="was saved without the learner's word"):
         export(run, tmp_path / "out")
+
+
+def test_a_disk_that_is_full_is_told_in_one_line_and_nothing_is_left(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any, **options: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(transformers.PreTrainedModel, "save_pretrained", full)
+    with pytest.raises(RloptError, match=r"^--out=.*out: cannot be written \(.*No space left on device.*\); choose another"):
+        export(run, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -1,12 +1,14 @@
 """The figure's numbers, worked by hand."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
+from rlopt import report
 from rlopt.core.errors import RloptError
 from rlopt.diagnosis.curves import PANELS, PREFERENCE_PANELS, Curve, _blocks, draw, load, table
 
@@ -71,3 +73,10 @@ def test_runs_with_nothing_in_common_do_not_share_a_figure(tmp_path: Path) -> No
     runs = [write_run(tmp_path / "a", "x", [1.0]), write_preference_run(tmp_path / "b", "tiny_s", [0.0, 1.0])]
     with pytest.raises(RloptError, match="runs that are measured by preference/margin and reward/mean cannot share a figure"):
         load(runs)
+
+
+def test_a_page_that_cannot_be_written_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = write_run(tmp_path / "run", "grpo", [0.1, 0.2])
+    monkeypatch.setattr(sys, "argv", ["report", str(run), "--out", str(run / "config.yaml" / "page.html")])
+    with pytest.raises(SystemExit, match=r"^error: --out=.*page.html: cannot be written \(.*\); choose another place"):
+        report.main()

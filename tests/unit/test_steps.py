@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -9,7 +10,7 @@ from rlopt.core.errors import RloptError
 from rlopt.core.requests import Answer, Continuation
 from rlopt.core.samples import Prompt
 from rlopt.data import arithmetic
-from rlopt.step_pairs.files import PairWriter, on_eval_side
+from rlopt.step_pairs.files import ChunkStore, PairWriter, on_eval_side
 from rlopt.step_pairs.mining import MEANING, Chunk, Recipe, Row, check_place, check_steps, cut, find_fault, make_chunk
 
 END = 0
@@ -232,3 +233,9 @@ def test_a_step_of_the_embedded_task_is_a_line_with_its_break_and_locate_counts_
     assert arithmetic.split_steps(PREFIX + "Answer: 38") == [PREFIX, "Answer: 38"]
     for text, at in ((RIGHT, None), (WRONG, 1), ("Answer: 37", 0), (PREFIX + "Answer: 38", 1), (PREFIX + "Step 2", 1)):
         assert arithmetic.locate(TASK.text, arithmetic.split_steps(text), "38") == at
+
+
+def test_rows_that_could_not_be_written_are_refused_before_any_is_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RloptError, match=r"^pairs.out=.*rows.jsonl: cannot be written \(.*\); choose another place"):
+        ChunkStore(tmp_path / "file" / "rows.jsonl").claim({})
