@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rlopt.core.atomic_write import at_home
+from rlopt.core.errors import RloptError
 
 if TYPE_CHECKING:
     from rlopt.diagnosis.checks import Finding
@@ -69,8 +70,8 @@ def main() -> None:
 
     try:
         evidence = read(run)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {run}: cannot be read as a run ({error}); give the folder of one")
+    except RloptError as error:
+        sys.exit(f"error: {error}")
     findings = diagnose(evidence)
     show(run, evidence, findings, Console())
     sys.exit(1 if any(finding.level == "fault" for finding in findings) else 0)

@@ -33,10 +33,11 @@ def of_run(run: str, which: str) -> dict[str, Any]:
     """
     from rlopt.data.prompts import EMBEDDED
     from rlopt.run import checkpoint
+    from rlopt.tracking.run_folder import config_of
 
     folder = at_home(run)
     chosen = checkpoint.choose(folder, which)
-    kept: Any = yaml.safe_load((folder / "config.yaml").read_text())
+    kept = config_of(folder)
     config = {section: kept[section] for section in SHARED if section in kept}
     train = config["data"]["train"]
     config["data"]["eval"] = config["data"]["eval"] or (train if train in EMBEDDED else None)

@@ -6,7 +6,6 @@ rows) is a line through its points. Preference runs have panels of their own. Be
 """
 
 import argparse
-import json
 import sys
 
 from rlopt.core.atomic_write import at_home, prepare_output, writing
@@ -29,7 +28,7 @@ def main() -> None:
         with writing("--out", page):
             figures = draw(families, page)
             write_page(families, figures[0], page)
-    except (RloptError, json.JSONDecodeError) as error:
+    except RloptError as error:
         sys.exit(f"error: {error}")
     for file in [*figures, page]:
         print(f"figure  {file}" if file in figures else f"page    {file}")

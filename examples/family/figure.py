@@ -12,7 +12,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from rlopt.tracking.journal import read_column
+from rlopt.tracking.run_folder import read_column
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

@@ -18,7 +18,7 @@ import matplotlib
 import numpy as np
 import yaml
 
-from rlopt.tracking.journal import read_column
+from rlopt.tracking.run_folder import read_column
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

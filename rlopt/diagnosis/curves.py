@@ -8,10 +8,9 @@ from typing import Any
 import jinja2
 import matplotlib
 import numpy as np
-import yaml
 
 from rlopt.core.errors import RloptError
-from rlopt.tracking.journal import read_column
+from rlopt.tracking.run_folder import config_of, read_column
 
 matplotlib.use("Agg")  # no window is opened
 from matplotlib import pyplot as plt
@@ -84,7 +83,7 @@ def load(paths: list[Path]) -> list[Family]:
             raise RloptError(f"{path}: not a run (no config.yaml and metrics.jsonl); give the folders of runs")
         if not read_column(path, "step"):
             raise RloptError(f"{path}: the run has made no step yet")
-        config = _config(path)
+        config = config_of(path)
         by_label.setdefault((config["algo"]["name"], config["model"]["path"]), []).append(path)
     models = len({model for _, model in by_label})
     panels = panels_of(paths)
@@ -179,11 +178,6 @@ def _spiky(curves: list[Curve]) -> bool:
     """Whether some early value is so large that a linear axis would hide the later ones."""
     later = max(curve.values[:, curve.values.shape[1] // 2 :].max() for curve in curves)
     return bool(max(curve.values.max() for curve in curves) > 3 * later)
-
-
-def _config(run: Path) -> dict[str, Any]:
-    config: dict[str, Any] = yaml.safe_load((run / "config.yaml").read_text())
-    return config
 
 
 def _curve(runs: list[Path], name: str) -> Curve:

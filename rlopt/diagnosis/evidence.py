@@ -2,17 +2,17 @@
 
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import yaml
 
 from rlopt.config.sections import ModelConfig
-from rlopt.core.errors import first_line
+from rlopt.core.errors import RloptError
 from rlopt.data.rollout_log import NAME, Damaged, blocks
+from rlopt.tracking.run_folder import config_of, steps_of
 
 MOST_TOKENS = 2_000_000
 """About how many tokens of a record are read; of longer records a random choice of groups."""
@@ -56,7 +56,7 @@ class Evidence:
         record: why there are no tokens, or not all of them; None: there are.
     """
 
-    rows: list[Mapping[str, float]]
+    rows: Sequence[Mapping[str, float]]
     tokens: Tokens | None
     kind: Kind = "sampled"
     coarse: bool = False
@@ -81,29 +81,22 @@ def read(run: Path) -> Evidence:
     """What the folder of a run has: its metrics, but a last line that was cut, and its record up to its damage.
 
     Raises:
-        ValueError: a file holds something else.
+        RloptError: a file holds something else.
     """
-    whole, _, _ = (run / "metrics.jsonl").read_text().rpartition("\n")
-    try:
-        rows = [json.loads(line) for line in whole.splitlines()]
-    except json.JSONDecodeError as error:
-        raise ValueError(f"metrics.jsonl is not JSON lines: {error.msg}") from None
-    if not rows or not all(isinstance(row, dict) and "step" in row for row in rows):
-        raise ValueError("metrics.jsonl does not hold the steps of a run")
+    rows = steps_of(run)
+    if not rows:
+        raise RloptError(f"{run}: its metrics.jsonl has no step; give the folder of a run")
     tokens, record = read_tokens(
         next((run / name for name in (NAME, NAME.removesuffix(".gz")) if (run / name).is_file()), None)
     )
-    return Evidence(rows, tokens, *_circumstances(run / "config.yaml"), record)
+    return Evidence(rows, tokens, *_circumstances(run), record)
 
 
-def _circumstances(file: Path) -> tuple[Kind, bool, float]:
+def _circumstances(run: Path) -> tuple[Kind, bool, float]:
     """`kind`, `coarse` and `top_p` of `Evidence`, by the run's config; without one the benefit of the doubt."""
-    try:
-        config = yaml.safe_load(file.read_text()) if file.exists() else None
-    except yaml.YAMLError as error:
-        raise ValueError(f"{file.name} is not YAML ({first_line(error)})") from None
-    if not isinstance(config, dict):
+    if not (run / "config.yaml").exists():
         return "sampled", True, 1.0
+    config = config_of(run)
     data, algo, model, cluster, rollout = (_section(config, name) for name in ("data", "algo", "model", "cluster", "rollout"))
     kind: Kind = "sampled"
     if algo and algo.get("group_relative") is None:
@@ -123,7 +116,7 @@ def read_tokens(record: Path | None) -> tuple[Tokens | None, str | None]:
     """The tokens of a record, and why there are none, or not all.
 
     Raises:
-        ValueError: it holds no groups of a run.
+        RloptError: it holds no groups of a run.
     """
     if record is None:
         return None, f"no {NAME} here, which would show the gap of engine and learner by lag and position"
@@ -145,7 +138,8 @@ def read_tokens(record: Path | None) -> tuple[Tokens | None, str | None]:
     except Damaged as damage:
         why = f"{record.name} is damaged from byte {damage.offset} on ({damage}): what stands before it was read"
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{record.name} holds something else than groups ({type(error).__name__}: {error})") from None
+        why = f"{type(error).__name__}: {error}"
+        raise RloptError(f"{record.parent}: its {record.name} holds something else than groups ({why}); remove it") from error
     if not columns[0]:
         return None, why or f"{record.name} has no log-probabilities of the policy that sampled"
     return Tokens(*map(np.concatenate, columns)), why

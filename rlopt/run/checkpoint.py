@@ -146,10 +146,10 @@ def find_all(run: Path) -> list[Path]:
 
 
 def choose(run: Path, which: str) -> Path:
-    """A complete checkpoint of a run: `latest`, `best`, or a step.
+    """A complete checkpoint of a run, with its model as it was written: `latest`, `best`, or a step.
 
     Raises:
-        RloptError: there is no such run or checkpoint.
+        RloptError: there is no such run or checkpoint, or the model is damaged.
     """
     found = {path.name.removeprefix("step_"): path for path in find_all(run)}
     if not found:
@@ -162,17 +162,30 @@ def choose(run: Path, which: str) -> Path:
     if step not in found:
         there = ", ".join(found)
         raise RloptError(f"{run}: has no checkpoint {which}; one of {there}, latest, or of a run with trainer.best, best")
+    if why := damage(found[step], MODEL):
+        others = ", ".join(found.keys() - {step}) or "there is none"
+        raise RloptError(f"{run}: its checkpoint {step} is damaged, {why}; choose another: {others}")
     return found[step]
 
 
-def verify(folder: Path) -> None:
-    """Refuse a checkpoint that lacks its manifest, or a file as it was written. Earlier releases kept sizes and no digests."""
+ALL, MODEL = ("",), ("hf/", "state.json")
+"""How the files of a checkpoint begin that are verified: of all, and of those that whoever takes the model needs."""
+
+
+def verify(folder: Path, only: tuple[str, ...] = ALL) -> None:
+    """Refuse a checkpoint that lacks its manifest, or a file as it was written, of those that begin with one of `only`.
+
+    Earlier releases kept sizes and no digests.
+    """
     file = folder / "manifest.json"
     if not file.is_file():
         raise RloptError(f"run.resume={folder}: no manifest.json, so it is not a complete checkpoint; give another or use auto")
     try:
         manifest = json.loads(file.read_text())
-        sizes, digests = dict(manifest["files"]), dict(manifest.get("digests", {}))
+        sizes, digests = (
+            {name: found for name, found in dict(kept).items() if name.startswith(only)}
+            for kept in (manifest["files"], manifest.get("digests", {}))
+        )
     except (ValueError, KeyError, TypeError, AttributeError):
         raise RloptError(f"run.resume={folder}: manifest.json cannot be read; use an older checkpoint") from None
     for name, size in sizes.items():
@@ -184,10 +197,10 @@ def verify(folder: Path) -> None:
             raise RloptError(f"run.resume={folder}: {name} is not as it was written; use an older checkpoint")
 
 
-def damage(folder: Path) -> str | None:
+def damage(folder: Path, only: tuple[str, ...] = ALL) -> str | None:
     """Why `verify` refuses a checkpoint; None if it does not."""
     try:
-        verify(folder)
+        verify(folder, only)
     except RloptError as error:
         return str(error).partition(": ")[2].partition(";")[0]
     return None

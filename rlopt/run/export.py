@@ -16,6 +16,7 @@ import yaml
 from rlopt.core.atomic_write import prepare_output, writing
 from rlopt.core.errors import RloptError
 from rlopt.run import checkpoint
+from rlopt.tracking.run_folder import config_of
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def export(run: Path, out: Path, which: str = "latest", shard_size: str = "5GB")
     canary = checkpoint.load_state(kept).get("canary")
     if not canary:
         raise RloptError(f"{kept}: was saved without the learner's word on canary texts, so an export cannot be proved")
-    config = yaml.safe_load((run / "config.yaml").read_text())
+    config = config_of(run)
     aside = out.with_name(f".{out.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     prepare_output("--out", out)

@@ -25,8 +25,9 @@ from rlopt.run.summary import summarize
 from rlopt.run.validate import Prepared, again, validate
 from rlopt.run.wiring import make_loop
 from rlopt.run.workers import RunWorkers
-from rlopt.tracking.journal import Journal, read_column
+from rlopt.tracking.journal import Journal
 from rlopt.tracking.loggers import Logger, Wandb, start_loggers
+from rlopt.tracking.run_folder import read_column
 
 HEADLINES = {"reward/mean": "training reward", "preference/margin": "preference margin", "actor/pg_loss": "loss"}
 """The metric that a finished run prints: the first of these that it has."""

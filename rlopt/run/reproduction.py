@@ -32,6 +32,7 @@ from rlopt.run.wiring import make_loop
 from rlopt.run.workers import RunWorkers
 from rlopt.tracking.journal import Journal
 from rlopt.tracking.metrics import batch_metrics
+from rlopt.tracking.run_folder import steps_of
 
 OTHERS: tuple[str, ...] = ("timing_s/", "perf/", "idle/", "sync/", "eval/", "replay/", "env/seconds")
 OTHERS += ("response_length/p90", "response_length/finished", "offpolicy/dropped_groups")
@@ -112,7 +113,7 @@ def reproduce(run: Path, config: Config, first: int, last: int | None, console: 
     Raises:
         RloptError: a step is not in the record, or no checkpoint is left to begin with.
     """
-    written = {row["step"]: row for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())}
+    written = {row["step"]: row for row in steps_of(run)}
     last = min(last or max(written), max(written))
     need(1 <= first <= last, "--steps", f"{first}:{last}", f"the run made steps 1 to {max(written)}")
     before = [folder for folder in checkpoint.find_all(run) if checkpoint.step_of(folder) < first]
@@ -148,8 +149,8 @@ def reproduce(run: Path, config: Config, first: int, last: int | None, console: 
                 journal.close(exit_code=0)
         finally:
             workers.close()
-        made = map(json.loads, (prepared.start.run / "metrics.jsonl").read_text().splitlines())
-        compared = [one for row in made if row["step"] >= first for one in _compared(written[row["step"]], row)]
+        made = [row for row in steps_of(prepared.start.run) if row["step"] >= first]
+        compared = [one for row in made for one in _compared(written[row["step"]], row)]
     origin = Path(start) if start != "never" else prepared.model.folder
     return Reproduced(first, last, origin, len(compared), [one for one in compared if one.there != one.here])
 

@@ -22,6 +22,7 @@ from rlopt.orchestrator.schedule import Schedule
 from rlopt.run import checkpoint
 from rlopt.run.engine_count import forget_wish
 from rlopt.run.precision import dtype_of
+from rlopt.tracking.run_folder import config_of
 
 MAY_CHANGE: tuple[str, ...] = ("run", "trainer", "tracking", "cluster", "rollout.engines", "rollout.sleep", "rollout.stall_s")
 MAY_CHANGE += ("algo.group_relative.kl.every", "learner.logit_chunk", "model.dtype", "env.workers", "env.episodes")
@@ -113,19 +114,15 @@ def _check_extension(config: Config, run: Path, folder: Path) -> None:
 
 def kept_config(run: Path) -> dict[str, Any] | None:
     """The config of the run in a folder."""
-    file = run / "config.yaml"
-    if not file.exists():
+    if not (run / "config.yaml").exists():
         return None
     try:
-        kept = yaml.safe_load(file.read_text())
-    except yaml.YAMLError:
-        kept = None
-    if not isinstance(kept, dict):
-        raise RloptError(f"run.dir={run}: its config.yaml cannot be read as one; choose another run.dir")
-    kept = normalized(kept)
+        kept: dict[str, Any] = normalized(config_of(run))
+    except RloptError as error:
+        raise RloptError(f"run.dir={run}: its config.yaml cannot be read as one; choose another run.dir") from error
     if isinstance(shared := kept.get("algo", {}).get("group_relative"), dict):
         kept["algo"]["group_relative"] = current_algo(shared)
-    return kept  # type: ignore[no-any-return]
+    return kept
 
 
 def continued(run: Path, resume: Path | None) -> Mapping[str, Any] | None:

@@ -190,12 +190,6 @@ class TrainingBar:
             self._progress.stop()
 
 
-def read_column(run: Path, name: str) -> list[float]:
-    """One metric of a run, step by step, from its `metrics.jsonl`; NaN where a step did not log it."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [float("nan") if row.get(name) is None else float(row[name]) for row in rows]
-
-
 def _keep_until(path: Path, step: int, row: Mapping[str, object] | None = None) -> None:
     """Drop the lines of later steps, and a last line that an interruption cut short; add `row`, of `step`, if it is missing."""
     if not path.exists() and not row:

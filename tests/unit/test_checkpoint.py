@@ -170,6 +170,18 @@ def test_a_flipped_byte_is_noticed_and_checkpoints_of_earlier_releases_are_compa
         checkpoint.verify(folder)
 
 
+def test_a_model_that_is_not_as_it_was_written_is_not_handed_out_and_the_learners_files_do_not_matter(tmp_path: Path) -> None:
+    for step in (5, 10):
+        save(tmp_path, step)
+    (tmp_path / "checkpoints" / "step_10" / "buffer" / "batch_11.jsonl").unlink()
+    assert checkpoint.choose(tmp_path, "latest").name == "step_10"
+    (tmp_path / "checkpoints" / "step_10" / "state.json").write_text("{")
+    why = r"checkpoint 10 is damaged, state.json is missing or has not its \d+ bytes; choose another: 5$"
+    with pytest.raises(RloptError, match=why):
+        checkpoint.choose(tmp_path, "latest")
+    assert checkpoint.choose(tmp_path, "5").name == "step_5"
+
+
 def test_the_newest_sound_checkpoint_is_found_and_damaged_ones_after_it_are_set_aside(tmp_path: Path) -> None:
     for step in (5, 10, 15):
         save(tmp_path, step, keep=3)

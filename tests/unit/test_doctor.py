@@ -11,6 +11,7 @@ import torch
 from builders import group
 
 import rlopt.diagnosis.evidence
+from rlopt.core.errors import RloptError
 from rlopt.data.rollout_log import Recorder, blocks, header
 from rlopt.diagnosis.checks import CHECKS, Finding, diagnose
 from rlopt.diagnosis.evidence import Evidence, Kind, Tokens, bins, read, read_tokens
@@ -258,12 +259,12 @@ def test_a_record_that_cannot_be_used_says_why(tmp_path: Path) -> None:
     plain.write_text(json.dumps({"rlopt": "experience"}) + "\n")
     assert "has no log-probabilities of the policy that sampled" in str(read(tmp_path).record)
     plain.write_text(json.dumps({"prompt": "ab", "samples": [{"text": "c", "reward": 1}]}) + "\n")
-    with pytest.raises(ValueError, match="holds something else than groups"):
+    with pytest.raises(RloptError, match=r"its experience.jsonl holds something else than groups \(.*\); remove it"):
         read(tmp_path)
     plain.unlink()
     for metrics in ("nothing\n", "[1]\n", "\n", ""):
         (tmp_path / "metrics.jsonl").write_text(metrics)
-        with pytest.raises(ValueError, match=r"metrics.jsonl"):
+        with pytest.raises(RloptError, match=r"its metrics.jsonl .*; give the folder of"):
             read(tmp_path)
 
 
@@ -285,7 +286,7 @@ def test_a_long_record_is_thinned_out_within_its_steps_and_not_by_whole_ones(
 @pytest.mark.parametrize(
     ("config", "kind", "coarse", "top_p"),
     [
-        ("", "sampled", True, 1.0),  # nothing is known
+        (None, "sampled", True, 1.0),  # nothing is known
         ("data:\nmodel: {dtype: float32}\n", "sampled", False, 1.0),
         ("model: {dtype: bfloat16}\nrollout: {top_p: 0.9}\n", "sampled", True, 0.9),
         ("cluster: {gpus_per_learner: 1.0}\n", "sampled", True, 1.0),
@@ -294,9 +295,12 @@ def test_a_long_record_is_thinned_out_within_its_steps_and_not_by_whole_ones(
         ("data: {experience: null}\nalgo: {name: dpo, group_relative: null}\n", "rows", False, 1.0),
     ],
 )
-def test_the_kind_of_run_is_read_from_its_config(tmp_path: Path, config: str, kind: Kind, coarse: bool, top_p: float) -> None:
+def test_the_kind_of_run_is_read_from_its_config(
+    tmp_path: Path, config: str | None, kind: Kind, coarse: bool, top_p: float
+) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
-    (tmp_path / "config.yaml").write_text(config)
+    if config is not None:
+        (tmp_path / "config.yaml").write_text(config)
     run = read(tmp_path)
     assert (run.kind, run.coarse, run.top_p) == (kind, coarse, top_p)
 
@@ -304,7 +308,7 @@ def test_the_kind_of_run_is_read_from_its_config(tmp_path: Path, config: str, ki
 def test_a_config_that_is_not_yaml_is_refused_by_its_name(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
     (tmp_path / "config.yaml").write_text("a: [")
-    with pytest.raises(ValueError, match=r"config.yaml is not YAML"):
+    with pytest.raises(RloptError, match=r"its config.yaml cannot be read \(while parsing a flow node"):
         read(tmp_path)
 
 

@@ -26,7 +26,7 @@ def run(tmp_path: Path) -> Path:
     """A run with two checkpoints, of which the first is the best."""
     for step in (5, 10):
         (tmp_path / "checkpoints" / f"step_{step}" / "hf").mkdir(parents=True)
-        (tmp_path / "checkpoints" / f"step_{step}" / "manifest.json").write_text("{}")
+        (tmp_path / "checkpoints" / f"step_{step}" / "manifest.json").write_text('{"files": {}}')
     (tmp_path / "checkpoints" / "best.json").write_text(json.dumps({"step": 5, "metric": "m", "value": 1.0}))
     sampling = ["data.template='Q: {prompt}\\nA:'", "rollout.max_new_tokens=40", "rollout.sleep=true"]
     config = compose_run("+algo=grpo", "run.seed=7", *sampling)

@@ -11,9 +11,10 @@ from builders import group
 from rich.console import Console
 
 from rlopt.core.errors import RloptError
-from rlopt.tracking.journal import Journal, read_column
+from rlopt.tracking.journal import Journal
 from rlopt.tracking.loggers import Logger, Row
 from rlopt.tracking.metrics import DEFINITIONS, batch_metrics
+from rlopt.tracking.run_folder import read_column
 
 
 def journal(folder: Path, step: int = 0, loggers: Sequence[Logger] = (), console: Console | None = None) -> Journal:
