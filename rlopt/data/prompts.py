@@ -81,9 +81,11 @@ EMBEDDED: Mapping[str, Callable[[int, int, bool], list[tuple[str, str, str]]]] =
 
 
 def _embedded_task(name: str, seed: int, size: int, held_out: bool, words: Wording) -> Loaded:
-    rows = EMBEDDED[name](seed, size, held_out)
-    prompts = [make_prompt(called, text, answer, name, words, {}) for called, text, answer in rows]
-    return Loaded(prompts, list(range(1, len(prompts) + 1)), "the embedded task", {})
+    dropped, prompts = dict[str, list[int]](), dict[int, Prompt]()
+    for number, (called, text, answer) in enumerate(EMBEDDED[name](seed, size, held_out), 1):
+        with _counted(dropped, number):
+            prompts[number] = make_prompt(called, text, answer, name, words, {})
+    return Loaded(list(prompts.values()), list(prompts), "the embedded task", dropped)
 
 
 def _reasoning(where: str, name: str, seed: int, size: int, held_out: bool, words: Wording) -> Loaded:

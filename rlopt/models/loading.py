@@ -16,7 +16,7 @@ from filelock import FileLock
 from rlopt.config.learners import LoraConfig
 from rlopt.core.errors import RloptError, first_line
 from rlopt.models import lora, tiny
-from rlopt.models.untrusted import check_folder
+from rlopt.models.untrusted import check_folder, sizes_of_weights
 
 Progress = Callable[[int, int, float], None]
 
@@ -81,7 +81,7 @@ def load_tokenizer(folder: Path) -> Any:
     Qwen2's architecture Qwen2's way to cut texts, whatever stands in its file: line breaks and spaces were lost so.
 
     Raises:
-        RloptError: it cannot be read.
+        RloptError: it cannot be read, or is empty.
     """
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -90,6 +90,8 @@ def load_tokenizer(folder: Path) -> Any:
             tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
     except Exception as error:  # each kind of tokenizer raises errors of its own
         raise RloptError(f"model.path={folder}: its tokenizer cannot be read ({first_line(error)}); check the files") from error
+    if not tokenizer.encode(PROBE, add_special_tokens=False):
+        raise RloptError(f"model.path={folder}: its tokenizer knows no token; are tokenizer.json and its like in the folder?")
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     return tokenizer
 
@@ -120,7 +122,8 @@ def shape_of(folder: Path | str, adapters: LoraConfig | None = None) -> Shape:
     """Of the model in `folder`, or of a name of the Hub, without loading a weight.
 
     Raises:
-        RloptError: there is no such config, or the Hub does not give it; or it has no such layers to adapt.
+        RloptError: there is no such config, or the Hub does not give it; it asks for other sizes than the weights have; or it
+            has no such layers to adapt.
     """
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -129,6 +132,8 @@ def shape_of(folder: Path | str, adapters: LoraConfig | None = None) -> Shape:
     except Exception as error:  # configs check themselves, each in its own way
         reason = first_line(error)
         raise RloptError(f"model.path={folder}: its config cannot be read ({reason}); check name and network") from error
+    if Path(folder).is_dir() and not getattr(config, "quantization_config", None):
+        _refuse_other_sizes(Path(folder), lm)
     text = config.get_text_config()
     heads = text.num_attention_heads
     hidden: int = text.hidden_size
@@ -146,6 +151,18 @@ def shape_of(folder: Path | str, adapters: LoraConfig | None = None) -> Shape:
         head_dim=getattr(text, "head_dim", None) or hidden // heads,
         vocabulary=text.vocab_size,
     )
+
+
+def _refuse_other_sizes(folder: Path, lm: Any) -> None:
+    """Refuse a folder in which a weight has another size than the config asks for. (Some have other names in files.)"""
+    there = sizes_of_weights(folder)
+    for name, parameter in lm.named_parameters():
+        wanted, found = tuple(parameter.shape), there.get(name)
+        if found not in (None, wanted):
+            raise RloptError(
+                f"model.path={folder}: {name} has the size {found}, and config.json asks for {wanted}; "
+                "give weights and config.json of one model"
+            )
 
 
 def _intermediate(text: Any) -> int:

@@ -41,6 +41,9 @@ class Policy(torch.nn.Module):
         Args:
             shared: the ranks that have a part of every sequence each; None: this one has all of it.
             packed: whether sequences are laid one after another, without padding.
+
+        Raises:
+            RloptError: the files lack a weight.
         """
         super().__init__()
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -51,9 +54,14 @@ class Policy(torch.nn.Module):
         attention = _attention(config, dtype, device, packed)
         if shared:
             attention = {"attn_implementation": ULYSSES}
-        self.lm = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, config=config, dtype=dtype, trust_remote_code=False, **attention
+        self.lm, found = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, config=config, dtype=dtype, trust_remote_code=False, output_loading_info=True, **attention
         )
+        if missing := sorted(found["missing_keys"]):
+            raise RloptError(
+                f"model.path={folder}: its files lack {len(missing)} weight(s), such as {missing[0]}, which transformers would "
+                "make up; give the whole model, or a config.json that asks for no more"
+            )
         for module in self.lm.modules():
             if isinstance(module, torch.nn.modules.dropout._DropoutNd):
                 module.p = 0.0

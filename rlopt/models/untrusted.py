@@ -43,10 +43,17 @@ def check_folder(named: str, folder: Path) -> None:
         pickles = sorted(file.name for file in folder.iterdir() if file.suffix in (".bin", ".pt", ".pth"))
         if pickles and not weights:
             raise _Refused(f"{pickles[0]} is a pickle, which may run code when it is read; save the model as safetensors")
+        if not weights:
+            raise _Refused("the folder has no weights (*.safetensors); give a folder that transformers saved")
         for file in weights:
-            _check_weights(file)
+            _sizes_in(file)
     except _Refused as why:
         raise RloptError(f"model.path={named}: {why}") from None
+
+
+def sizes_of_weights(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The sizes of all tensors in a folder that `check_folder` has accepted, by name."""
+    return {name: size for file in folder.glob("*.safetensors") for name, size in _sizes_in(file).items()}
 
 
 class _Refused(Exception):
@@ -95,8 +102,8 @@ def _check_index(folder: Path, index: dict[str, Any]) -> None:
             raise _Refused(f"{name} is missing, which model.safetensors.index.json names")
 
 
-def _check_weights(file: Path) -> None:
-    """Compare the header of a safetensors file with the file. Source: the format's description."""
+def _sizes_in(file: Path) -> dict[str, tuple[int, ...]]:
+    """The sizes of the tensors in a safetensors file, whose header is compared with it. Source: the format's description."""
     size = file.stat().st_size
     with file.open("rb") as content:
         length = int.from_bytes(content.read(8), "little")
@@ -108,10 +115,16 @@ def _check_weights(file: Path) -> None:
             raise _Refused(f"{file.name} has no header that can be read") from None
     if not isinstance(header, dict):
         raise _Refused(f"{file.name} has no header that can be read")
+    sizes = {}
     for name, about in header.items():
         if name == "__metadata__":
             continue
         ends: Any = about.get("data_offsets") if isinstance(about, dict) else None
+        size_of: Any = about.get("shape") if isinstance(about, dict) else None
         sound = isinstance(ends, list) and len(ends) == 2 and all(isinstance(end, int) for end in ends)
         if not sound or not 0 <= ends[0] <= ends[1] <= size - 8 - length:
             raise _Refused(f"{file.name}: {name[:60]} is not within the file")
+        if not isinstance(size_of, list):
+            raise _Refused(f"{file.name}: {name[:60]} has no shape")
+        sizes[name] = tuple(size_of)
+    return sizes

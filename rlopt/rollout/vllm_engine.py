@@ -96,13 +96,23 @@ def set_environment(engine: EngineConfig, config: RolloutConfig) -> None:
 ABOVE = "See root cause above"
 """In what vLLM raises when its own process has failed; the reason stands in the log alone."""
 
-_RAISED = re.compile(r"(?:^|\s)((?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception)): (\S.*)$", re.MULTILINE)
+_RAISED = re.compile(r"(?:^|\s)((?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception))(?:: (\S.*))?$")
+_LOGGED = re.compile(r"^.*\[\w+\.py:\d+\] ")
+"""What vLLM writes before each line of a log."""
 
 
 def root_cause(log: str) -> str | None:
-    """The last exception that a log names, but for vLLM's own that refers to it."""
-    found = [f"{name}: {why.strip()}" for name, why in _RAISED.findall(log) if ABOVE not in why]
-    return first_line(found[-1]) if found else None
+    """The last exception that a log names, but for vLLM's own that refers to it; of one without a word, the line that raised
+    it.
+    """
+    found, before = None, ""
+    for line in (_LOGGED.sub("", line) for line in log.splitlines()):
+        raised = _RAISED.search(line)
+        if raised and ABOVE not in line:
+            found = f"{raised[1]}: {(raised[2] or before).strip()}"
+        if line.strip(" ^~"):  # else it only marks a place in the one before
+            before = line
+    return first_line(found) if found else None
 
 
 def _said() -> str:

@@ -21,6 +21,13 @@ def test_the_last_exception_in_the_log_is_the_cause_and_not_the_one_that_refers_
     assert root_cause(LOG.format(last=f"(EngineCore pid=71) {said}")) == said
 
 
+def test_of_an_exception_without_a_word_the_line_that_raised_it_is_told() -> None:
+    logged = "(Worker pid=7) ERROR 11-30 11:00:25 [multiproc_executor.py:953]"
+    lines = ["    assert shape[0] == size", "           ^^^^^^^^^^^^^^^^", "AssertionError"]
+    for written in (lines, [f"{logged} {line}" for line in lines]):
+        assert root_cause(LOG.format(last="\n".join(written))) == "AssertionError: assert shape[0] == size"
+
+
 def test_a_log_without_an_exception_has_no_cause() -> None:
     assert root_cause("WARNING: no GPU\nError\n") is None
     assert root_cause("") is None

@@ -157,6 +157,7 @@ MODELS: dict[str, tuple[Callable[[Path], None], str]] = {
     "a file outside": (index(a="../../secret.safetensors"), "names ../../secret.safetensors, which is no file of the folder"),
     "a file anywhere": (index(a="/etc/passwd"), "names /etc/passwd, which is no file of the folder"),
     "a file that is missing": (index(a="other.safetensors"), "other.safetensors is missing"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "the folder has no weights"),
     "no map": (text("model.safetensors.index.json", "{}"), "index.json has no weight_map"),
 }
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import modeling_outputs
 
@@ -21,7 +22,7 @@ from rlopt.models import compiled, tiny
 from rlopt.models.attention import IN_FLOAT32
 from rlopt.models.compiled import FusedTokenScores, compile_policy
 from rlopt.models.head import TokenScores
-from rlopt.models.loading import context_length, find_model
+from rlopt.models.loading import context_length, find_model, load_tokenizer, shape_of
 from rlopt.models.policy import Policy, own_logprobs, refuse_other_logits, try_to_save, write_model
 
 SIZES: dict[str, Any] = {
@@ -225,6 +226,43 @@ def test_a_model_whose_way_is_unknown_is_refused_by_name(kind: type, message: st
     policy.lm.__class__ = kind
     with pytest.raises(RloptError, match=message):
         refuse_other_logits(policy, policy.lm, "cpu")
+
+
+def test_a_weight_that_the_files_lack_is_not_made_up(tmp_path: Path) -> None:
+    saved(CONFIGS["Llama"], tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file({name: kept for name, kept in weights.items() if ".1.mlp" not in name}, tmp_path / "model.safetensors")
+    with pytest.raises(RloptError, match=r"its files lack 3 weight\(s\), such as model.layers.1.mlp.down_proj.weight, which"):
+        Policy(tmp_path, torch.float32, 5)
+    asks_for(tmp_path, num_hidden_layers=3)
+    with pytest.raises(RloptError, match=r"its files lack 12 weight\(s\)"):
+        Policy(tmp_path, torch.float32, 5)
+
+
+@pytest.mark.parametrize(("changed", "name", "found", "wanted"), [
+    ({"vocab_size": 5}, "model.embed_tokens.weight", "(64, 32)", "(5, 32)"),
+    ({"intermediate_size": 65}, "model.layers.0.mlp.gate_proj.weight", "(64, 32)", "(65, 32)"),
+])  # fmt: skip
+def test_weights_of_another_size_than_the_config_asks_for_are_refused_by_name(
+    tmp_path: Path, changed: dict[str, int], name: str, found: str, wanted: str
+) -> None:
+    saved(CONFIGS["Llama"], tmp_path)
+    assert shape_of(tmp_path).vocabulary == 64
+    asks_for(tmp_path, **changed)
+    with pytest.raises(RloptError) as refused:
+        shape_of(tmp_path)
+    assert f"model.path={tmp_path}: {name} has the size {found}, and config.json asks for {wanted}; give" in str(refused.value)
+
+
+def asks_for(folder: Path, **changed: int) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changed))
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    saved(CONFIGS["Qwen2"], tmp_path)
+    with pytest.raises(RloptError, match="its tokenizer knows no token; are tokenizer.json and its like in the folder"):
+        load_tokenizer(tmp_path)
 
 
 def test_a_written_model_has_the_dropout_and_the_generation_config_that_it_came_with(tmp_path: Path) -> None:

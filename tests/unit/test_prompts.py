@@ -113,6 +113,16 @@ def test_columns_that_are_not_known_or_not_there_are_answered_with_those_that_ar
         load(tmp_path, {"q": "1+1", "a": "2"}, prompt_key="task")
 
 
+def test_an_embedded_task_that_the_tokenizer_does_not_know_is_refused_in_one_line() -> None:
+    class Blind(Letters):
+        def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+            return []
+
+    data = data_config(train="arithmetic")
+    with pytest.raises(RloptError, match=r"data.train=arithmetic: no row can be used \(prompt has no token that the tokenizer"):
+        load_prompts(data, "data.train", "arithmetic", 0, wording(data, Blind()), 100)
+
+
 def test_prompts_alone_will_do_and_their_other_columns_go_to_the_reward(tmp_path: Path) -> None:
     loaded = load(tmp_path, {"prompt": "1+1", "target": 2})
     (only,) = loaded.prompts
