@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from filelock import FileLock
 from rlopt.config.learners import LoraConfig
 from rlopt.core.errors import RloptError, first_line
 from rlopt.models import lora, tiny
-from rlopt.models.untrusted import check_folder, sizes_of_weights
+from rlopt.models.untrusted import check_folder, refuse_lacking
 
 Progress = Callable[[int, int, float], None]
 
@@ -46,6 +48,7 @@ def find_model(path: str, progress: Progress) -> Path:
         if not (folder / "config.json").is_file():
             raise RloptError(f"model.path={path}: the folder has no config.json; give a folder that transformers saved")
         check_folder(path, folder)
+        _check_weights(folder)
         return folder.resolve()
     if path.count("/") != 1 or path.startswith((".", "/", "~")):
         raise RloptError(f"model.path={path}: no such folder; give a folder, a Hub name, or one of {', '.join(tiny.RECIPES)}")
@@ -60,7 +63,44 @@ def find_model(path: str, progress: Progress) -> Path:
             f"model.path={path}: no such folder, and the Hub did not give it ({reason}); check name and network"
         ) from error
     check_folder(path, fetched)
+    _check_weights(fetched)
     return fetched
+
+
+def _check_weights(folder: Path) -> None:
+    """Refuse a folder whose files do not have every weight that its config asks for. It reads what tensors there are, and none
+    of them.
+    """
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        if getattr(config, "quantization_config", None):
+            return  # its weights have names and sizes of their own
+        with _silence():
+            _, found = transformers.AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                device_map="meta",
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+    except Exception as error:  # configs check themselves, each in its own way
+        raise RloptError(f"model.path={folder}: cannot be read as a model ({first_line(error)}); check its files") from error
+    refuse_lacking(folder, found)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """transformers shows no bar, and no table of weights that do not fit."""
+    bars, level = transformers.logging.is_progress_bar_enabled(), transformers.logging.get_verbosity()
+    transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(level)
+        if bars:
+            transformers.logging.enable_progress_bar()
 
 
 def cache_dir() -> Path:
@@ -122,8 +162,7 @@ def shape_of(folder: Path | str, adapters: LoraConfig | None = None) -> Shape:
     """Of the model in `folder`, or of a name of the Hub, without loading a weight.
 
     Raises:
-        RloptError: there is no such config, or the Hub does not give it; it asks for other sizes than the weights have; or it
-            has no such layers to adapt.
+        RloptError: there is no such config, or the Hub does not give it; or it has no such layers to adapt.
     """
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -132,8 +171,6 @@ def shape_of(folder: Path | str, adapters: LoraConfig | None = None) -> Shape:
     except Exception as error:  # configs check themselves, each in its own way
         reason = first_line(error)
         raise RloptError(f"model.path={folder}: its config cannot be read ({reason}); check name and network") from error
-    if Path(folder).is_dir() and not getattr(config, "quantization_config", None):
-        _refuse_other_sizes(Path(folder), lm)
     text = config.get_text_config()
     heads = text.num_attention_heads
     hidden: int = text.hidden_size
@@ -151,18 +188,6 @@ def shape_of(folder: Path | str, adapters: LoraConfig | None = None) -> Shape:
         head_dim=getattr(text, "head_dim", None) or hidden // heads,
         vocabulary=text.vocab_size,
     )
-
-
-def _refuse_other_sizes(folder: Path, lm: Any) -> None:
-    """Refuse a folder in which a weight has another size than the config asks for. (Some have other names in files.)"""
-    there = sizes_of_weights(folder)
-    for name, parameter in lm.named_parameters():
-        wanted, found = tuple(parameter.shape), there.get(name)
-        if found not in (None, wanted):
-            raise RloptError(
-                f"model.path={folder}: {name} has the size {found}, and config.json asks for {wanted}; "
-                "give weights and config.json of one model"
-            )
 
 
 def _intermediate(text: Any) -> int:

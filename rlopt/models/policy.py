@@ -16,6 +16,7 @@ from rlopt.core.errors import RloptError, first_line
 from rlopt.models.head import Head, after_body
 from rlopt.models.packing import Packing
 from rlopt.models.sequence_parallel import ULYSSES, SharedSequences, unshared
+from rlopt.models.untrusted import refuse_lacking
 
 
 class Policy(torch.nn.Module):
@@ -57,11 +58,7 @@ class Policy(torch.nn.Module):
         self.lm, found = transformers.AutoModelForCausalLM.from_pretrained(
             folder, config=config, dtype=dtype, trust_remote_code=False, output_loading_info=True, **attention
         )
-        if missing := sorted(found["missing_keys"]):
-            raise RloptError(
-                f"model.path={folder}: its files lack {len(missing)} weight(s), such as {missing[0]}, which transformers would "
-                "make up; give the whole model, or a config.json that asks for no more"
-            )
+        refuse_lacking(folder, found)
         for module in self.lm.modules():
             if isinstance(module, torch.nn.modules.dropout._DropoutNd):
                 module.p = 0.0

@@ -1,7 +1,7 @@
 """Model folders that others made: nothing in them is run, and what cannot be a model is refused before one is built of it."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +46,31 @@ def check_folder(named: str, folder: Path) -> None:
         if not weights:
             raise _Refused("the folder has no weights (*.safetensors); give a folder that transformers saved")
         for file in weights:
-            _sizes_in(file)
+            _check_weights(file)
     except _Refused as why:
         raise RloptError(f"model.path={named}: {why}") from None
 
 
-def sizes_of_weights(folder: Path) -> dict[str, tuple[int, ...]]:
-    """The sizes of all tensors in a folder that `check_folder` has accepted, by name."""
-    return {name: size for file in folder.glob("*.safetensors") for name, size in _sizes_in(file).items()}
+def refuse_lacking(folder: Path, found: Mapping[str, Any]) -> None:
+    """Refuse a folder whose files do not have every weight that its config asks for, in its size: transformers makes up a
+    weight that it does not find.
+
+    Args:
+        found: transformers' loading info.
+
+    Raises:
+        RloptError: by the first such weight.
+    """
+    for name, there, wanted in sorted(found["mismatched_keys"]):
+        raise RloptError(
+            f"model.path={folder}: {name} has the size {tuple(there)}, and config.json asks for {tuple(wanted)}; "
+            "give weights and config.json of one model"
+        )
+    if missing := sorted(found["missing_keys"]):
+        raise RloptError(
+            f"model.path={folder}: its files lack {len(missing)} weight(s), such as {missing[0]}, which transformers would "
+            "make up; give the whole model, or a config.json that asks for no more"
+        )
 
 
 class _Refused(Exception):
@@ -102,8 +119,8 @@ def _check_index(folder: Path, index: dict[str, Any]) -> None:
             raise _Refused(f"{name} is missing, which model.safetensors.index.json names")
 
 
-def _sizes_in(file: Path) -> dict[str, tuple[int, ...]]:
-    """The sizes of the tensors in a safetensors file, whose header is compared with it. Source: the format's description."""
+def _check_weights(file: Path) -> None:
+    """Compare the header of a safetensors file with the file. Source: the format's description."""
     size = file.stat().st_size
     with file.open("rb") as content:
         length = int.from_bytes(content.read(8), "little")
@@ -115,16 +132,10 @@ def _sizes_in(file: Path) -> dict[str, tuple[int, ...]]:
             raise _Refused(f"{file.name} has no header that can be read") from None
     if not isinstance(header, dict):
         raise _Refused(f"{file.name} has no header that can be read")
-    sizes = {}
     for name, about in header.items():
         if name == "__metadata__":
             continue
         ends: Any = about.get("data_offsets") if isinstance(about, dict) else None
-        size_of: Any = about.get("shape") if isinstance(about, dict) else None
         sound = isinstance(ends, list) and len(ends) == 2 and all(isinstance(end, int) for end in ends)
         if not sound or not 0 <= ends[0] <= ends[1] <= size - 8 - length:
             raise _Refused(f"{file.name}: {name[:60]} is not within the file")
-        if not isinstance(size_of, list):
-            raise _Refused(f"{file.name}: {name[:60]} has no shape")
-        sizes[name] = tuple(size_of)
-    return sizes

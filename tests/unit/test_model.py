@@ -22,7 +22,7 @@ from rlopt.models import compiled, tiny
 from rlopt.models.attention import IN_FLOAT32
 from rlopt.models.compiled import FusedTokenScores, compile_policy
 from rlopt.models.head import TokenScores
-from rlopt.models.loading import context_length, find_model, load_tokenizer, shape_of
+from rlopt.models.loading import context_length, find_model, load_tokenizer
 from rlopt.models.policy import Policy, own_logprobs, refuse_other_logits, try_to_save, write_model
 
 SIZES: dict[str, Any] = {
@@ -240,18 +240,29 @@ def test_a_weight_that_the_files_lack_is_not_made_up(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("changed", "name", "found", "wanted"), [
-    ({"vocab_size": 5}, "model.embed_tokens.weight", "(64, 32)", "(5, 32)"),
-    ({"intermediate_size": 65}, "model.layers.0.mlp.gate_proj.weight", "(64, 32)", "(65, 32)"),
+    ({"vocab_size": 5}, "lm_head.weight", "(64, 32)", "(5, 32)"),
+    ({"intermediate_size": 65}, "model.layers.0.mlp.down_proj.weight", "(32, 64)", "(32, 65)"),
 ])  # fmt: skip
 def test_weights_of_another_size_than_the_config_asks_for_are_refused_by_name(
     tmp_path: Path, changed: dict[str, int], name: str, found: str, wanted: str
 ) -> None:
     saved(CONFIGS["Llama"], tmp_path)
-    assert shape_of(tmp_path).vocabulary == 64
+    assert find_model(str(tmp_path), lambda *_: None) == tmp_path
     asks_for(tmp_path, **changed)
     with pytest.raises(RloptError) as refused:
-        shape_of(tmp_path)
+        find_model(str(tmp_path), lambda *_: None)
     assert f"model.path={tmp_path}: {name} has the size {found}, and config.json asks for {wanted}; give" in str(refused.value)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_whole_model_of_any_kind_is_found_and_one_with_a_layer_less_is_not(name: str, tmp_path: Path) -> None:
+    saved(CONFIGS[name], tmp_path)
+    find_model(str(tmp_path), lambda *_: None)
+    weights = load_file(tmp_path / "model.safetensors")
+    gone = next(key for key in sorted(weights) if ".1." in key and "experts" not in key)
+    save_file({key: kept for key, kept in weights.items() if key != gone}, tmp_path / "model.safetensors")
+    with pytest.raises(RloptError, match=r"its files lack 1 weight\(s\), such as .*\.1\."):
+        find_model(str(tmp_path), lambda *_: None)
 
 
 def asks_for(folder: Path, **changed: int) -> None:
