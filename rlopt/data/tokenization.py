@@ -4,13 +4,14 @@ import hashlib
 import json
 from typing import Any, Literal, Protocol
 
-from rlopt.data.unusable import need_characters
+from rlopt.data.unusable import UnusableRow, need_characters
 
 
 class Tokenizer(Protocol):
-    """What is needed of a transformers tokenizer here."""
+    """What is needed of a transformers tokenizer here, with the number of tokens that its model knows, where that is known."""
 
     eos_token_id: int
+    rlopt_known: int | None
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
     def apply_chat_template(
@@ -22,10 +23,14 @@ def encode(tokenizer: Tokenizer, text: str, special: bool = True) -> list[int]:
     """Token ids of a text, with `special` those that the tokenizer puts around it.
 
     Raises:
-        UnusableRow: it is not text; a tokenizer's own error would not say so.
+        UnusableRow: it is not text; a tokenizer's own error would not say so. Or the tokenizer has a token in it that the model
+            has not: one that was added without resizing the model's embeddings.
     """
     need_characters(text)
-    return tokenizer.encode(text, add_special_tokens=special)
+    ids, known = tokenizer.encode(text, add_special_tokens=special), getattr(tokenizer, "rlopt_known", None)
+    if known and ids and max(ids) >= known:
+        raise UnusableRow(f"has token {max(ids)}, and the model's embeddings have {known} (see resize_token_embeddings)")
+    return ids
 
 
 def append_eos(ids: list[int], tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -121,7 +121,7 @@ def load_tokenizer(folder: Path) -> Any:
     Qwen2's architecture Qwen2's way to cut texts, whatever stands in its file: line breaks and spaces were lost so.
 
     Raises:
-        RloptError: it cannot be read, or is empty.
+        RloptError: it cannot be read, is empty, or ends texts with a token that the model has not.
     """
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -132,8 +132,22 @@ def load_tokenizer(folder: Path) -> Any:
         raise RloptError(f"model.path={folder}: its tokenizer cannot be read ({first_line(error)}); check the files") from error
     if not tokenizer.encode(PROBE, add_special_tokens=False):
         raise RloptError(f"model.path={folder}: its tokenizer knows no token; are tokenizer.json and its like in the folder?")
+    tokenizer.rlopt_known = _known(folder)
+    if tokenizer.rlopt_known and (tokenizer.eos_token_id or 0) >= tokenizer.rlopt_known:
+        raise RloptError(
+            f"model.path={folder}: its tokenizer ends texts with token {tokenizer.eos_token_id}, and the model's embeddings "
+            f"have {tokenizer.rlopt_known}; resize them (resize_token_embeddings), or name another eos_token"
+        )
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     return tokenizer
+
+
+def _known(folder: Path) -> int | None:
+    """How many tokens the model in a folder has embeddings for; None: it does not say."""
+    if not (folder / "config.json").is_file():
+        return None
+    found: int | None = getattr(transformers.AutoConfig.from_pretrained(folder).get_text_config(), "vocab_size", None)
+    return found
 
 
 def _agrees(tokenizer: Any, file: Path) -> bool:

@@ -276,6 +276,16 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
         load_tokenizer(tmp_path)
 
 
+def test_a_tokenizer_knows_how_many_tokens_the_model_has_and_may_not_end_texts_with_another(tmp_path: Path) -> None:
+    saved(CONFIGS["Qwen2"], tmp_path)
+    tokenizer = tiny.tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    assert load_tokenizer(tmp_path).rlopt_known == 64
+    asks_for(tmp_path, vocab_size=1)
+    with pytest.raises(RloptError, match=r"its tokenizer ends texts with token 1, and the model's embeddings have 1; resize"):
+        load_tokenizer(tmp_path)
+
+
 def test_a_written_model_has_the_dropout_and_the_generation_config_that_it_came_with(tmp_path: Path) -> None:
     saved(CONFIGS["Qwen2 with dropout"], tmp_path / "model")
     odd = '{"do_sample": false, "temperature": 0.9, "eos_token_id": 1}'

@@ -20,6 +20,7 @@ class Letters:
 
     eos_token_id = 0
     chat_template: str | None = None
+    rlopt_known: int | None = None
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return [*([1] if add_special_tokens else []), *map(ord, text)]
@@ -121,6 +122,15 @@ def test_an_embedded_task_that_the_tokenizer_does_not_know_is_refused_in_one_lin
     data = data_config(train="arithmetic")
     with pytest.raises(RloptError, match=r"data.train=arithmetic: no row can be used \(prompt has no token that the tokenizer"):
         load_prompts(data, "data.train", "arithmetic", 0, wording(data, Blind()), 100)
+
+
+def test_a_token_that_the_model_has_not_makes_a_row_unusable(tmp_path: Path) -> None:
+    tokenizer = Letters()
+    tokenizer.rlopt_known = ord("z") + 1
+    row = {"prompt": "xyz", "answer": "2"}
+    assert len(load(tmp_path, row, tokenizer=tokenizer).prompts) == 1
+    with pytest.raises(RloptError, match=r"row 2: has token 123, and the model's embeddings have 123 \(see resize_token_emb"):
+        load(tmp_path, row, row | {"prompt": "{"}, tokenizer=tokenizer)
 
 
 def test_prompts_alone_will_do_and_their_other_columns_go_to_the_reward(tmp_path: Path) -> None:
