@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -87,6 +88,9 @@ def _check_weights(folder: Path) -> None:
     except Exception as error:  # configs check themselves, each in its own way
         raise RloptError(f"model.path={folder}: cannot be read as a model ({first_line(error)}); check its files") from error
     refuse_lacking(folder, found)
+    if unused := sorted(found["unexpected_keys"]):
+        told = f"{len(unused)} weight(s) in its files are not used, such as {unused[0]}: config.json asks for none of them"
+        print(f"warning: model.path={folder}: {told}", file=sys.stderr)
 
 
 @contextmanager

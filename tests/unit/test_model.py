@@ -265,6 +265,16 @@ def test_a_whole_model_of_any_kind_is_found_and_one_with_a_layer_less_is_not(nam
         find_model(str(tmp_path), lambda *_: None)
 
 
+def test_weights_that_are_not_used_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved(CONFIGS["Llama"], tmp_path)
+    find_model(str(tmp_path), lambda *_: None)
+    assert not capsys.readouterr().err
+    asks_for(tmp_path, num_hidden_layers=1)
+    find_model(str(tmp_path), lambda *_: None)
+    told = "9 weight(s) in its files are not used, such as model.layers.1.input_layernorm.weight: config.json asks for none"
+    assert f"warning: model.path={tmp_path}: {told} of them\n" == capsys.readouterr().err
+
+
 def asks_for(folder: Path, **changed: int) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | changed))
