@@ -56,7 +56,7 @@ def save(
     except Exception as error:
         free = shutil.disk_usage(run).free if run.is_dir() else 0
         shutil.rmtree(aside, ignore_errors=True)
-        if free < FULL or FULL_SAYS in str(error):  # torch's own error says "unexpected pos"
+        if free < FULL or any(says in str(error) for says in FULL_SAYS):
             raise DiskFull(
                 f"run.dir={run}: has no room for the checkpoint of step {step}, {free / 2**20:.0f} MiB are left; make room, "
                 "and the same command continues from the last one"
@@ -68,8 +68,8 @@ def save(
     return target
 
 
-FULL, FULL_SAYS = 2**20, "No space left on device"
-"""Bytes below which a disk is full, and what the system says then."""
+FULL, FULL_SAYS = 2**20, ("No space left on device", "unexpected pos")
+"""Bytes below which a disk is full, and what the system and torch say then: there may be room again when that is measured."""
 
 
 def _write(
