@@ -19,6 +19,10 @@ BUILDERS = {".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".csv": 
 """Suffix to the reader that the datasets library has for it. JSON lines, JSON and CSV may be compressed, with `.gz` behind."""
 
 
+MOST_UNPACKED = 8 * 2**30
+"""Bytes that a compressed file may have when it is unpacked: a small one can be made to fill any memory."""
+
+
 def read_rows(key: str, name: str, subset: str | None = None, split: str = "train") -> list[Row]:
     """All rows of what the config key `key` names: a file, a folder, or a data set of the Hub.
 
@@ -54,10 +58,17 @@ def _suffix(path: Path) -> str:
 
 
 def _contents(where: str, path: Path) -> bytes:
+    """The bytes of a file, unpacked."""
     try:
-        return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        if path.suffix != ".gz":
+            return path.read_bytes()
+        with gzip.open(path) as file:
+            data = file.read(MOST_UNPACKED + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise RloptError(f"{where}: cannot be read ({first_line(error)}); check the file") from error
+    if len(data) > MOST_UNPACKED:
+        raise RloptError(f"{where}: unpacks to more than {MOST_UNPACKED / 2**30:.2g} GiB; unpack it, if that is right")
+    return data
 
 
 def read_jsonl(key: str, name: str) -> list[Row]:

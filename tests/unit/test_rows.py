@@ -75,7 +75,9 @@ def test_dots_look_inside_and_a_column_with_a_dot_comes_first() -> None:
     assert look_up({"a": 1}, "a.b") is None
 
 
-def test_files_that_are_compressed_separated_otherwise_or_saved_by_the_library_say_the_same(tmp_path: Path) -> None:
+def test_files_that_are_compressed_separated_otherwise_or_saved_by_the_library_say_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import datasets
 
     lines = "".join(json.dumps(row) + "\r\n" for row in ROWS)
@@ -96,6 +98,9 @@ def test_files_that_are_compressed_separated_otherwise_or_saved_by_the_library_s
     (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(lines.encode())[:-9])
     with pytest.raises(RloptError, match=r"cut.jsonl.gz: cannot be read \(.*ended before.*\); check the file"):
         read_rows("k", str(tmp_path / "cut.jsonl.gz"))
+    monkeypatch.setattr("rlopt.data.readers.MOST_UNPACKED", 20)
+    with pytest.raises(RloptError, match=r"rows.jsonl.gz: unpacks to more than .* GiB; unpack it, if that is right"):
+        read_rows("k", str(tmp_path / "rows.jsonl.gz"))
 
 
 def test_a_cell_of_csv_is_the_text_that_it_is(tmp_path: Path) -> None:
