@@ -126,11 +126,15 @@ def read(kind: type[T], raw: Any, prefix: str) -> T:
         return value if checked is kind else kind(**raw)
     except pydantic.ValidationError as invalid:
         first = invalid.errors()[0]
-        key = prefix + ".".join(str(part) for part in first["loc"]).replace("options.", "").replace("group_relative.", "")
+        parts = [str(part) for part in first["loc"] if not _BRANCH.match(str(part))]
+        key = prefix + ".".join(parts).replace("options.", "").replace("group_relative.", "")
         if bound := _broken_bound(kind, raw, first["loc"]) if first["type"] in BOUNDS else None:
             raise RloptError(f"{prefix}{bound}".replace("group_relative.", "")) from None
         raise RloptError(_explain(key, first)) from None
 
+
+_BRANCH = re.compile(r"(?:constrained-)?(?:str|int|float|bool)$|(?:list|dict|literal|function-[a-z]+)\[")
+"""How pydantic names the types of a key that takes several, behind the key."""
 
 BOUNDS = {"greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number", "value_error"}
 BOUNDS |= {"too_short", "too_long", "string_pattern_mismatch"}
@@ -169,6 +173,8 @@ def _explain(key: str, error: Any) -> str:
         return f"{key}={error['input']}: no such key{_suggest(key, 'config')}; --cfg job prints those that there are"
     if error["type"] == "string_type" and isinstance(error["input"], dict | list):
         return f"{key}={error['input']}: {message}; a text with brackets or commas needs quotes of its own, '{key}=\"...\"'"
+    if error["type"] == "string_too_short":
+        return f"{key}=: is empty; give it a value, or leave it out"
     if error["type"] == "list_type":
         return f"{key}={error['input']}: must be a list, e.g. [a,b]"
     if error["type"] in ("missing", "missing_argument"):

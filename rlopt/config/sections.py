@@ -17,8 +17,10 @@ T = TypeVar("T")
 
 @dataclass_transform(frozen_default=True)
 def section(kind: type[T]) -> type[T]:
-    """Make a class a frozen dataclass that `compose.read` reads strictly: no unknown key, no silent conversion."""
-    kind.__pydantic_config__ = {"extra": "forbid", "strict": True}  # type: ignore[attr-defined]
+    """Make a class a frozen dataclass that `compose.read` reads strictly: no unknown key, no silent conversion, no text that is
+    empty, as a shell makes it of a variable that is not set.
+    """
+    kind.__pydantic_config__ = {"extra": "forbid", "strict": True, "str_min_length": 1}  # type: ignore[attr-defined]
     return dataclass(frozen=True)(kind)
 
 

@@ -181,6 +181,10 @@ def drop_eval_overlap(train: Loaded, held_out: Sequence[Prompt]) -> Loaded:
 def _within(loaded: Loaded, max_tokens: int, where: str) -> Loaded:
     """Without the prompts that are too long."""
     why = f"prompts of more than {max_tokens} tokens"
+    if max_tokens < 1:
+        raise RloptError(
+            f"rollout.max_new_tokens: is {1 - max_tokens} tokens too many for the model to have room for any prompt; lower it"
+        )
     if not loaded.prompts:
         raise RloptError(f"{where}: no row can be used ({'; '.join(loaded.left_out)})")
     kept = _without(loaded, why, lambda prompt: len(prompt.token_ids) > max_tokens)

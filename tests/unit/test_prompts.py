@@ -133,6 +133,11 @@ def test_a_token_that_the_model_has_not_makes_a_row_unusable(tmp_path: Path) -> 
         load(tmp_path, row, row | {"prompt": "{"}, tokenizer=tokenizer)
 
 
+def test_answers_that_leave_no_room_for_a_prompt_are_refused_by_their_length(tmp_path: Path) -> None:
+    with pytest.raises(RloptError, match=r"rollout.max_new_tokens: is 4 tokens too many for the model to have room for any"):
+        load(tmp_path, {"prompt": "1+1", "answer": "2"}, room=-3)
+
+
 def test_prompts_alone_will_do_and_their_other_columns_go_to_the_reward(tmp_path: Path) -> None:
     loaded = load(tmp_path, {"prompt": "1+1", "target": 2})
     (only,) = loaded.prompts
