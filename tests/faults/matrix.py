@@ -221,17 +221,26 @@ def _files(pids: set[int]) -> set[str]:
     """Files of these commands outside of their folders, and those in shared memory that nobody named and nobody has open."""
     there = [path for pattern in ("dev/shm/*", "tmp/rlopt-*") for path in Path("/").glob(pattern)]
     mine = [f"-{pid:x}-" for pid in pids]
-    left = {str(path) for path in there if "rlopt-" not in path.name or any(name in path.name for name in mine)}
-    return left - _used() if left else left
+    left = [path for path in there if "rlopt-" not in path.name or any(name in path.name for name in mine)]
+    used = _used() if left else set[int]()
+    return {str(path) for path in left if _inode(path) not in used}
 
 
-def _used() -> set[str]:
-    """Shared memory that a living process has: of other commands, as those of this one have all ended."""
+def _inode(path: Path) -> int | None:
+    with suppress(FileNotFoundError):
+        return path.stat().st_ino
+    return None
+
+
+def _used() -> set[int]:
+    """The inodes of shared memory that a living process has: of other commands, as those of this one have all ended. Not the
+    names: who makes a semaphore has it by another, which is gone.
+    """
     lines: list[str] = []
     for maps in Path("/proc").glob("[0-9]*/maps"):
         with suppress(OSError):  # it has ended
             lines += maps.read_text().splitlines()
-    return {line[line.index("/dev/shm/") :] for line in lines if "/dev/shm/" in line}
+    return {int(line.split()[4]) for line in lines if "/dev/shm/" in line}
 
 
 def _left(mark: str, before: set[str], run: Path, pids: set[int]) -> list[str]:

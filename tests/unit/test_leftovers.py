@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from matrix import _files
 
 from rlopt.cluster import leftovers
 from rlopt.cluster.watch import Watch, end_tree
@@ -113,6 +114,24 @@ def test_shared_memory_and_semaphores_are_named_after_the_command() -> None:
     shared, lock = done.stdout.split()
     assert shared.startswith("rlopt-1-2-3-")
     assert lock.startswith("/rlopt-1-2-3-")
+
+
+def test_a_semaphore_of_another_command_that_lives_is_nothing_that_one_left() -> None:
+    """As the fault matrix looks: tests beside it have some."""
+    code = "import multiprocessing as m; lock = m.get_context('spawn').Lock(); print(lock._semlock.name, flush=True); input()"
+    line = [sys.executable, "-c", code]
+    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        file = Path(f"/dev/shm/sem.{process.stdout.readline().strip().removeprefix('/')}")
+        assert file.exists()
+        assert str(file) not in _files(set())
+        process.communicate("\n")
+    abandoned = Path("/dev/shm/sem.mp-test_leftovers")
+    abandoned.touch()
+    try:
+        assert str(abandoned) in _files(set())
+    finally:
+        abandoned.unlink()
 
 
 def test_what_a_killed_command_started_ends_with_it() -> None:
