@@ -2,6 +2,7 @@
 
 import gc
 import multiprocessing
+import os
 import queue
 import socket
 import sys
@@ -17,6 +18,7 @@ from builders import OBJECTIVE, sample, terms, update_of
 from storages import Storages
 from torch import Tensor
 
+from rlopt.cluster import leftovers
 from rlopt.config.compose import default_section, read
 from rlopt.config.learners import LearnerConfig
 from rlopt.core.samples import Group, Prompt
@@ -106,7 +108,8 @@ def _ranks(target: Callable[..., None], what: Any, world: int) -> Iterator[Any]:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
     found: Any = context.Queue()
-    ranks = [context.Process(target=target, args=(what, rank, world, port, found), daemon=True) for rank in range(world)]
+    arguments = [(target, what, rank, world, port, found) for rank in range(world)]
+    ranks = [context.Process(target=_named, args=one, daemon=True) for one in arguments]
     for rank in ranks:
         rank.start()
     try:
@@ -115,6 +118,15 @@ def _ranks(target: Callable[..., None], what: Any, world: int) -> Iterator[Any]:
         for rank in ranks:
             rank.kill()
             rank.join()
+
+
+def _named(target: Callable[..., None], *arguments: Any) -> None:
+    """Call `target` with semaphores that are named after this process: when it is killed they stay until the tests end, and
+    tests beside these look at what commands leave.
+    """
+    os.environ[leftovers.MARK] = f"0-{os.getpid():x}-0"
+    leftovers.name_shared_memory()
+    target(*arguments)
 
 
 @dataclass(frozen=True)
