@@ -46,10 +46,7 @@ def recognize_columns(where: str, rows: Sequence[Mapping[str, Any]], config: Dat
     Raises:
         RloptError: the columns are not known, or those that the config names are not there.
     """
-    there = ", ".join(sorted({column for row in rows[:1000] for column in row}))
-    for setting, key in (("data.prompt_key", config.prompt_key), ("data.answer_key", config.answer_key)):
-        if key and all(look_up(row, key) is None for row in rows):
-            raise RloptError(f"{setting}={key}: {where} has no such column; there are {there}")
+    check_named(where, rows, config)
     for row in rows:
         for called, prompt_key, answer_key in SCHEMAS:
             keys = config.prompt_key or prompt_key, config.answer_key or answer_key
@@ -58,7 +55,22 @@ def recognize_columns(where: str, rows: Sequence[Mapping[str, Any]], config: Dat
     for key in [config.prompt_key] if config.prompt_key else dict.fromkeys(prompt_key for _, prompt_key, _ in SCHEMAS):
         if not config.answer_key and any(look_up(row, key) is not None for row in rows):
             return ALONE, key, None
-    raise RloptError(f"{where}: columns {there} do not say which holds what; set data.prompt_key and data.answer_key")
+    raise RloptError(f"{where}: columns {_there(rows)} do not say which holds what; set data.prompt_key and data.answer_key")
+
+
+def check_named(where: str, rows: Sequence[Mapping[str, Any]], config: DataConfig) -> None:
+    """Refuse columns that the config names and no row has.
+
+    Raises:
+        RloptError: there is one.
+    """
+    for setting, key in (("data.prompt_key", config.prompt_key), ("data.answer_key", config.answer_key)):
+        if key and all(look_up(row, key) is None for row in rows):
+            raise RloptError(f"{setting}={key}: {where} has no such column; there are {_there(rows)}")
+
+
+def _there(rows: Sequence[Mapping[str, Any]]) -> str:
+    return ", ".join(sorted({column for row in rows[:1000] for column in row}))
 
 
 _THOUSANDS = re.compile(r"[-+]?[$€£]?\d{1,3}(,\d{3})+(\.\d+)?")

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rlopt.data.unusable import UnusableRow
+from rlopt.data.wording import Messages
 
 ROLES = {
     "human": "user",
@@ -22,8 +23,6 @@ ROLES = {
 }
 ROLES |= {"system": "system", "tool": "tool", "function": "tool", "observation": "tool"}
 """Who speaks, as ShareGPT and its like name them, to the role."""
-
-Messages = list[dict[str, Any]]
 
 
 def regular(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from rlopt.core.errors import RloptError
 from rlopt.core.samples import Example, Prompt
 from rlopt.data import arithmetic, sums, verbose
 from rlopt.data.arithmetic import Problem
-from rlopt.data.columns import answer_of, prompt_of
+from rlopt.data.columns import answer_of, check_named, prompt_of
 from rlopt.data.conversations import regular
 from rlopt.data.prompts import make_prompt
 from rlopt.data.readers import Row, look_up, read_rows
@@ -91,11 +91,8 @@ def _named(where: str, config: DataConfig, rows: Rows, read: Sequence[Row]) -> d
     """The columns that the config names, by the names that are read here."""
     if config.answer_key and rows != "answers":
         raise RloptError(f"data.answer_key={config.answer_key}: means nothing to pairs, which are chosen and rejected; drop it")
+    check_named(where, [row for _, row in read], config)
     keys = {"prompt": config.prompt_key, "completion": config.answer_key}
-    for setting, path in (("prompt", config.prompt_key), ("answer", config.answer_key)):
-        if path and all(look_up(row, path) is None for _, row in read):
-            there = ", ".join(sorted({column for _, row in read[:1000] for column in row}))
-            raise RloptError(f"data.{setting}_key={path}: {where} has no such column; there are {there}")
     return {column: path for column, path in keys.items() if path}
 
 

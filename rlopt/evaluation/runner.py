@@ -73,6 +73,7 @@ def evaluate(job: EvaluateJob, console: Console) -> Verdict:
     if job.env.scores != "environment":
         load_reward(job.reward.fn, job.reward.weights)
     out = _free(job)
+    prepare_output("evaluate.out", out)
     folder = find_model(job.model.path, TrainingBar(console, f"training {job.model.path} (once on this machine)"))
     tokenizer = load_tokenizer(folder)
     room = context_length(folder) - job.rollout.max_new_tokens
@@ -155,7 +156,7 @@ def _count(job: EvaluateJob, answers: list[Answers]) -> tuple[list[Row], dict[st
 
 
 def _free(job: EvaluateJob) -> Path:
-    """Where the numbers go, in a folder that can be written; an existing file is never overwritten."""
+    """Where the numbers go; an existing file is never overwritten."""
     if job.evaluate.out:
         out = Path(job.evaluate.out)
         if out.suffix != ".json":
@@ -163,7 +164,6 @@ def _free(job: EvaluateJob) -> Path:
         there = [path for path in (out, _answers_of(out)) if path.exists()]
         if there:
             raise RloptError(f"evaluate.out={out}: {there[0]} is there already; choose another, or remove it")
-        prepare_output("evaluate.out", out)
         return out
     stem = Path("evaluation")
     if job.evaluate.run:
@@ -172,7 +172,6 @@ def _free(job: EvaluateJob) -> Path:
     while out.exists() or _answers_of(out).exists():
         number += 1
         out = stem.with_name(f"{stem.name}-{number}.json")
-    prepare_output("evaluate.out", out)
     return out
 
 

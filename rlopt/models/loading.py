@@ -76,7 +76,7 @@ def _check_weights(folder: Path) -> None:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if getattr(config, "quantization_config", None):
             return  # its weights have names and sizes of their own
-        with _silence():
+        with without_bars(), _without_tables():
             _, found = transformers.AutoModelForCausalLM.from_pretrained(
                 folder,
                 config=config,
@@ -94,17 +94,26 @@ def _check_weights(folder: Path) -> None:
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
-    """transformers shows no bar, and no table of weights that do not fit."""
-    bars, level = transformers.logging.is_progress_bar_enabled(), transformers.logging.get_verbosity()
+def without_bars() -> Iterator[None]:
+    """In here transformers shows no progress bars."""
+    bars = transformers.logging.is_progress_bar_enabled()
     transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if bars:
+            transformers.logging.enable_progress_bar()
+
+
+@contextmanager
+def _without_tables() -> Iterator[None]:
+    """In here transformers shows no table of weights that do not fit."""
+    level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity(logging.CRITICAL)
     try:
         yield
     finally:
         transformers.logging.set_verbosity(level)
-        if bars:
-            transformers.logging.enable_progress_bar()
 
 
 def cache_dir() -> Path:

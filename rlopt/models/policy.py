@@ -14,6 +14,7 @@ from torch.nn.functional import pad
 
 from rlopt.core.errors import RloptError, first_line
 from rlopt.models.head import Head, after_body
+from rlopt.models.loading import without_bars
 from rlopt.models.packing import Packing
 from rlopt.models.sequence_parallel import ULYSSES, SharedSequences, unshared
 from rlopt.models.untrusted import refuse_lacking
@@ -204,9 +205,7 @@ def try_to_save(source: Path, dtype: torch.dtype, tokenizer: Any) -> None:
     Raises:
         RloptError: transformers cannot write the config or the tokenizer.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        bars = transformers.logging.is_progress_bar_enabled()
-        transformers.logging.disable_progress_bar()  # transformers' warning about missing weights
+    with tempfile.TemporaryDirectory() as folder, without_bars():
         try:
             write_model(source, dtype, {}, Path(folder))
             tokenizer.save_pretrained(folder)
@@ -215,6 +214,3 @@ def try_to_save(source: Path, dtype: torch.dtype, tokenizer: Any) -> None:
             raise RloptError(
                 f"model.path={source}: cannot be saved again ({type(error).__name__}: {reason}); mend it"
             ) from error
-        finally:
-            if bars:
-                transformers.logging.enable_progress_bar()

@@ -72,6 +72,8 @@ def need_answers(names: str | Sequence[str], unanswered: Mapping[str, Prompt]) -
     Raises:
         RloptError: there is one, and a function has a parameter `answer` or `ground_truth` without a default.
     """
+    if not unanswered:
+        return
     for name in [names] if isinstance(names, str) else names:
         parameters = inspect.signature(user_code.load("reward.fn", name)).parameters
         named = [parameters[key] for key in ("answer", "ground_truth") if key in parameters]
